@@ -1,0 +1,106 @@
+"""The ClientApp: Flower messages in, a contributor's answers out."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from cold_flower.config import PROTOCOLS, Config, split
+from cold_flower.contributor import Contributor, resolve
+from cold_flower.errors import ColdFlowerError, ConfigError
+from cold_flower.identity import code_sha256, versions
+from strategies import records
+from strategies.fusion import fingerprint
+from strategies.names import unknown
+
+app = ClientApp()
+
+_CLIENT_RAISED = 2  # flwr's code for an app that raised
+
+
+def _answer(handle: Callable[[Message, Context], RecordDict]) -> Callable[..., Message]:
+    """Turn an error the user can mend into a one-line error reply."""
+
+    @wraps(handle)
+    def reply(message: Message, context: Context) -> Message:
+        try:
+            return Message(handle(message, context), reply_to=message)
+        except ColdFlowerError as error:
+            text = f"{type(error).__name__}: {error}"
+            return Message(Error(_CLIENT_RAISED, text), reply_to=message)
+
+    return reply
+
+
+def _contributor(context: Context) -> Contributor:
+    index = context.node_config.get("partition-id")
+    if not isinstance(index, int):
+        raise ConfigError(
+            "this node has no partition-id: start it with --node-config 'partition-id=0'"
+        )
+    # Another team's ServerApp may have keys of its own.
+    return Contributor(resolve(Config.from_flat(context.run_config, strict=False)), index)
+
+
+def _body(message: Message) -> dict[str, Any]:
+    return dict(records.unpack(message.content.array_records[records.ARRAYS]))
+
+
+@app.query()
+@_answer
+def query(message: Message, context: Context) -> RecordDict:
+    """Say who this is and what it runs; the data stays unread but for its size."""
+    me = _contributor(context)
+    about: dict[str, Any] = {
+        "name": me.name,
+        "task": me.task.name,
+        "examples": len(me.splits().train),
+        "protocol": records.PROTOCOL,
+        "versions": versions(),
+        "code": code_sha256(),
+        "model": me.base.sha256,
+    }
+    return RecordDict({records.CONTRIBUTOR: ConfigRecord(about)})
+
+
+@app.train()
+@_answer
+def train(message: Message, context: Context) -> RecordDict:
+    """Finetune from the base on the own task; send back the body, never the head."""
+    me = _contributor(context)
+    config = records.config_of(message.content, records.CONFIG)
+    body = _body(message)
+    iteration = int(config.get("iteration", config.get("server-round", 1)))
+    seed = int(config.get("seed", me.config.seed))
+    trained, metrics = me.finetune(body, iteration=iteration, seed=seed)
+    about = {
+        "contributor": me.name,
+        "iteration": iteration,
+        "base": config.get("base") or fingerprint(body.items()),
+    }
+    finite: Mapping[str, float] = {k: v for k, v in metrics.items() if math.isfinite(v)}
+    return records.train_reply(trained.items(), finite, about)
+
+
+@app.evaluate()
+@_answer
+def evaluate(message: Message, context: Context) -> RecordDict:
+    """Score the body on the own test data; only the scores leave."""
+    me = _contributor(context)
+    config = records.config_of(message.content, records.CONFIG)
+    chosen = split(str(config.get("protocols", me.config.evaluate.protocols)))
+    for name in chosen:
+        if name not in PROTOCOLS:
+            raise ConfigError(unknown("protocol", name, PROTOCOLS))
+    seed = int(config.get("seed", me.config.seed))
+    scores = me.evaluate(_body(message), chosen, seed=seed)
+    about = {"contributor": me.name, "task": me.task.name, "metric": me.task.metric}
+    return RecordDict(
+        {
+            records.METRICS: MetricRecord(dict(scores)),
+            records.CONTRIBUTOR: ConfigRecord(dict(about)),
+        }
+    )

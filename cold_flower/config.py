@@ -1,0 +1,236 @@
+"""The run configuration: types, defaults and help of every key, in one place.
+
+Keys are Flower's flat scalars, written with dashes and a dot for the group
+(``finetune.learning-rate``). Defaults are the paper's (arXiv 2212.01378, App. B), on
+the embedded demo. A test keeps pyproject.toml's table equal to these.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Self
+
+from cold_flower.errors import ConfigError
+from strategies.names import unknown
+
+Scalar = bool | int | float | str
+
+PROTOCOLS = ("frozen", "finetuned", "few-shot")
+
+
+def _key(default: Any, help: str, *, choices: tuple[str, ...] = (), least: float = 0) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What one contributor holds."""
+
+    kind: str = _key(
+        "tasks", "a contributor holds a whole task, or a shard of one", choices=("tasks", "shards")
+    )
+    shards: int = _key(10, "contributors, with kind = shards", least=1)
+    examples: int = _key(5000, "training examples of each shard, disjoint", least=1)
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """One contributor's finetuning (App. B; Liu et al. 2019 where it is silent)."""
+
+    learning_rate: float = _key(5e-5, "peak learning rate")
+    final_learning_rate_ratio: float = _key(0.0006, "last learning rate / peak, linear decay")
+    warmup_ratio: float = _key(0.06, "share of the steps that warm up")
+    weight_decay: float = _key(0.01, "AdamW weight decay")
+    batch_size: int = _key(256, "examples a step", least=1)
+    micro_batch_size: int = _key(0, "examples a forward pass; 0 = the batch")
+    max_epochs: int = _key(10, "at most so many passes over the data", least=1)
+    max_examples: int = _key(0, "training examples used of a task; 0 = all")
+    dev_examples: int = _key(2000, "at most so many for early stopping (carved: at most 10 %)")
+    max_length: int = _key(128, "tokens; longer texts are cut", least=4)
+    early_stop_examples: int = _key(256_000, "stop after so many without improvement", least=1)
+    early_stop_delta: float = _key(0.001, "what counts as improvement of the dev score")
+    validate_every_examples: int = _key(12_800, "also at each epoch's end", least=1)
+    precision: str = _key(
+        "auto",
+        "bf16 autocast where the hardware has it; weights stay float32",
+        choices=("auto", "fp32", "bf16"),
+    )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The linear probe: train the head on the frozen body's features (section 4.4)."""
+
+    learning_rate: float = _key(3e-3, "peak learning rate of the head, AdamW, linear decay")
+    epochs: int = _key(50, "passes over the features, in finetune.batch-size", least=1)
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """Finetuning on few labelled examples (section 5.3)."""
+
+    examples: int = _key(100, "labelled examples", least=1)
+    draws: int = _key(3, "draws, averaged", least=1)
+    epochs: int = _key(20, "passes over them", least=1)
+    batch_size: int = _key(16, "examples a step", least=1)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How the next base is made."""
+
+    rule: str = _key("average", "a fusion rule, or package.module:function")
+    options: str = _key("", "the rule's options, a TOML inline table: {beta = 0.2}")
+    strategy: str = _key("", "a Flower strategy instead: flwr.serverapp.strategy:FedAvg")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What is measured, at the contributors, on their test data."""
+
+    every: int = _key(1, "iterations between evaluations; the first and last always", least=1)
+    protocols: str = _key("frozen,finetuned", f"comma-separated, of {', '.join(PROTOCOLS)}")
+    max_test_examples: int = _key(0, "test examples used of a task; 0 = all")
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Deadlines."""
+
+    nodes: float = _key(120.0, "seconds for the contributors to come online")
+    replies: float = _key(43_200.0, "seconds for an iteration's replies (Flower's own limit)")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run; see each field's help."""
+
+    experiment: str = _key("demo", "its name")
+    suite: str = _key("demo", "a built-in suite, or the absolute path of a suite file")
+    recipe: bool = _key(True, "let the suite's [recipe] set keys that stand at their default")
+    tasks: str = _key("", "of the suite, comma-separated; empty = all")
+    unseen: str = _key("", "tasks that are evaluated but never contribute")
+    base_model: str = _key("demo", "a hub name or a folder, resolved at each contributor")
+    iterations: int = _key(30, "iterations to run")
+    contributors_per_iteration: int = _key(8, "sampled for each iteration; 0 = all seen")
+    schedule: str = _key("random", "who comes next", choices=("random", "round-robin"))
+    seed: int = _key(0, "everything random is derived from it")
+    run_dir: str = _key("", "where the run lies, absolute; empty = a new folder")
+    resume: bool = _key(False, "continue the run in run-dir")
+    quorum: int = _key(0, "good contributions an iteration needs; 0 = all that are asked")
+    partition: Partition = Partition()
+    finetune: Finetune = Finetune()
+    probe: Probe = Probe()
+    few_shot: FewShot = FewShot()
+    fusion: Fusion = Fusion()
+    evaluate: Evaluate = Evaluate()
+    wait: Wait = Wait()
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any], *, strict: bool = True) -> Self:
+        """Build from flat keys.
+
+        Args:
+            values: flat keys; those not given keep their default.
+            strict: refuse unknown keys; a contributor in somebody else's run ignores
+                them instead.
+
+        Raises:
+            ConfigError: an unknown key, a wrong type, a value out of range.
+        """
+        known = describe()
+        for key in values:
+            if key not in known and strict:
+                raise ConfigError(unknown("config key", key, list(known)))
+        config = cls()
+        for key, value in values.items():
+            if key in known:
+                config = _with(config, key.split("."), _checked(key, value, *known[key]))
+        return config
+
+    def flat(self) -> dict[str, Scalar]:
+        """Return all keys and values, flat."""
+        return {key: _get(self, key) for key in describe()}
+
+    def protocols(self) -> list[str]:
+        """Return the protocols to evaluate.
+
+        Raises:
+            ConfigError: one that is not known.
+        """
+        chosen = split(self.evaluate.protocols)
+        for name in chosen:
+            if name not in PROTOCOLS:
+                raise ConfigError(unknown("evaluate.protocols", name, PROTOCOLS))
+        return chosen
+
+    def rule_options(self) -> dict[str, Any]:
+        """Parse ``fusion.options``.
+
+        Raises:
+            ConfigError: not a TOML inline table.
+        """
+        text = self.fusion.options.strip()
+        try:
+            return dict(tomllib.loads(f"options = {text or '{}'}")["options"])
+        except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"fusion.options is a TOML inline table such as {{beta = 0.2}}, got {text!r}"
+            ) from error
+
+
+def split(text: str) -> list[str]:
+    """Split a comma-separated value."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def describe() -> dict[str, tuple[Scalar, Mapping[str, Any]]]:
+    """Return default and metadata (help, choices, least) of every key, flat."""
+    found: dict[str, tuple[Scalar, Mapping[str, Any]]] = {}
+    for outer in fields(Config):
+        name = outer.name.replace("_", "-")
+        if is_dataclass(outer.default):
+            for inner in fields(outer.default):
+                default: Any = inner.default
+                found[f"{name}.{inner.name.replace('_', '-')}"] = (default, inner.metadata)
+        else:
+            found[name] = (outer.default, outer.metadata)  # type: ignore[assignment]
+    return found
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested TOML tables into dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _get(config: Any, key: str) -> Scalar:
+    for part in key.split("."):
+        config = getattr(config, part.replace("-", "_"))
+    value: Scalar = config
+    return value
+
+
+def _with(config: Any, path: list[str], value: Scalar) -> Any:
+    name = path[0].replace("-", "_")
+    inner = value if len(path) == 1 else _with(getattr(config, name), path[1:], value)
+    return replace(config, **{name: inner})
+
+
+def _checked(key: str, value: Any, default: Scalar, metadata: Mapping[str, Any]) -> Scalar:
+    kind: type = type(default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        hint = " (a list is one comma-separated string)" if isinstance(value, list) else ""
+        raise ConfigError(f"{key} is a {kind.__name__} (default {default!r}), got {value!r}{hint}")
+    if metadata["choices"] and value not in metadata["choices"]:
+        raise ConfigError(unknown(f"value for {key}", str(value), metadata["choices"]))
+    if isinstance(value, int | float) and not metadata["least"] <= value < float("inf"):
+        raise ConfigError(f"{key} is at least {metadata['least']}, got {value}")
+    return value  # type: ignore[no-any-return]  # its type has just been compared

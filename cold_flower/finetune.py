@@ -1,0 +1,235 @@
+"""The one training loop: finetune body and head on one contributor's data.
+
+PAPER, App. B: AdamW, linear decay from a peak, early stopping counted in examples. The
+weights stay float32; with ``precision`` bf16 the matrix products run in bfloat16. Needs
+torch and transformers alone, neither flwr nor datasets.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from cold_flower.config import Finetune
+from cold_flower.encode import Encoded, sorted_batches, training_batches
+from cold_flower.errors import ColdFlowerError
+from cold_flower.seeds import derive, seeded
+
+EVALUATION_BATCH = 64
+
+
+class DivergedError(ColdFlowerError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finetuning did."""
+
+    train_loss: float
+    """Mean over the examples of the last epoch (or part of one)."""
+    dev_score: float
+    """Best score on dev, whose weights the model now holds; NaN without dev."""
+    steps: int
+    examples: int
+    """Training examples seen, repeats counted."""
+    seconds: float
+
+
+def finetune(
+    model: Any,
+    train: Encoded,
+    dev: Encoded | None,
+    *,
+    options: Finetune,
+    metric: str,
+    seed: int,
+) -> Outcome:
+    """Finetune ``model`` in place; it ends with the weights that did best on dev.
+
+    Args:
+        model: a sequence-classification model on its device.
+        train: what to learn.
+        dev: for early stopping and the choice of weights; None keeps the last weights.
+        options: learning rate, batch size, epochs, early stopping, precision.
+        metric: ``accuracy`` or ``pearson``, measured on dev.
+        seed: of the order of the examples and of dropout.
+
+    Raises:
+        DivergedError: the loss is not finite.
+    """
+    started = time.perf_counter()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    per_epoch = math.ceil(len(train) / options.batch_size)
+    optimizer, schedule = _optimizer(parameters, options, per_epoch * options.max_epochs)
+    generator = torch.Generator().manual_seed(derive(seed, "order"))
+    best = _Best(model, options)
+    seen = steps = 0
+    losses: list[tuple[Tensor, int]] = []
+    validated = 0
+    with seeded(derive(seed, "dropout")):
+        for _ in range(options.max_epochs):
+            losses.clear()
+            for indices in training_batches(train.lengths(), options.batch_size, generator):
+                model.train()
+                loss = _step(model, train, indices, options)
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad(set_to_none=True)
+                losses.append((loss, len(indices)))
+                steps, seen = steps + 1, seen + len(indices)
+                if dev is not None and seen - validated >= options.validate_every_examples:
+                    validated = seen
+                    if best.judge(score(model, dev, metric, options.precision), seen):
+                        break
+            mean = sum(float(loss) * n for loss, n in losses) / sum(n for _, n in losses)
+            if not math.isfinite(mean):
+                raise DivergedError(
+                    f"the training loss is {mean} after {steps} steps: lower "
+                    f"finetune.learning-rate (now {options.learning_rate:g})"
+                )
+            if dev is not None and validated != seen and not best.stopped:
+                validated = seen
+                best.judge(score(model, dev, metric, options.precision), seen)
+            if best.stopped:
+                break
+    best.restore()
+    return Outcome(mean, best.score, steps, seen, time.perf_counter() - started)
+
+
+def _optimizer(
+    parameters: list[nn.Parameter], options: Finetune, total: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    # Biases and layer norms are one-dimensional and are not decayed (Liu et al. 2019).
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, lr=options.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True
+    )
+    return optimizer, linear_decay(
+        optimizer, total, options.warmup_ratio, options.final_learning_rate_ratio
+    )
+
+
+def linear_decay(
+    optimizer: torch.optim.Optimizer, total: int, warmup_ratio: float, final: float
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Warm up linearly, then fall linearly to ``final`` of the peak at step ``total``."""
+    warmup = int(total * warmup_ratio)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 1 - (1 - final) * min(1.0, (step - warmup) / max(1, total - 1 - warmup))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _step(model: Any, data: Encoded, indices: list[int], options: Finetune) -> Tensor:
+    """Accumulate the batch's gradients in micro-batches; return its mean loss."""
+    size = options.micro_batch_size or len(indices)
+    total = torch.zeros((), device=model.device)
+    for start in range(0, len(indices), size):
+        part = indices[start : start + size]
+        labels = data.labels[part].to(model.device)
+        with autocast(model.device, options.precision):
+            logits = model(**data.batch(part, model.device)).logits
+        loss = loss_of(logits, labels) * (len(part) / len(indices))
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total
+
+
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean loss: cross-entropy, or the squared error for float labels."""
+    if labels.is_floating_point():
+        return mse_loss(logits.squeeze(-1).float(), labels)
+    return cross_entropy(logits.float(), labels)
+
+
+class _Best:
+    """Early stopping, and the weights of the best validation so far."""
+
+    def __init__(self, model: nn.Module, options: Finetune) -> None:
+        self._model = model
+        self._options = options
+        self._state: dict[str, Tensor] | None = None
+        self._bar = -math.inf  # the score that the next improvement must beat by delta
+        self._bar_at = 0
+        self.score = math.nan
+        self.stopped = False
+
+    def judge(self, score: float, seen: int) -> bool:
+        """Take a validation's score; return whether to stop."""
+        if self._state is None or score > self.score:
+            self.score = score
+            self._state = {k: v.detach().clone() for k, v in self._model.state_dict().items()}
+        if score >= self._bar + self._options.early_stop_delta:
+            self._bar, self._bar_at = score, seen
+        self.stopped = seen - self._bar_at >= self._options.early_stop_examples
+        return self.stopped
+
+    def restore(self) -> None:
+        if self._state is not None:
+            self._model.load_state_dict(self._state)
+
+
+def bf16_here(device: torch.device) -> bool:
+    """Return whether bfloat16 matrix products are fast on this device."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _cpu_has_bf16()
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Return the context in which forward passes run."""
+    enabled = precision == "bf16" or (precision == "auto" and bf16_here(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def logits_of(model: Any, data: Encoded, precision: str) -> Tensor:
+    """Return the model's outputs, float32 [examples, labels], in the data's order."""
+    return torch.cat([out.logits for out, _ in outputs(model, model, data, precision)])[
+        _inverse(data)
+    ]
+
+
+def outputs(
+    model: Any, module: Any, data: Encoded, precision: str
+) -> Iterator[tuple[Any, list[int]]]:
+    """Run a module over the data, by length, without gradients or dropout."""
+    model.eval()
+    with torch.inference_mode(), autocast(model.device, precision):
+        for indices in sorted_batches(data.lengths(), EVALUATION_BATCH):
+            yield module(**data.batch(indices, model.device)), indices
+
+
+def _inverse(data: Encoded) -> Tensor:
+    return data.lengths().argsort(stable=True).argsort()
+
+
+def score(model: Any, data: Encoded, metric: str, precision: str) -> float:
+    """Return the metric of the model on the data."""
+    return measure(metric, logits_of(model, data, precision).float().cpu(), data.labels)
+
+
+def measure(metric: str, logits: Tensor, labels: Tensor) -> float:
+    """Return accuracy in [0, 1], or Pearson's correlation in [-1, 1] (0 if constant)."""
+    if metric == "accuracy":
+        return float((logits.argmax(-1) == labels).double().mean())
+    pair = torch.stack([logits.squeeze(-1).double(), labels.double()])
+    value = float(torch.corrcoef(pair)[0, 1])
+    return value if math.isfinite(value) else 0.0

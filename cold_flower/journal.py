@@ -1,0 +1,105 @@
+"""What a run leaves behind besides its iterations: config, scores, contributions, result.
+
+Every file is written whole or appended by lines, so a run that is stopped at any moment
+leaves what it had.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cold_flower.config import Config
+from cold_flower.errors import RunError
+
+CONFIG, SCORES, CONTRIBUTIONS = "config.json", "scores.jsonl", "contributions.jsonl"
+RESULT, PROGRESS = "result.json", "progress.log"
+_MAY_CHANGE = ("iterations", "resume", "run-dir")
+
+
+class Journal:
+    """The records of one run directory."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def open(self, config: Config, about: Mapping[str, Any]) -> None:
+        """Start the records of a new run, or check that a resumed one is the same run.
+
+        Raises:
+            RunError: the directory exists and ``resume`` is not set, or the other way
+                round; or a key changed.
+        """
+        path = self.run_dir / CONFIG
+        if not config.resume:
+            check_new(self.run_dir)
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.write(CONFIG, {"config": config.flat(), **about})
+            return
+        before = load_config(self.run_dir)
+        changed = [
+            f"{key} (was {before.get(key)!r}, now {value!r})"
+            for key, value in config.flat().items()
+            if key not in _MAY_CHANGE and before.get(key) != value
+        ]
+        if changed:
+            raise RunError(f"cannot resume {self.run_dir}: changed {', '.join(changed)}")
+        (self.run_dir / RESULT).unlink(missing_ok=True)
+        self.write(CONFIG, {**json.loads(path.read_text()), "config": config.flat()})
+
+    def write(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON file whole."""
+        temporary = self.run_dir / f".{name}"
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.replace(self.run_dir / name)
+
+    def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append JSON lines and make them durable."""
+        with (self.run_dir / name).open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Read JSON lines; a last line that was cut off is dropped from the file."""
+        path = self.run_dir / name
+        if not path.exists():
+            return []
+        text = path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole != text:
+            path.write_bytes(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def say(self, line: str) -> None:
+        """Log a line of progress; the runner prints it."""
+        with (self.run_dir / PROGRESS).open("a") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+
+
+def check_new(run_dir: Path) -> None:
+    """Refuse a directory that holds anything.
+
+    Raises:
+        RunError: naming the way out.
+    """
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise RunError(
+            f"run directory {run_dir} exists: add --resume to continue that run, or name "
+            "another with --run-dir"
+        )
+
+
+def load_config(run_dir: Path) -> dict[str, Any]:
+    """Return the flat configuration that a run was started with.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    try:
+        found: dict[str, Any] = json.loads((run_dir / CONFIG).read_text())["config"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{run_dir} holds no run to resume (no readable {CONFIG})") from error
+    return found

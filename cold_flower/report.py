@@ -1,0 +1,69 @@
+"""From score rows to the table at the end of a run."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from cold_flower.config import PROTOCOLS
+
+Row = Mapping[str, Any]
+
+
+def mean_and_sem(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and its standard error (NaN for a single value)."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, math.nan
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
+
+
+def gains(rows: Sequence[Row], group: str, protocol: str, iteration: int) -> list[float]:
+    """Return each task's score at an iteration minus its score at the start (iteration 0)."""
+    picked = [r for r in rows if r["group"] == group and r["protocol"] == protocol]
+    start = {r["task"]: r["value"] for r in picked if r["iteration"] == 0}
+    return [
+        r["value"] - start[r["task"]]
+        for r in picked
+        if r["iteration"] == iteration and r["task"] in start
+    ]
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    """Draw mean scores, a line per iteration and a column per group and protocol.
+
+    Scores are in points (100 times accuracy); the last line is the gain of the last
+    iteration over the start: its mean over tasks and the standard error of that mean.
+    """
+    columns = [
+        (group, protocol)
+        for group in ("seen", "unseen")
+        for protocol in PROTOCOLS
+        if any(r["group"] == group and r["protocol"] == protocol for r in rows)
+    ]
+    made = Table(title=title, title_justify="left")
+    made.add_column("base")
+    for group, protocol in columns:
+        tasks = {r["task"] for r in rows if (r["group"], r["protocol"]) == (group, protocol)}
+        made.add_column(f"{protocol}\n{len(tasks)} {group}", justify="right")
+    iterations = sorted({r["iteration"] for r in rows})
+    for iteration in iterations:
+        cells = []
+        for group, protocol in columns:
+            key = (iteration, group, protocol)
+            values = [
+                r["value"] for r in rows if (r["iteration"], r["group"], r["protocol"]) == key
+            ]
+            cells.append(f"{100 * mean_and_sem(values)[0]:.1f}" if values else "")
+        name = "start" if iteration == 0 else f"iteration {iteration}"
+        made.add_row(name, *cells, end_section=iteration == iterations[-1])
+    if len(iterations) > 1 and iterations[0] == 0:
+        cells = []
+        for group, protocol in columns:
+            found = gains(rows, group, protocol, iterations[-1])
+            mean, sem = mean_and_sem(found) if found else (math.nan, math.nan)
+            cells.append(f"{100 * mean:+.1f} ± {100 * sem:.1f}")
+        made.add_row("gain ± SEM", *cells, style="bold")
+    return made

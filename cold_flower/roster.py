@@ -1,0 +1,93 @@
+"""Who is there: wait for the nodes, ask each who it is, refuse what does not fit."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from cold_flower.errors import RunError
+from strategies import records
+from strategies.inbox import exchange, reason_of
+from strategies.names import NAME
+
+SETTLED = 5.0  # seconds without a newcomer, after which fewer nodes than planned must do
+
+
+@dataclass(frozen=True)
+class Member:
+    """A contributor that answered the query."""
+
+    name: str
+    node: int
+    task: str
+    examples: int
+
+
+def gather(
+    grid: Grid,
+    planned: int,
+    *,
+    wait: float,
+    code: str,
+    model: str,
+    say: Callable[[str], None],
+) -> dict[str, Member]:
+    """Return the contributors by name.
+
+    Args:
+        grid: Flower's.
+        planned: how many there should be.
+        wait: seconds for the first to come online, and for the answers.
+        code: this code's sha256; in a simulation all must run the same.
+        model: sha256 of the base model's shape and tokenizer.
+        say: called with each line of progress.
+
+    Raises:
+        RunError: nobody came, two have one name, or one runs something else.
+    """
+    nodes = _wait(grid, planned, wait)
+    if len(nodes) < planned:
+        say(
+            f"{len(nodes)} of {planned} contributors are online: only these take part. In a "
+            f"simulation: --federation-config 'num-supernodes={planned}'"
+        )
+    asked = {str(node): Message(RecordDict(), node, MessageType.QUERY) for node in nodes[:planned]}
+    found: dict[str, Member] = {}
+    for node, reply in exchange(grid, asked, timeout=wait):
+        if reply is None:
+            raise RunError(f"node {node} did not answer the query within {wait:g} s (wait.nodes)")
+        if reply.has_error():
+            raise RunError(f"a contributor cannot start: {reason_of(reply)}")
+        about = records.config_of(reply.content, records.CONTRIBUTOR)
+        name = str(about.get("name", ""))
+        if not NAME.fullmatch(name):
+            raise RunError(f"node {node} calls itself {name[:80]!r}; a name is {NAME.pattern}")
+        if name in found:
+            raise RunError(f"two nodes call themselves {name}: each contributor is one node")
+        for key, mine in (("protocol", records.PROTOCOL), ("model", model), ("code", code)):
+            if about.get(key) != mine:
+                raise RunError(
+                    f"contributor {name} has another {key}: {str(about.get(key))[:80]!r}, the "
+                    f"server has {mine!r}"
+                )
+        found[name] = Member(name, int(node), str(about["task"]), int(about["examples"]))
+    return dict(sorted(found.items()))
+
+
+def _wait(grid: Grid, planned: int, wait: float) -> list[int]:
+    """Wait for ``planned`` nodes, or for those that came once no more follow."""
+    started = changed = time.monotonic()
+    nodes: list[int] = []
+    while len(nodes) < planned:
+        now = time.monotonic()
+        there = list(grid.get_node_ids())
+        if len(there) != len(nodes):
+            nodes, changed = there, now
+        elif nodes and now - changed > SETTLED:
+            break
+        elif now - started > wait:
+            raise RunError(f"no contributor came online within {wait:g} s (wait.nodes)")
+        time.sleep(0.1)
+    return nodes

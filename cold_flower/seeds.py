@@ -1,0 +1,25 @@
+"""Everything random is derived from (seed, iteration, contributor, purpose)."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def derive(seed: int, *parts: str | int) -> int:
+    """Return a 63-bit seed for this purpose; equal inputs give equal seeds everywhere."""
+    text = "\x1f".join(map(str, (seed, *parts)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run torch code that only knows the global generator (dropout, initialisation).
+
+    The generator's state is restored afterwards, so nothing outside depends on it.
+    """
+    import torch
+
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

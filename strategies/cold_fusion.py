@@ -1,0 +1,73 @@
+"""ColD Fusion as a Flower strategy.
+
+Don-Yehiya et al., ColD Fusion: Collaborative Descent for Distributed Multitask
+Finetuning, arXiv 2212.01378, section 3: every iteration the contributors take the base,
+each finetunes it fully on its own dataset, and a fusion rule makes the next base of what
+returns. Flower's own loop (`Strategy.start`) runs it.
+"""
+
+from collections.abc import Iterable
+from logging import INFO
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from strategies import records
+from strategies.fusion import Rule, Weights
+from strategies.inbox import Inbox
+
+
+class ColDFusion(Strategy):
+    """Send the base to the cohort and fuse what comes back with any fusion rule.
+
+    Args:
+        fuse: a rule from `strategies.fusion.load`.
+        inbox: collects the contributions; pass the same one to `start` as the grid.
+        seed: handed to the rule, for those that draw.
+    """
+
+    def __init__(self, fuse: Rule, *, inbox: Inbox, seed: int = 0) -> None:
+        self._fuse = fuse
+        self._inbox = inbox
+        self._seed = seed
+        self._base = ArrayRecord()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send the base to every node that the grid shows: the cohort."""
+        self._base = arrays
+        content = RecordDict({records.ARRAYS: arrays, records.CONFIG: config})
+        return [Message(content, node, MessageType.TRAIN) for node in grid.get_node_ids()]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fuse the accepted contributions, tensor by tensor, from disk."""
+        accepted = [a for a in self._inbox.arrivals.values() if a.path]
+        base = Weights(records.Tensors(self._base))
+        given = [arrival.weights() for arrival in accepted]
+        fused = records.pack(self._fuse(base, given, seed=self._seed))
+        losses = [a.metrics["train-loss"] for a in accepted if "train-loss" in a.metrics]
+        metrics: dict[str, float] = {"contributions": len(accepted)}
+        if losses:
+            metrics["train-loss"] = sum(losses) / len(losses)
+        return fused, MetricRecord(dict(metrics))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Evaluate nothing here: who starts the strategy evaluates between rounds."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return nothing: see `configure_evaluate`."""
+        return None
+
+    def summary(self) -> None:
+        """Log what this strategy is."""
+        log(INFO, "\t└──> ColD Fusion of the cohort's bodies")

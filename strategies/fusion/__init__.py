@@ -1,0 +1,120 @@
+"""Fusion rules: each combines the contributors' bodies into one.
+
+A rule is one file ``strategies/fusion/<name>.py`` holding a function of that name::
+
+    def name(base: Weights, given: Sequence[Weights], *, seed: int, option=1.0):
+        yield key, tensor          # for every key of the base, in the base's order
+
+Its keyword-only parameters (but ``seed``) are its options. ``given`` arrives sorted
+by contributor name, non-empty, with the base's keys and shapes: `load` sees to it.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+
+from torch import Tensor
+
+from strategies.errors import FusionError
+from strategies.fusion._weights import (
+    Template,
+    Weights,
+    fingerprint,
+    read_metadata,
+    write_safetensors,
+)
+from strategies.names import unknown
+
+__all__ = [
+    "Rule",
+    "Template",
+    "Weights",
+    "fingerprint",
+    "load",
+    "names",
+    "read_metadata",
+    "write_safetensors",
+]
+
+Rule = Callable[..., Iterator[tuple[str, Tensor]]]
+
+
+def names() -> list[str]:
+    """List the rules found in this folder."""
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+def options(rule: Rule) -> dict[str, inspect.Parameter]:
+    """Return a rule's options by name: its keyword-only parameters without ``seed``."""
+    parameters = inspect.signature(rule).parameters.values()
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "seed"}
+
+
+def load(name: str, **chosen: object) -> Rule:
+    """Return the rule ``name`` (or ``"package.module:function"``) with options bound.
+
+    The result is called as ``rule(base, given, seed=...)``; it checks ``given``
+    (number, names, keys, shapes) and hands it to the rule sorted by name, so that the
+    order of arrival cannot matter.
+
+    Raises:
+        FusionError: no such rule, or an option it does not have or of another type.
+    """
+    rule = _find(name)
+    known = options(rule)
+    for key, value in chosen.items():
+        if key not in known:
+            raise FusionError(unknown(f"option of fusion rule {name}", key, sorted(known)))
+        default = known[key].default
+        accepts = (int, float) if isinstance(default, float) else type(default)
+        wrong = not isinstance(value, accepts) or isinstance(value, bool) != isinstance(
+            default, bool
+        )
+        if default not in (None, inspect.Parameter.empty) and wrong:
+            kind = type(default).__name__
+            raise FusionError(f"option {key} of fusion rule {name} is a {kind}, got {value!r}")
+
+    def checked(
+        base: Weights, given: Sequence[Weights], *, seed: int = 0
+    ) -> Iterator[tuple[str, Tensor]]:
+        ordered = sorted(given, key=lambda weights: weights.name)
+        _check(name, base, ordered, getattr(rule, "min_contributions", 1))
+        return rule(base, ordered, seed=seed, **chosen)
+
+    return checked
+
+
+def _find(name: str) -> Rule:
+    module, _, function = name.partition(":")
+    if not function:
+        if name not in names():
+            raise FusionError(unknown("fusion rule", name, names()))
+        module, function = f"{__name__}.{name}", name
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise FusionError(f"fusion rule {name!r} cannot be loaded: {error}") from error
+    if not callable(found):
+        raise FusionError(f"fusion rule {name!r} is not a function")
+    rule: Rule = found
+    return rule
+
+
+def _check(name: str, base: Weights, given: Sequence[Weights], least: int) -> None:
+    if len(given) < least:
+        raise FusionError(f"fusion rule {name} needs {least} contributions, got {len(given)}")
+    if len({weights.name for weights in given}) != len(given):
+        raise FusionError(f"two contributions share a name: {[w.name for w in given]}")
+    template = base.template()
+    for weights in given:
+        other = weights.template()
+        if missing := template.keys() ^ other.keys():
+            raise FusionError(f"contribution {weights.name}: not in both models: {min(missing)}")
+        for key, (_, shape) in template.items():
+            if other[key][1] != shape:
+                raise FusionError(
+                    f"contribution {weights.name}: {key} has shape {other[key][1]}, "
+                    f"the base has {shape}"
+                )

@@ -1,0 +1,155 @@
+"""Named tensors seen lazily, and safetensors files written as a stream.
+
+A server that fuses N contributions must not hold N models. `Weights` therefore reads
+one tensor (or some of its rows) at a time, from a dict or from a memory-mapped file,
+and `write_safetensors` writes tensors one by one as they are computed, which
+``safetensors.torch.save_file`` cannot do.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+Template = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Tensor names with dtype and shape, in the model's order."""
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+class Weights:
+    """A lazy view of one model's tensors.
+
+    Args:
+        source: tensors by name, or a safetensors file.
+        name: the contributor's name; empty for a base.
+        examples: how many training examples stand behind it.
+        stored_as: maps the names seen here to the names in ``source``; by default
+            every tensor under its own name.
+    """
+
+    def __init__(
+        self,
+        source: Mapping[str, Tensor] | Path,
+        *,
+        name: str = "",
+        examples: int = 1,
+        stored_as: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.examples = examples
+        self._source: Any = (
+            safe_open(source, framework="pt") if isinstance(source, Path) else source
+        )
+        self._stored_as = stored_as or {key: key for key in self._source.keys()}  # noqa: SIM118
+
+    def keys(self) -> list[str]:
+        """Return the tensors' names."""
+        return list(self._stored_as)
+
+    def get(self, key: str, rows: slice = slice(None)) -> Tensor:
+        """Return a tensor, or some rows of it; not to be written to."""
+        stored = self._stored_as[key]
+        if isinstance(self._source, Mapping):
+            tensor: Tensor = self._source[stored]
+        elif rows == slice(None):
+            tensor = self._source.get_tensor(stored)
+        else:
+            return self._source.get_slice(stored)[rows]  # type: ignore[no-any-return]
+        return tensor if rows == slice(None) else tensor[rows]
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield names and tensors, one at a time."""
+        return ((key, self.get(key)) for key in self._stored_as)
+
+    def template(self) -> Template:
+        """Return dtypes and shapes by name, without reading the tensors of a file."""
+        if isinstance(self._source, Mapping):
+            found = {key: self._source[stored] for key, stored in self._stored_as.items()}
+            return {key: (t.dtype, tuple(t.shape)) for key, t in found.items()}
+        slices = {key: self._source.get_slice(s) for key, s in self._stored_as.items()}
+        return {key: (_DTYPES[s.get_dtype()], tuple(s.get_shape())) for key, s in slices.items()}
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def fingerprint(items: Iterable[tuple[str, Tensor]]) -> str:
+    """Return the sha256 of a body: name, dtype, shape and bytes of each tensor.
+
+    The order of the tensors does not matter, nor the file format they come in: two
+    bodies have one fingerprint exactly when they hold the same values.
+    """
+    digests = []
+    for name, tensor in items:
+        digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(_raw(tensor))
+        digests.append((name, digest.digest()))
+    return hashlib.sha256(b"".join(digest for _, digest in sorted(digests))).hexdigest()
+
+
+def write_safetensors(
+    path: Path,
+    template: Template,
+    items: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write tensors to ``path`` as they come; the file appears whole or not at all.
+
+    Args:
+        path: the file; written under a temporary name, fsynced, renamed.
+        template: the tensors to come, in their order.
+        items: exactly the template's tensors in its order; an exception raised by the
+            iterator leaves nothing behind.
+        metadata: strings for the file's header.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, (dtype, shape) in template.items():
+        start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {
+            "dtype": _CODES[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for (name, tensor), (wanted, form) in zip(items, template.items(), strict=True):
+                if (name, (tensor.dtype, tuple(tensor.shape))) != (wanted, form):
+                    raise ValueError(f"expected tensor {wanted} {form}, got {name}")
+                file.write(_raw(tensor))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the strings of a safetensors file's header."""
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})

@@ -1,0 +1,130 @@
+"""The only place where Flower's records meet tensors; every record key is named here."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from strategies.errors import Refused
+from strategies.fusion import Template
+from strategies.screening import check_template
+
+PROTOCOL = 1
+"""Version of the messages; a contributor that speaks another is refused."""
+
+ARRAYS = "arrays"  # ArrayRecord: the body, float32
+CONFIG = "config"  # ConfigRecord to a contributor: iteration, base, seed, ...
+METRICS = "metrics"  # MetricRecord from a contributor
+CONTRIBUTOR = "contributor"  # ConfigRecord: answer to a query
+CONTRIBUTION = "contribution"  # ConfigRecord beside a trained body
+EXAMPLES = "num-examples"  # the key in METRICS that Flower's strategies weigh by
+
+
+def pack(items: Iterable[tuple[str, Tensor]]) -> ArrayRecord:
+    """Turn named tensors into an ArrayRecord, one at a time."""
+    record = ArrayRecord()
+    for name, tensor in items:
+        record[name] = Array(tensor.detach().cpu().numpy())
+    return record
+
+
+def tensor_of(array: Array) -> Tensor:
+    """Decode one Array; a copy, so that it may be written to.
+
+    Raises:
+        Refused: when the bytes are no numpy array of the stated dtype and shape.
+    """
+    try:
+        values = array.numpy()  # numpy refuses pickled objects here
+        if (str(values.dtype), values.shape) == (array.dtype, tuple(array.shape)):
+            return torch.from_numpy(values)
+    except (TypeError, ValueError, EOFError, OSError) as error:
+        raise Refused(f"an array cannot be decoded: {error}") from error
+    raise Refused(
+        f"an array says {array.dtype} {tuple(array.shape)} but holds {values.dtype} {values.shape}"
+    )
+
+
+def unpack(record: ArrayRecord) -> Iterator[tuple[str, Tensor]]:
+    """Yield the record's tensors in its order."""
+    for name, array in record.items():
+        yield name, tensor_of(array)
+
+
+class Tensors(Mapping[str, Tensor]):
+    """An ArrayRecord seen as tensors, each decoded when it is asked for."""
+
+    def __init__(self, record: ArrayRecord) -> None:
+        self._record = record
+
+    def __getitem__(self, name: str) -> Tensor:
+        return tensor_of(self._record[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._record)
+
+    def __len__(self) -> int:
+        return len(self._record)
+
+
+def template_of(record: ArrayRecord) -> Template:
+    """Return names, dtypes and shapes of a record of ours."""
+    return {
+        name: (getattr(torch, array.dtype), tuple(array.shape)) for name, array in record.items()
+    }
+
+
+def body_of(content: RecordDict, expected: Template) -> Iterator[tuple[str, Tensor]]:
+    """Check a train reply's form, then yield its tensors in the base's order.
+
+    Each Array is dropped from the record as it is decoded, so that a reply is never
+    held twice.
+
+    Raises:
+        Refused: no ``arrays`` or ``metrics`` record, or a body of another form.
+    """
+    if set(content.array_records) != {ARRAYS}:
+        raise Refused(f"expected one ArrayRecord {ARRAYS!r}, got {sorted(content.array_records)}")
+    record = content.array_records[ARRAYS]
+    check_template({n: (a.dtype, tuple(a.shape)) for n, a in record.items()}, expected)
+    return ((name, tensor_of(record.pop(name))) for name in expected)
+
+
+def metrics_of(content: RecordDict) -> dict[str, float]:
+    """Return a reply's metrics as plain numbers.
+
+    Raises:
+        Refused: not exactly one MetricRecord ``metrics`` with a positive
+            ``num-examples``, or a metric that is a list.
+    """
+    if set(content.metric_records) != {METRICS}:
+        raise Refused(
+            f"expected one MetricRecord {METRICS!r}, got {sorted(content.metric_records)}"
+        )
+    record = content.metric_records[METRICS]
+    if lists := [key for key, value in record.items() if isinstance(value, list)]:
+        raise Refused(f"metric {lists[0]!r} is a list, expected a number")
+    metrics: dict[str, float] = dict(record.items())  # type: ignore[arg-type]
+    if not metrics.get(EXAMPLES, 0) > 0:
+        raise Refused(f"metric {EXAMPLES!r} is {metrics.get(EXAMPLES)}, expected above 0")
+    return metrics
+
+
+def config_of(content: RecordDict, key: str) -> dict[str, Any]:
+    """Return a ConfigRecord as a dict; empty where there is none."""
+    return dict(content.config_records.get(key, {}))
+
+
+def train_reply(
+    body: Iterable[tuple[str, Tensor]], metrics: Mapping[str, float], about: Mapping[str, Any]
+) -> RecordDict:
+    """Build the answer to a train message."""
+    return RecordDict(
+        {
+            ARRAYS: pack(body),
+            METRICS: MetricRecord(dict(metrics)),
+            CONTRIBUTION: ConfigRecord(dict(about)),
+        }
+    )

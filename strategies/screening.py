@@ -1,0 +1,77 @@
+"""Checks on what comes back, before it is fused: pure functions, values in, reason out."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from strategies.errors import Refused
+from strategies.fusion import Template, Weights
+
+
+def check_template(given: Mapping[str, tuple[str, tuple[int, ...]]], expected: Template) -> None:
+    """Refuse names, dtypes or shapes that differ from the base's.
+
+    Args:
+        given: dtype (as numpy names it) and shape by tensor name.
+        expected: the base's.
+
+    Raises:
+        Refused: naming the first tensor that is missing, extra or of another form.
+    """
+    if missing := sorted(expected.keys() - given.keys()):
+        raise Refused(f"missing tensor {missing[0]} (and {len(missing) - 1} more)")
+    if extra := sorted(given.keys() - expected.keys()):
+        raise Refused(f"unexpected tensor {extra[0][:80]!r} (and {len(extra) - 1} more)")
+    for name, (dtype, shape) in expected.items():
+        wanted = str(dtype).removeprefix("torch.")
+        got_dtype, got_shape = given[name]
+        if got_shape != shape:
+            raise Refused(f"{name} has shape {got_shape}, the base has {shape}")
+        if got_dtype != wanted:
+            raise Refused(f"{name} is {got_dtype}, expected {wanted}")
+
+
+def finite(items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Pass tensors through.
+
+    Raises:
+        Refused: at the first one that holds a NaN or an infinity.
+    """
+    for name, tensor in items:
+        if not torch.isfinite(tensor).all():
+            raise Refused(f"{name} holds NaN or infinity")
+        yield name, tensor
+
+
+@dataclass(frozen=True)
+class Update:
+    """How far a contributor went, and how much with the others (paper, section 9)."""
+
+    norm: float
+    """L2 norm of theta_i - theta over the whole body."""
+    cosine: float
+    """Cosine of theta_i - theta with the fused step; 0 where either is zero."""
+
+
+def measure(base: Weights, given: Sequence[Weights], fused: Weights) -> list[Update]:
+    """Measure each contribution's difference from the base, a tensor at a time."""
+    squares = [0.0] * len(given)
+    dots = [0.0] * len(given)
+    step_square = 0.0
+    for key, (dtype, _) in base.template().items():
+        if not dtype.is_floating_point:
+            continue
+        theta = base.get(key).double()
+        step = (fused.get(key).double() - theta).flatten()
+        step_square += float(step @ step)
+        for i, weights in enumerate(given):
+            difference = (weights.get(key).double() - theta).flatten()
+            squares[i] += float(difference @ difference)
+            dots[i] += float(difference @ step)
+    scales = [(square * step_square) ** 0.5 for square in squares]
+    return [
+        Update(norm=square**0.5, cosine=dot / scale if scale else 0.0)
+        for square, dot, scale in zip(squares, dots, scales, strict=True)
+    ]
