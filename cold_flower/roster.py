@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from cold_flower.errors import RunError
 from strategies import records
-from strategies.inbox import exchange, reason_of
+from strategies.exchange import exchange, reason_of
 from strategies.names import NAME
 
 SETTLED = 5.0  # seconds without a newcomer, after which fewer nodes than planned must do

@@ -27,8 +27,9 @@ from cold_flower.schedule import cohort
 from strategies import records
 from strategies.cold_fusion import ColDFusion
 from strategies.errors import RunStopped, StrategyError
+from strategies.exchange import exchange, reason_of
 from strategies.fusion import Weights, fingerprint, load
-from strategies.inbox import Inbox, exchange, reason_of
+from strategies.inbox import Inbox
 from strategies.screening import measure
 
 app = ServerApp()

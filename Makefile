@@ -1,0 +1,33 @@
+# Every target makes .venv from constraints.txt if it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Real datasets and a real encoder, where a checkout has them beside it; else those tests skip.
+ifneq ($(wildcard ../shared/data/suite.toml),)
+export COLD_FLOWER_REAL ?= $(abspath ../shared)
+endif
+
+.PHONY: demo test acceptance check bench
+demo: $(BIN)/cold-flower
+	$(BIN)/cold-flower simulate demo
+
+test: $(BIN)/cold-flower
+	$(BIN)/python -m pytest
+
+# Hours: five seeds of the demo, three of real_small, both byte-determinism checks.
+acceptance: $(BIN)/cold-flower
+	$(BIN)/python -m tests.acceptance
+
+check: $(BIN)/cold-flower
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(BIN)/cold-flower
+	$(BIN)/python -m benchmarks.probe
+	$(BIN)/python -m benchmarks.server_memory
+
+$(BIN)/cold-flower: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

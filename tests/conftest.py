@@ -1,0 +1,142 @@
+"""Shared fixtures: small tensors, tiny random models, a Grid without Flower's engine."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests never reach for the network
+
+import pytest
+import torch
+import transformers
+from flwr.app import Error, Message, MessageType
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from cold_flower import demo
+from cold_flower.model import Base, load_base
+
+transformers.logging.set_verbosity_error()
+torch.set_num_threads(1)
+
+TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # a Message wants them
+
+REAL = os.environ.get("COLD_FLOWER_REAL", "")
+needs_real = pytest.mark.skipif(not REAL, reason="COLD_FLOWER_REAL names no folder of real data")
+
+
+class FakeGrid(Grid):
+    """Answers each message by calling ``client``; no process, no network.
+
+    Args:
+        client: takes a message; returns a reply, or None to stay silent.
+        nodes: the node ids that are online.
+        order: ``reversed`` answers the last message first.
+    """
+
+    def __init__(
+        self, client: Callable[[Message], Message | None], nodes: Iterable[int], order: str = ""
+    ) -> None:
+        self.client = client
+        self.nodes = list(nodes)
+        self.order = order
+        self.sent: list[Message] = []
+        self._pending: dict[str, Message] = {}
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = f"m{len(self.sent)}"
+            self.sent.append(message)
+            self._pending[message.metadata.message_id] = message
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        replies = []
+        for message_id in message_ids:
+            last = [*self._pending][-1] if self._pending else ""
+            if self.order == "reversed" and message_id != last:
+                continue
+            reply = self.client(self._pending[message_id])
+            if reply is not None:
+                del self._pending[message_id]
+                replies.append(reply)
+        return replies
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+    def set_run(self, run: Any) -> None: ...
+
+    @property
+    def run(self) -> Any:
+        return None
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise AssertionError("deprecated in Flower")
+
+
+def error_reply(message: Message, reason: str, code: int = 2) -> Message:
+    return Message(Error(code, reason), reply_to=message)
+
+
+def is_train(message: Message) -> bool:
+    return bool(message.metadata.message_type == MessageType.TRAIN)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Base:
+    """The demo's base model: 2 layers of 64."""
+    return load_base("demo")
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home = tmp_path / "home"
+    monkeypatch.setenv("COLD_FLOWER_HOME", str(home))
+    return home
+
+
+def _tiny_config(family: str) -> Any:
+    words = len(demo.SPECIAL) + demo.CONCEPTS * demo.WORDS
+    common = {"vocab_size": words, "max_position_embeddings": 40}
+    usual = {
+        **common,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "pad_token_id": 1,
+    }
+    made = {
+        "bert": lambda: transformers.BertConfig(**usual),
+        "roberta": lambda: transformers.RobertaConfig(**usual),
+        "electra": lambda: transformers.ElectraConfig(**usual, embedding_size=8),
+        "mpnet": lambda: transformers.MPNetConfig(**usual),
+        "distilbert": lambda: transformers.DistilBertConfig(
+            **common, dim=16, hidden_dim=32, n_layers=2, n_heads=2, pad_token_id=1
+        ),
+    }
+    return made[family]()
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Return a function that writes a tiny random model of a class into a folder."""
+
+    def write(family: str, class_name: str) -> Path:
+        folder = tmp_path_factory.mktemp(class_name)
+        torch.manual_seed(7)
+        model = getattr(transformers, class_name)(_tiny_config(family))
+        model.save_pretrained(folder)
+        demo.tokenizer().save_pretrained(folder)
+        return folder
+
+    return write

@@ -1,0 +1,149 @@
+"""The command line: what is wrong is said in one line, with a non-zero exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cold_flower import cli, experiments
+from cold_flower.errors import ConfigError
+from tests.conftest import REAL, needs_real
+from tests.test_tasks import suite, write
+
+COLD_FLOWER = Path(sys.executable).parent / "cold-flower"
+
+
+def cold_flower(
+    *arguments: str, cwd: Path, timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COLD_FLOWER, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+
+
+def gpt2(folder: Path) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
+    )
+    from cold_flower import demo
+
+    demo.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+WRONG = {
+    "a key": (["demo", "--set", "finetune.learning-rat=1"], "Did you mean 'finetune.learning-rate'"),
+    "a value": (["demo", "--set", "seed=one"], "seed is a int (default 0), got 'one'"),
+    "no value": (["demo", "--set", "seed"], "--set expects key=value, got 'seed'"),
+    "an experiment": (["dem"], "unknown experiment 'dem'. Did you mean 'demo'"),
+    "an experiment file": (["nowhere.toml"], "experiment nowhere.toml cannot be read"),
+    "a suite": (["demo", "--set", "suite=papr"], "unknown suite 'papr'. Did you mean 'paper'"),
+    "a relative suite": (["demo", "--set", "suite=my.toml"], "give the absolute path"),
+    "a task": (["demo", "--set", "tasks=wether"], "(suite demo) 'wether'. Did you mean 'weather'"),
+    "a rule": (["demo", "--set", "fusion.rule=avrage"], "'avrage'. Did you mean 'average'"),
+    "an option": (["demo", "--set", "fusion.options={k = 1}"], "fusion rule average 'k'"),
+    "a strategy": (
+        ["demo", "--set", "fusion.strategy=flwr.serverapp.strategy:FedAgv"],
+        "fusion.strategy 'flwr.serverapp.strategy:FedAgv' is not usable",
+    ),
+    "a protocol": (["demo", "--set", "evaluate.protocols=frozn"], "Did you mean 'frozen'"),
+    "too many contributors": (
+        ["demo", "--set", "contributors-per-iteration=9"],
+        "contributors-per-iteration is 9, but only 8 contributors are seen",
+    ),
+    "a hub model without network": (
+        ["demo", "--set", "base-model=no/such"],
+        "base-model 'no/such' cannot be loaded",
+    ),
+    "a hub dataset without network": (
+        ["demo", "--set", "suite=paper", "--set", "tasks=sst2,rte,cb", "--set",
+         "contributors-per-iteration=0"],
+        "hub dataset 'nyu-mll/glue' (subset 'sst2', split 'train') cannot be loaded",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_said_before_anything_starts(tmp_path, monkeypatch, capsys, case) -> None:
+    arguments, words = WRONG[case]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cold-flower", "simulate", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert words in error
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_wrong_data_and_a_wrong_model(tmp_path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "data", ".csv", split=split)
+    path = suite(tmp_path, label="lable")
+    there = ["simulate", "demo", "--set", f"suite={path}", "--set", "contributors-per-iteration=1"]
+    done = cold_flower(*there, cwd=tmp_path)
+    assert "task mine" in done.stderr
+    assert "no column 'lable' in" in done.stderr
+    assert "first, second, label, score, word" in done.stderr
+    model = gpt2(tmp_path / "gpt2")
+    done = cold_flower("simulate", "demo", "--set", f"base-model={model}", cwd=tmp_path)
+    assert "GPT2LMHeadModel" in done.stderr
+    assert "Supported: bert, distilbert" in done.stderr
+    assert done.returncode == 1
+
+
+def test_a_run_directory_is_not_overwritten(tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").write_text("x")
+    done = cold_flower("simulate", "demo", "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "exists: add --resume" in done.stderr
+    done = cold_flower("simulate", "demo", "--run-dir", "run", "--resume", cwd=tmp_path)
+    assert "holds no run to resume" in done.stderr
+    assert (tmp_path / "run" / "precious").read_text() == "x"
+
+
+def test_lists(tmp_path) -> None:
+    for command, words in (
+        ("rules", "average"),
+        ("suites", "paper: 36 tasks"),
+        ("experiments", "real_small"),
+    ):
+        done = cold_flower(command, cwd=tmp_path)
+        assert done.returncode == 0
+        assert words in done.stdout
+
+
+def test_every_shipped_experiment_is_valid_and_says_what_it_is() -> None:
+    for name in experiments.names():
+        config = experiments.configure(name, {})
+        assert config.experiment == name
+        text = (experiments.folder() / f"{name}.toml").read_text()
+        assert text.startswith("# ")
+
+
+def test_a_setting_keeps_a_default_that_was_asked_for() -> None:
+    recipe = experiments.configure("demo", {})
+    assert recipe.finetune.batch_size == 8
+    asked = experiments.configure("demo", experiments.parse_settings(["finetune.batch-size=256"]))
+    assert asked.finetune.batch_size == 256
+    with pytest.raises(ConfigError, match="finetune.batch-size is a int"):
+        experiments.configure("demo", experiments.parse_settings(["finetune.batch-size=many"]))
+
+
+@needs_real
+def test_real_small_fits_the_real_copies() -> None:
+    given = [f"suite={REAL}/data/suite.toml", f"base-model={REAL}/models/minilm"]
+    config = experiments.configure("real_small", experiments.parse_settings(given))
+    whole = experiments.check(config)
+    assert (len(whole.seen), len(whole.unseen)) == (24, 6)

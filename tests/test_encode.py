@@ -1,0 +1,61 @@
+"""Tokenised examples and batches."""
+
+import torch
+
+from cold_flower import demo
+from cold_flower.encode import encode, sorted_batches, training_batches
+
+
+def some(base, n, seed=0):
+    rows = demo.columns("sports", "train", seed)
+    texts = [(" ".join(t.split()[: 3 + i % 9]),) for i, t in enumerate(rows["text"][:n])]
+    return encode(base.tokenizer, texts, [label % 3 for label in rows["label"][:n]], max_length=32)
+
+
+def test_examples_come_back_padded(tiny) -> None:
+    data = some(tiny, 5)
+    assert data.lengths().tolist() == [5, 6, 7, 8, 9]
+    batch = data.batch([0, 3], torch.device("cpu"))
+    assert batch["input_ids"].shape == (2, 8)
+    assert batch["input_ids"][0, 5:].tolist() == [tiny.tokenizer.pad_token_id] * 3
+    assert batch["attention_mask"].sum(1).tolist() == [5, 8]
+    assert "token_type_ids" not in batch
+
+
+def test_taking_examples(tiny) -> None:
+    data = some(tiny, 6)
+    taken = data.take([4, 1])
+    assert taken.labels.tolist() == [int(data.labels[4]), int(data.labels[1])]
+    cpu = torch.device("cpu")
+    assert torch.equal(taken.batch([0], cpu)["input_ids"], data.batch([4], cpu)["input_ids"])
+
+
+def test_pairs_mark_the_second_text(folders) -> None:
+    from transformers import BertTokenizer
+
+    words = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"])}
+    tokenizer = BertTokenizer(vocab=words)
+    data = encode(tokenizer, [("a a", "b"), ("a", "b b")], [0.5, 1.0], max_length=16)
+    batch = data.batch([0, 1], torch.device("cpu"))
+    assert batch["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]]
+    assert data.labels.dtype == torch.float32
+
+
+def test_long_texts_are_cut_to_what_the_model_can_hold(tiny) -> None:
+    data = encode(tiny.tokenizer, [("bada " * 100,)], [0], max_length=512)
+    assert data.lengths().tolist() == [38]
+
+
+def test_an_epoch_holds_each_example_once_and_pads_little(tiny) -> None:
+    lengths = torch.randint(4, 100, (1000,), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    batches = list(training_batches(lengths, 16, generator))
+    assert sorted(i for batch in batches for i in batch) == list(range(1000))
+    padded = sum(int(lengths[b].max()) * len(b) for b in batches)
+    assert padded < 1.1 * int(lengths.sum())
+    assert list(training_batches(lengths, 16, generator)) != batches
+    again = training_batches(lengths, 16, torch.Generator().manual_seed(1))
+    assert list(again) == batches
+    assert [i for b in sorted_batches(lengths, 7) for i in b] == lengths.argsort(
+        stable=True
+    ).tolist()

@@ -1,0 +1,52 @@
+"""The protocols."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from cold_flower.config import Config
+from cold_flower.evaluate import Splits, evaluate, stratified
+from cold_flower.model import starting_model
+from strategies.fusion import fingerprint
+from tests.test_encode import some
+
+CONFIG = Config.from_flat(
+    {
+        "finetune.learning-rate": 1e-3,
+        "finetune.batch-size": 4,
+        "finetune.max-epochs": 15,
+        "finetune.precision": "fp32",
+        "few-shot.examples": 20,
+        "few-shot.draws": 2,
+        "few-shot.epochs": 3,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def data(tiny):
+    train = some(tiny, 60)
+    return Splits(train, train, train, 3, "classification", "accuracy")
+
+
+def test_protocols_are_independent_and_leave_the_body_alone(tiny, data) -> None:
+    _, body = starting_model(tiny, seed=0)
+    before = fingerprint(body.items())
+    every = ["frozen", "finetuned", "few-shot"]
+    together = evaluate(tiny, body, data, every, CONFIG, seed=1)
+    assert list(together) == every
+    assert fingerprint(body.items()) == before
+    assert evaluate(tiny, body, data, ["few-shot"], CONFIG, 1)["few-shot"] == together["few-shot"]
+    assert together["finetuned"] > together["frozen"]  # it memorises what it is tested on
+    assert evaluate(tiny, body, data, ["few-shot"], CONFIG, 2)["few-shot"] != together["few-shot"]
+
+
+def test_a_draw_keeps_the_classes_shares() -> None:
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    drawn = stratified(labels, 20, seed=0)
+    assert Counter(labels[drawn].tolist()) == {0: 12, 1: 6, 2: 2}
+    assert len(set(drawn)) == 20
+    assert drawn == stratified(labels, 20, seed=0) != stratified(labels, 20, seed=1)
+    assert sorted(stratified(labels, 500, seed=0)) == list(range(100))
+    assert len(stratified(torch.rand(50), 7, seed=0)) == 7

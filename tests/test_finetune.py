@@ -1,0 +1,146 @@
+"""The training loop."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cold_flower.config import Finetune
+from cold_flower.finetune import DivergedError, finetune, linear_decay, loss_of, measure, score
+from cold_flower.model import classifier, starting_model
+from strategies.fusion import fingerprint
+from tests.test_encode import some
+
+OPTIONS = Finetune(learning_rate=1e-3, batch_size=8, max_epochs=4, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def start(tiny):
+    return starting_model(tiny, seed=0)[1]
+
+
+def model(tiny, start, kind="classification"):
+    labels = 1 if kind == "regression" else 3
+    made = classifier(tiny, start, labels=labels, kind=kind, seed=1)
+    return made
+
+
+def run(tiny, start, options=OPTIONS, dev=None, train=None, seed=0):
+    made = model(tiny, start)
+    data = some(tiny, 40) if train is None else train
+    return made, finetune(made, data, dev, options=options, metric="accuracy", seed=seed)
+
+
+def test_it_learns_what_it_is_shown(tiny, start) -> None:
+    train = some(tiny, 40)
+    made, outcome = run(tiny, start, replace(OPTIONS, max_epochs=40, batch_size=4), train, train)
+    assert outcome.dev_score > 0.9
+    assert score(made, train, "accuracy", "fp32") == outcome.dev_score
+    assert outcome.examples == 40 * 40
+    assert outcome.steps == 10 * 40
+
+
+def test_one_seed_one_result_and_the_global_generator_untouched(tiny, start) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    a, _ = run(tiny, start, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(4)
+    b, _ = run(tiny, start, seed=1)
+    c, _ = run(tiny, start, seed=2)
+    prints = [fingerprint(m.state_dict().items()) for m in (a, b, c)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_micro_batches_change_nothing_but_rounding(tiny, start) -> None:
+    made = []
+    for micro in (0, 3):
+        m = model(tiny, start)
+        m.config.hidden_dropout_prob = 0.0
+        for module in m.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.0
+        options = replace(OPTIONS, micro_batch_size=micro, max_epochs=1)
+        finetune(m, some(tiny, 20), None, options=options, metric="accuracy", seed=0)
+        made.append(m.state_dict())
+    assert all(torch.allclose(made[0][k], made[1][k], atol=1e-4) for k in made[0])
+
+
+def test_the_best_dev_weights_are_returned(tiny, start, monkeypatch) -> None:
+    import cold_flower.finetune as loop
+
+    scores, states = iter([0.2, 0.9, 0.3, 0.4]), []
+
+    def fake(m, data, metric, precision):
+        states.append(fingerprint(m.state_dict().items()))
+        return next(scores)
+
+    monkeypatch.setattr(loop, "score", fake)
+    made, outcome = run(tiny, start, dev=some(tiny, 4))
+    assert outcome.dev_score == 0.9
+    assert fingerprint(made.state_dict().items()) == states[1] != states[3]
+
+
+def test_early_stopping_counts_examples(tiny, start, monkeypatch) -> None:
+    import cold_flower.finetune as loop
+
+    def stop(scores, **changes):
+        given = iter(scores)
+        monkeypatch.setattr(loop, "score", lambda *_: next(given))
+        options = replace(OPTIONS, max_epochs=9, early_stop_examples=80, **changes)
+        return run(tiny, start, options, dev=some(tiny, 4))[1].examples
+
+    # 40 examples an epoch: stops 80 examples after the last improvement by the delta.
+    assert stop([0.5, 0.5, 0.5]) == 120
+    assert stop([0.5, 0.6, 0.6004, 0.6008]) == 160
+    # each step forward is below the delta, but together they are an improvement
+    assert stop([0.5, 0.5006, 0.5012, 0.5012, 0.5012]) == 200
+    assert stop([0.5] * 9, validate_every_examples=16) == 96  # at 16, 32, 40, 56, 72, 80, 96
+
+
+def test_without_dev_the_last_weights_stay(tiny, start) -> None:
+    _, outcome = run(tiny, start)
+    assert math.isnan(outcome.dev_score)
+
+
+def test_the_schedule_by_hand() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=2.0)
+    schedule = linear_decay(optimizer, 11, 0.2, 0.1)
+    rates = []
+    for _ in range(11):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:3] == pytest.approx([2 / 3, 4 / 3, 2.0])
+    assert rates[-1] == pytest.approx(0.2)
+    assert rates[6] == pytest.approx(1.1)
+
+
+def test_regression_learns_a_number(tiny, start) -> None:
+    data = some(tiny, 40)
+    data = replace(data, labels=data.lengths().float() / 10)
+    made = model(tiny, start, "regression")
+    options = replace(OPTIONS, max_epochs=30)
+    outcome = finetune(made, data, data, options=options, metric="pearson", seed=0)
+    assert outcome.dev_score > 0.9
+
+
+def test_a_loss_that_is_not_finite_says_what_to_lower(tiny, start) -> None:
+    bad = {k: t * math.inf if k.endswith("word_embeddings.weight") else t for k, t in start.items()}
+    with pytest.raises(DivergedError, match="lower finetune.learning-rate"):
+        run(tiny, bad)
+
+
+def test_losses_and_metrics_by_hand() -> None:
+    logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+    assert loss_of(logits, torch.tensor([0, 1])).item() == pytest.approx(math.log(2))
+    assert loss_of(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 0.0])).item() == 5.0
+    chosen = torch.tensor([[2.0, 1.0], [0.0, 1.0], [0.0, 1.0], [5.0, 0.0]])
+    assert measure("accuracy", chosen, torch.tensor([0, 1, 0, 0])) == 0.75
+    line = torch.tensor([[1.0], [2.0], [3.0]])
+    assert measure("pearson", line, torch.tensor([10.0, 20.0, 30.0])) == pytest.approx(1.0)
+    assert measure("pearson", torch.ones(3, 1), torch.tensor([1.0, 2.0, 3.0])) == 0.0

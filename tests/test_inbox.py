@@ -1,0 +1,250 @@
+"""The inbox: cohort, screening, deadlines, quorum, dead workers, what is on disk."""
+
+import math
+
+import pytest
+import torch
+from flwr.app import Array, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
+
+from strategies import records
+from strategies.cold_fusion import ColDFusion
+from strategies.errors import DeadActorError, QuorumError
+from strategies.fusion import fingerprint, load, read_metadata
+from strategies.inbox import Inbox
+from tests.conftest import FakeGrid, error_reply, is_train
+
+BASE = {"w": torch.zeros(2, 2), "b": torch.tensor([1.0, 2.0])}
+ROSTER = {"ann": 11, "bob": 22, "cat": 33}
+NAMES = {node: name for name, node in ROSTER.items()}
+STEP = {"ann": 1.0, "bob": 2.0, "cat": 6.0}
+
+
+def trained(message: Message, **changes) -> Message:
+    """Answer as a contributor does that adds its own number everywhere."""
+    config = records.config_of(message.content, records.CONFIG)
+    name = NAMES[message.metadata.dst_node_id]
+    body = {k: t + STEP[name] for k, t in records.unpack(message.content.array_records["arrays"])}
+    about = {"contributor": name, "iteration": config["iteration"], "base": config["base"]}
+    metrics = {"num-examples": 10, "train-loss": STEP[name], "seconds": 0.5}
+    reply = records.train_reply(
+        changes.pop("body", body).items(),
+        changes.pop("metrics", metrics),
+        {**about, **changes.pop("about", {})},
+    )
+    assert not changes
+    return Message(reply, reply_to=message)
+
+
+def make(tmp_path, client=trained, *, order="", **options):
+    grid = FakeGrid(client, ROSTER.values(), order)
+    inbox = Inbox(grid, tmp_path, ROSTER, lambda i: sorted(ROSTER), poll=0.001, **options)
+    return grid, inbox
+
+
+def start(inbox, rounds=1, timeout=0.3):
+    strategy = ColDFusion(load("average"), inbox=inbox)
+    result = strategy.start(inbox, records.pack(BASE.items()), num_rounds=rounds, timeout=timeout)
+    return dict(records.unpack(result.arrays))
+
+
+def test_rounds_fuse_the_cohort_uniformly(tmp_path) -> None:
+    grid, inbox = make(tmp_path)
+    assert torch.equal(start(inbox, rounds=2)["w"], torch.full((2, 2), 6.0))
+    assert [records.config_of(m.content, "config")["iteration"] for m in grid.sent] == [1] * 3 + [
+        2
+    ] * 3
+    assert sorted(p.name for p in (tmp_path / "0002").iterdir()) == [
+        f"{n}.safetensors" for n in ROSTER
+    ]
+
+
+def test_only_the_cohort_is_asked(tmp_path) -> None:
+    grid = FakeGrid(trained, ROSTER.values())
+    inbox = Inbox(grid, tmp_path, ROSTER, lambda i: ["bob"] if i == 1 else ["ann", "cat"])
+    start(inbox, rounds=2)
+    assert [NAMES[m.metadata.dst_node_id] for m in grid.sent] == ["bob", "ann", "cat"]
+
+
+def test_the_order_of_arrival_does_not_change_a_bit(tmp_path) -> None:
+    def noisy(message):
+        name = NAMES[message.metadata.dst_node_id]
+        torch.manual_seed(ROSTER[name])
+        return trained(message, body={k: t + torch.randn_like(t) for k, t in BASE.items()})
+
+    def run(order, kind, folder):
+        _, inbox = make(folder, noisy, order=order, keep_arrays=kind == "FedAvg")
+        if kind == "ColDFusion":
+            return fingerprint(start(inbox).items())
+        strategy = FedAvg(fraction_evaluate=0.0)
+        result = strategy.start(inbox, records.pack(BASE.items()), num_rounds=1, timeout=1)
+        return fingerprint(records.unpack(result.arrays))
+
+    for kind in ("ColDFusion", "FedAvg"):
+        there, back = (run(o, kind, tmp_path / kind / (o or "x")) for o in ("", "reversed"))
+        assert there == back
+
+
+BAD = {
+    "error reply: boom": lambda m: error_reply(m, "Traceback\n  many lines\nboom"),
+    "missing tensor b": lambda m: trained(m, body={"w": BASE["w"]}),
+    "unexpected tensor 'head'": lambda m: trained(m, body={**BASE, "head": torch.zeros(1)}),
+    "b has shape (3,), the base has (2,)": lambda m: trained(m, body={**BASE, "b": torch.zeros(3)}),
+    "b is float64, expected float32": lambda m: trained(m, body={**BASE, "b": BASE["b"].double()}),
+    "w holds NaN or infinity": lambda m: trained(
+        m, body={**BASE, "w": torch.full((2, 2), math.nan)}
+    ),
+    "contributor is 'ann', expected 'cat'": lambda m: trained(m, about={"contributor": "ann"}),
+    "base is 'stale'": lambda m: trained(m, about={"base": "stale"}),
+    "iteration is '7', expected 1": lambda m: trained(m, about={"iteration": 7}),
+    "metric 'num-examples' is 0": lambda m: trained(m, metrics={"num-examples": 0}),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_reply_is_dropped_with_its_reason_not_the_run(tmp_path, reason) -> None:
+    def client(message):
+        bad = NAMES[message.metadata.dst_node_id] == "cat"
+        return BAD[reason](message) if bad else trained(message)
+
+    _, inbox = make(tmp_path, client, quorum=2)
+    assert torch.equal(start(inbox)["w"], torch.full((2, 2), 1.5))
+    cat = inbox.arrivals["cat"]
+    assert cat.verdict == "refused"
+    assert reason in cat.reason
+    assert not (tmp_path / "0001" / "cat.safetensors").exists()
+
+
+def test_one_that_never_answers_is_missing_after_the_deadline(tmp_path) -> None:
+    _, inbox = make(
+        tmp_path, lambda m: None if m.metadata.dst_node_id == 33 else trained(m), quorum=2
+    )
+    start(inbox, timeout=0.05)
+    assert inbox.arrivals["cat"].verdict == "missing"
+    assert inbox.arrivals["cat"].reason == "no reply within 0.05 s"
+
+
+def test_an_error_without_a_node_id_is_mapped_by_its_message(tmp_path) -> None:
+    def client(message):
+        if message.metadata.dst_node_id != 22:
+            return trained(message)
+        reply = error_reply(message, "node offline", code=5)
+        reply.metadata.__dict__["_src_node_id"] = 1  # the SuperLink's own
+        return reply
+
+    _, inbox = make(tmp_path, client, quorum=2)
+    start(inbox)
+    assert inbox.arrivals["bob"].reason == "error reply: node offline"
+
+
+def test_below_the_quorum_stops_and_keeps_what_arrived(tmp_path) -> None:
+    def client(message):
+        bob = message.metadata.dst_node_id == 22
+        return error_reply(message, "out of disk") if bob else trained(message)
+
+    _, inbox = make(tmp_path, client)
+    with pytest.raises(QuorumError, match=r"2 of 3 .* quorum is 3 \(bob refused: .*out of disk"):
+        start(inbox)
+    assert (tmp_path / "0001" / "ann.safetensors").exists()
+
+
+def test_what_had_arrived_is_not_asked_for_again(tmp_path) -> None:
+    _, whole = make(tmp_path / "whole")
+    expected = start(whole)
+    _, first = make(
+        tmp_path / "cut", lambda m: None if m.metadata.dst_node_id == 33 else trained(m)
+    )
+    with pytest.raises(QuorumError):
+        start(first, timeout=0.02)
+    for keep_arrays in (False, True):  # a stock strategy resumes as well
+        grid, second = make(tmp_path / "cut", keep_arrays=keep_arrays)
+        if not keep_arrays:
+            assert fingerprint(start(second).items()) == fingerprint(expected.items())
+            assert [m.metadata.dst_node_id for m in grid.sent] == [33]
+        else:
+            replies = FedAvg(fraction_evaluate=0.0).start(
+                second, records.pack(BASE.items()), num_rounds=1, timeout=1
+            )
+            assert grid.sent == []
+            assert torch.equal(dict(records.unpack(replies.arrays))["w"], expected["w"])
+
+
+def test_a_file_of_another_base_is_not_taken(tmp_path) -> None:
+    _, first = make(tmp_path)
+    start(first)
+    grid, second = make(tmp_path)
+    strategy = ColDFusion(load("average"), inbox=second)
+    other = records.pack((k, t + 1) for k, t in BASE.items())
+    strategy.start(second, other, num_rounds=1, timeout=1)
+    assert len(grid.sent) == 3
+
+
+def test_a_dead_worker_is_fatal(tmp_path) -> None:
+    _, inbox = make(
+        tmp_path, lambda m: error_reply(m, "ray.exceptions.ActorDiedError: worker died", 0)
+    )
+    with pytest.raises(DeadActorError, match="ann died"):
+        start(inbox)
+
+
+def test_stock_fedavg_weighs_by_examples_and_survives_a_bad_reply(tmp_path) -> None:
+    def client(message):
+        name = NAMES[message.metadata.dst_node_id]
+        if name == "cat":
+            return trained(message, body={"other": torch.zeros(1)})
+        return trained(message, metrics={"num-examples": {"ann": 30, "bob": 10}[name]})
+
+    _, inbox = make(tmp_path, client, quorum=2, keep_arrays=True)
+    strategy = FedAvg(fraction_evaluate=0.0, min_available_nodes=1)
+    result = strategy.start(inbox, records.pack(BASE.items()), num_rounds=1, timeout=1)
+    assert torch.equal(dict(records.unpack(result.arrays))["w"], torch.full((2, 2), 1.25))
+
+
+def test_the_reply_is_on_disk_and_out_of_memory(tmp_path) -> None:
+    _, inbox = make(tmp_path)
+    messages = [
+        Message(
+            RecordDict({"arrays": records.pack(BASE.items()), "config": ConfigRecord()}),
+            node,
+            MessageType.TRAIN,
+        )
+        for node in inbox.get_node_ids()
+    ]
+    replies = inbox.send_and_receive(messages, timeout=1)
+    assert [len(reply.content.array_records["arrays"]) for reply in replies] == [0, 0, 0]
+    about = read_metadata(tmp_path / "0001" / "ann.safetensors")
+    assert about["base"] == fingerprint(BASE.items())
+    inbox.drop()
+    assert not (tmp_path / "0001").exists()
+
+
+def test_other_messages_pass_through(tmp_path) -> None:
+    def client(message):
+        assert not is_train(message)
+        return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+
+    _, inbox = make(tmp_path, client)
+    message = Message(RecordDict(), 11, MessageType.EVALUATE)
+    assert len(inbox.send_and_receive([message])) == 1
+    assert inbox.send_and_receive([]) == []
+
+
+@pytest.mark.parametrize("name", ["../x", "A", "", "a" * 65, "a/b", ".hidden"])
+def test_a_name_is_never_a_path(tmp_path, name) -> None:
+    with pytest.raises(ValueError, match="not a contributor name"):
+        Inbox(FakeGrid(trained, []), tmp_path, {name: 1}, lambda i: [])
+
+
+def test_arrays_that_are_no_arrays_are_refused(tmp_path) -> None:
+    def client(message):
+        reply = trained(message)
+        if message.metadata.dst_node_id == 33:
+            good = reply.content.array_records["arrays"]["w"]
+            reply.content.array_records["arrays"]["w"] = Array(
+                good.dtype, good.shape, good.stype, b"garbage"
+            )
+        return reply
+
+    _, inbox = make(tmp_path, client, quorum=1)
+    start(inbox)
+    assert "cannot be decoded" in inbox.arrivals["cat"].reason

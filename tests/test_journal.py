@@ -1,0 +1,54 @@
+"""The records of a run directory."""
+
+import json
+
+import pytest
+
+from cold_flower.config import Config
+from cold_flower.errors import RunError
+from cold_flower.journal import SCORES, Journal, check_new, load_config
+
+CONFIG = Config.from_flat({"iterations": 2})
+
+
+def changed(**keys) -> Config:
+    flat = {k.replace("_", "-"): v for k, v in keys.items()}
+    return Config.from_flat({**CONFIG.flat(), "resume": True, **flat})
+
+
+def test_a_run_directory_is_used_once(tmp_path) -> None:
+    Journal(tmp_path / "run").open(CONFIG, {"versions": "x"})
+    assert load_config(tmp_path / "run") == CONFIG.flat()
+    for attempt in (
+        lambda: Journal(tmp_path / "run").open(CONFIG, {}),
+        lambda: check_new(tmp_path / "run"),
+    ):
+        with pytest.raises(RunError, match="exists: add --resume"):
+            attempt()
+
+
+def test_only_more_iterations_may_differ_on_resume(tmp_path) -> None:
+    journal = Journal(tmp_path / "run")
+    journal.open(CONFIG, {})
+    journal.write("result.json", {"status": "completed"})
+    journal.open(changed(iterations=5), {})
+    assert load_config(tmp_path / "run")["iterations"] == 5
+    assert not (tmp_path / "run" / "result.json").exists()
+    with pytest.raises(RunError, match=r"changed seed \(was 0, now 4\), quorum \(was 0, now 2\)"):
+        journal.open(changed(seed=4, quorum=2), {})
+    with pytest.raises(RunError, match="holds no run to resume"):
+        Journal(tmp_path / "other").open(changed(), {})
+
+
+def test_a_line_that_was_cut_off_is_dropped(tmp_path) -> None:
+    journal = Journal(tmp_path)
+    journal.append(SCORES, [{"a": 1}, {"a": 2}])
+    with (tmp_path / SCORES).open("a") as file:
+        file.write('{"a": ')
+    assert journal.rows(SCORES) == [{"a": 1}, {"a": 2}]
+    journal.append(SCORES, [{"a": 3}])
+    assert [json.loads(line)["a"] for line in (tmp_path / SCORES).read_text().splitlines()] == [
+        1,
+        2,
+        3,
+    ]

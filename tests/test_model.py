@@ -1,0 +1,135 @@
+"""Body and head by name, for every family; strict loading; what is published."""
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from cold_flower.errors import ModelError
+from cold_flower.evaluate import features, head_logits
+from cold_flower.finetune import logits_of
+from cold_flower.model import (
+    FAMILIES,
+    body_of,
+    classifier,
+    head_parameters,
+    load_base,
+    load_body,
+    prefix_of,
+    save_starting_model,
+    starting_model,
+)
+from cold_flower.repository import WEIGHTS, Repository
+from strategies.fusion import Weights, fingerprint
+from tests.test_encode import some
+
+# A starting model of each kind: bare, with a language-model head, with a classifier.
+STARTS = {
+    "bert": ("BertModel", "BertForMaskedLM", "BertForSequenceClassification"),
+    "roberta": ("RobertaModel", "RobertaForMaskedLM"),
+    "distilbert": ("DistilBertModel", "DistilBertForMaskedLM"),
+    "electra": ("ElectraModel", "ElectraForPreTraining"),
+    "mpnet": ("MPNetModel", "MPNetForMaskedLM"),
+}
+PAIRS = [(family, name) for family, names in STARTS.items() for name in names]
+
+
+def test_every_supported_family_is_tested() -> None:
+    assert set(STARTS) == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("family", "start"), PAIRS)
+class TestFamilies:
+    def test_the_body_is_the_classifiers_base_model(self, folders, family, start) -> None:
+        base = load_base(str(folders(family, start)))
+        model, body = starting_model(base, seed=0)
+        want = AutoModelForSequenceClassification.from_config(base.config).base_model.state_dict()
+        floats = {k for k, t in want.items() if t.is_floating_point()}
+        assert body.keys() == floats
+        assert all(t.dtype == torch.float32 for t in body.values())
+        shared = body_of(model).keys() & body.keys()
+        assert shared, "the checkpoint's own tensors reach the body"
+        assert all(torch.equal(body[k], body_of(model)[k]) for k in shared)
+
+    def test_what_is_published_loads_as_the_start_did(
+        self, folders, tmp_path, family, start
+    ) -> None:
+        folder = folders(family, start)
+        base = load_base(str(folder))
+        model, body = starting_model(base, seed=0)
+        repository = Repository(tmp_path)
+        repository.create(
+            lambda to: save_starting_model(model, base, to), body, prefix_of(model), {}
+        )
+        begun = AutoModel.from_pretrained(folder).state_dict()
+        again = AutoModel.from_pretrained(repository.path(0)).state_dict()
+        in_checkpoint = begun.keys() & body_of(model).keys()  # not what AutoModel adds
+        assert all(torch.equal(begun[k], again[k]) for k in in_checkpoint)
+        moved = {k: t + 1 for k, t in body.items()}
+        repository.publish(1, 0, moved.items(), {})
+        loaded = AutoModel.from_pretrained(tmp_path / "iterations" / "latest").state_dict()
+        assert all(torch.equal(loaded[k], moved[k]) for k in moved.keys() & loaded.keys())
+        assert fingerprint(repository.body(1).items()) == fingerprint(moved.items())
+        own = type(model).from_pretrained(repository.path(1)).state_dict()
+        # Outside the body the file is as it was; tied tensors are in it once, in the body.
+        file = Weights(repository.path(1) / WEIGHTS)
+        head = [k for k in file.keys() if k.removeprefix(prefix_of(model)) not in body]
+        assert all(torch.equal(own[k], model.state_dict()[k]) for k in head)
+
+    def test_the_probe_sees_what_the_whole_model_sees(self, folders, family, start) -> None:
+        base = load_base(str(folders(family, start)))
+        _, body = starting_model(base, seed=0)
+        model = classifier(base, body, labels=3, kind="classification", seed=1)
+        data = some(base, 9)
+        whole = logits_of(model, data, "fp32")
+        cached = head_logits(model, features(model, data, "fp32"))
+        assert torch.allclose(whole, cached, atol=1e-5)
+
+
+def test_a_head_is_fresh_from_its_seed_and_never_in_the_body(tiny) -> None:
+    _, body = starting_model(tiny, seed=0)
+    a, b, c = (classifier(tiny, body, labels=3, kind="classification", seed=s) for s in (1, 1, 2))
+    assert fingerprint(a.state_dict().items()) == fingerprint(b.state_dict().items())
+    assert fingerprint(a.state_dict().items()) != fingerprint(c.state_dict().items())
+    assert fingerprint(body_of(a).items()) == fingerprint(body_of(c).items())
+    names = {n for n, p in a.named_parameters() if any(p is h for h in head_parameters(a))}
+    assert names == {n for n, _ in a.named_parameters() if n.startswith("classifier.")}
+
+
+def test_making_a_model_leaves_the_global_generator_alone(tiny) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    _, body = starting_model(tiny, seed=0)
+    classifier(tiny, body, labels=3, kind="classification", seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_loading_is_strict_by_name_and_shape(tiny) -> None:
+    model, body = starting_model(tiny, seed=0)
+    name = "embeddings.word_embeddings.weight"
+    with pytest.raises(ModelError, match=f"{name} is in one model only"):
+        load_body(model, {k: t for k, t in body.items() if k != name})
+    with pytest.raises(ModelError, match=rf"{name} has shape \(2, 2\), expected \(389, 64\)"):
+        load_body(model, {**body, name: torch.zeros(2, 2)})
+
+
+def test_a_model_that_is_not_supported_or_not_there(tmp_path, folders) -> None:
+    from transformers import GPT2Config
+
+    GPT2Config(architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
+    from cold_flower import demo
+
+    demo.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"GPT2LMHeadModel.*Supported: bert, distilbert"):
+        load_base(str(tmp_path))
+    with pytest.raises(ModelError, match=r"'no-such/model' cannot be loaded.*absolute path"):
+        load_base("no-such/model")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_base(str(tmp_path / "missing"))
+
+
+def test_the_fingerprint_is_of_shape_and_words(folders) -> None:
+    a, b = (load_base(str(folders("roberta", c))) for c in STARTS["roberta"])
+    assert a.sha256 == b.sha256  # another head, another folder, the same body
+    a.tokenizer(["x"], truncation=True, max_length=4)
+    load_base.cache_clear()
+    assert load_base(a.name).sha256 == a.sha256 != load_base("demo").sha256

@@ -1,0 +1,60 @@
+"""Where Flower's records meet tensors."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+
+from strategies import records
+from strategies.errors import Refused
+
+STATE = {"w": torch.randn(3, 2), "s": torch.tensor(1.5)}
+
+
+def test_tensors_come_back_as_they_went() -> None:
+    back = dict(records.unpack(records.pack(STATE.items())))
+    assert all(torch.equal(back[k], STATE[k]) for k in STATE)
+    lazy = records.Tensors(records.pack(STATE.items()))
+    assert list(lazy) == list(STATE)
+    assert len(lazy) == 2
+    assert torch.equal(lazy["w"], STATE["w"])
+
+
+def test_nothing_is_unpickled() -> None:
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("unpickled",))
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Bomb()], dtype=object), allow_pickle=True)
+    for data in (buffer.getvalue(), pickle.dumps(Bomb()), b"", b"\x93NUMPY"):
+        with pytest.raises(Refused, match="cannot be decoded"):
+            records.tensor_of(Array("float32", (1,), "numpy.ndarray", data))
+
+
+def test_an_array_that_lies_about_its_form_is_refused() -> None:
+    honest = Array(np.zeros((2, 2), dtype=np.float32))
+    with pytest.raises(Refused, match=r"says float32 \(4,\) but holds float32 \(2, 2\)"):
+        records.tensor_of(Array("float32", (4,), honest.stype, honest.data))
+
+
+def test_a_reply_is_emptied_as_it_is_read() -> None:
+    record = records.pack(STATE.items())
+    content = RecordDict({records.ARRAYS: record})
+    template = {k: (t.dtype, tuple(t.shape)) for k, t in STATE.items()}
+    reader = records.body_of(content, template)
+    next(reader)
+    assert list(content.array_records[records.ARRAYS]) == ["s"]
+
+
+def test_a_reply_without_its_records_is_refused() -> None:
+    with pytest.raises(Refused, match="expected one ArrayRecord 'arrays', got \\[\\]"):
+        records.body_of(RecordDict(), {})
+    with pytest.raises(Refused, match="expected one MetricRecord"):
+        records.metrics_of(RecordDict({"arrays": ArrayRecord()}))
+    for wrong in ({}, {"num-examples": 0}, {"num-examples": [3]}):
+        with pytest.raises(Refused, match="num-examples"):
+            records.metrics_of(RecordDict({"metrics": MetricRecord(wrong)}))

@@ -1,0 +1,47 @@
+"""From scores to the table."""
+
+import math
+
+import pytest
+from rich.console import Console
+
+from cold_flower.report import gains, mean_and_sem, table
+
+
+def rows(values):
+    return [
+        {"iteration": i, "task": t, "group": g, "protocol": "frozen", "value": v}
+        for (i, t, g), v in values.items()
+    ]
+
+
+ROWS = rows(
+    {
+        (0, "a", "seen"): 0.5,
+        (0, "b", "seen"): 0.3,
+        (0, "c", "unseen"): 0.4,
+        (2, "a", "seen"): 0.6,
+        (2, "b", "seen"): 0.6,
+        (2, "c", "unseen"): 0.3,
+    }
+)
+
+
+def test_mean_and_standard_error_by_hand() -> None:
+    assert mean_and_sem([0.1, 0.3]) == pytest.approx((0.2, 0.1))
+    assert math.isnan(mean_and_sem([0.5])[1])
+
+
+def test_gains_are_paired_by_task() -> None:
+    assert gains(ROWS, "seen", "frozen", 2) == pytest.approx([0.1, 0.3])
+
+
+def test_the_table_shows_points_and_the_gain() -> None:
+    console = Console(width=100, record=True)
+    console.print(table(ROWS, "a run"))
+    text = console.export_text()
+    assert "2 seen" in text
+    assert "40.0" in text
+    assert "60.0" in text
+    assert "+20.0 ± 10.0" in text
+    assert "-10.0 ± nan" in text

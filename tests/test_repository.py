@@ -1,0 +1,88 @@
+"""The versioned store of bases."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cold_flower.errors import RunError
+from cold_flower.repository import Repository
+from strategies.fusion import fingerprint
+
+BODY = {"w": torch.zeros(2, 2), "b": torch.ones(2)}
+START = {"net.w": torch.zeros(2, 2), "net.b": torch.ones(2), "head": torch.tensor([9.0])}
+
+
+def save(folder) -> None:
+    save_file(START, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+
+
+@pytest.fixture
+def repository(tmp_path):
+    made = Repository(tmp_path)
+    made.create(save, BODY, "net.", {"note": "start"})
+    return made
+
+
+def moved(by):
+    return {k: t + by for k, t in BODY.items()}
+
+
+def test_lineage_and_latest(repository) -> None:
+    assert repository.latest() == 0
+    repository.publish(1, 0, moved(1).items(), {"rule": "average"})
+    repository.publish(2, 1, moved(2).items(), {"rule": "average"})
+    assert repository.latest() == 2
+    assert os.readlink(repository.folder / "latest") == "0002"
+    assert [repository.manifest(i)["parent"] for i in range(3)] == [None, 0, 1]
+    assert fingerprint(repository.body(1).items()) == fingerprint(moved(1).items())
+    kept = load_file(repository.path(2) / "model.safetensors")
+    assert kept.keys() == START.keys()
+    assert kept["head"].item() == 9.0
+    assert (repository.path(2) / "config.json").exists()
+
+
+def test_a_body_tensor_that_the_checkpoint_lacks_is_added(tmp_path) -> None:
+    made = Repository(tmp_path)
+    made.create(save, {**BODY, "pooler": torch.zeros(1)}, "net.", {})
+    assert load_file(made.path(0) / "model.safetensors").keys() == {*START, "net.pooler"}
+    assert made.body(0).keys() == ["w", "b", "pooler"]
+
+
+def test_nothing_is_ever_half_visible(repository) -> None:
+    def broken():
+        yield "w", BODY["w"]
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        repository.publish(1, 0, broken(), {})
+    assert sorted(p.name for p in repository.folder.iterdir()) == ["0000", "latest"]
+    assert repository.latest() == 0
+
+
+def test_a_number_is_used_once(repository) -> None:
+    repository.publish(1, 0, moved(1).items(), {})
+    with pytest.raises(RunError, match="iteration 1 exists"):
+        repository.publish(1, 0, moved(2).items(), {})
+
+
+def test_a_publish_cut_off_before_latest_moved_is_finished(repository) -> None:
+    repository.publish(1, 0, moved(1).items(), {})
+    link = repository.folder / "latest"
+    link.unlink()
+    link.symlink_to("0000")
+    assert repository.recover() == 1
+    assert repository.latest() == 1
+
+
+def test_an_iteration_that_is_not_there(repository) -> None:
+    with pytest.raises(RunError, match=r"no iteration 7 .* \['0000'\]"):
+        repository.manifest(7)
+
+
+def test_the_manifest_is_json(repository) -> None:
+    text = (repository.path(0) / "manifest.json").read_text()
+    assert json.loads(text)["note"] == "start"

@@ -1,0 +1,184 @@
+"""The main job through `flwr run`: real SuperLink, real Ray, real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from transformers import AutoModel, AutoTokenizer
+
+from cold_flower.repository import Repository
+from strategies.fusion import fingerprint
+from tests.conftest import REAL, needs_real
+from tests.test_cli import COLD_FLOWER, cold_flower
+
+SMALL = [
+    "--set", "tasks=travel,music,kitchen,market",
+    "--set", "unseen=market",
+    "--set", "contributors-per-iteration=2",
+    "--set", "finetune.max-examples=64",
+    "--set", "finetune.max-epochs=1",
+    "--set", "evaluate.max-test-examples=50",
+    "--set", "evaluate.protocols=frozen",
+    "--set", "iterations=2",
+]  # fmt: skip
+pytestmark = pytest.mark.real
+
+
+def simulate(cwd: Path, run_dir: str, *more: str) -> subprocess.CompletedProcess[str]:
+    done = cold_flower(
+        "simulate", "demo", *SMALL, "--run-dir", run_dir, *more, cwd=cwd, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def rows(run: Path, name: str):
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def body_of(run: Path, iteration: int) -> str:
+    return fingerprint(Repository(run).body(iteration).items())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cwd = tmp_path_factory.mktemp("with space and_underscore")
+    done = simulate(cwd, "run")
+    assert "gain ± SEM" in done.stdout
+    return cwd / "run"
+
+
+def test_the_run_directory_is_as_documented(finished) -> None:
+    assert json.loads((finished / "result.json").read_text()) == {
+        "status": "completed",
+        "iterations": 2,
+        "cause": "",
+    }
+    assert json.loads((finished / "config.json").read_text())["config"]["seed"] == 0
+    latest = finished / "iterations" / "latest"
+    assert AutoModel.from_pretrained(latest).config.model_type == "roberta"
+    assert AutoTokenizer.from_pretrained(latest).model_max_length == 38
+    manifest = Repository(finished).manifest(2)
+    assert manifest["parent"] == 1
+    assert manifest["rule"] == "average"
+    assert manifest["sha256"] == body_of(finished, 2)
+    assert [c["verdict"] for c in manifest["contributors"]] == ["accepted"] * 2
+    assert all(c["diff-norm"] > 0 and -1 <= c["cosine"] <= 1 for c in manifest["contributors"])
+    assert not list((finished / "incoming").rglob("*.safetensors"))
+
+
+def test_scores_and_contributions(finished) -> None:
+    scores = rows(finished, "scores.jsonl")
+    assert {(r["iteration"], r["task"]) for r in scores} == {
+        (i, t) for i in range(3) for t in ("travel", "music", "kitchen", "market")
+    }
+    assert {r["group"] for r in scores if r["task"] == "market"} == {"unseen"}
+    assert all(0 <= r["value"] <= 1 and r["n_test"] == 50 for r in scores)
+    given = rows(finished, "contributions.jsonl")
+    assert len(given) == 4
+    assert "market" not in {r["contributor"] for r in given}
+    wanted = {"iteration", "contributor", "verdict", "reason", "examples", "seconds", "diff_norm"}
+    assert all(wanted <= r.keys() for r in given)
+
+
+def test_heads_and_data_stay_with_the_contributors(finished) -> None:
+    start = Repository(finished).manifest(0)["body"]
+    assert not [name for name in start if "classifier" in name]
+    assert {p.name for p in (finished / "contributors").iterdir()} == {
+        "travel",
+        "music",
+        "kitchen",
+        "market",
+    }
+
+
+def test_an_extended_run_equals_one_of_full_length(finished, tmp_path) -> None:
+    short = simulate(tmp_path, "short", "--set", "iterations=1")
+    assert "iteration 1" in short.stdout
+    simulate(tmp_path, "short", "--resume")
+    assert body_of(tmp_path / "short", 2) == body_of(finished, 2)
+    assert len(rows(tmp_path / "short", "scores.jsonl")) == len(rows(finished, "scores.jsonl"))
+
+
+def test_a_stock_flower_strategy_drives_the_same_contributors(finished, tmp_path) -> None:
+    simulate(
+        tmp_path,
+        "run",
+        "--set",
+        "fusion.strategy=flwr.serverapp.strategy:FedAvg",
+        "--set",
+        "iterations=1",
+    )
+    assert body_of(tmp_path / "run", 0) == body_of(finished, 0)
+    mine, theirs = (rows(r, "contributions.jsonl") for r in (finished, tmp_path / "run"))
+    assert [r["sha256"] for r in theirs] == [r["sha256"] for r in mine if r["iteration"] == 1]
+
+
+def test_a_run_that_fails_says_so_with_its_exit_code(tmp_path) -> None:
+    done = cold_flower(
+        "simulate", "demo", *SMALL, "--run-dir", "run", "--set", "finetune.learning-rate=1e30",
+        cwd=tmp_path, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "the quorum is 2" in done.stderr
+    assert "lower finetune.learning-rate" in done.stderr
+    assert "--resume" in done.stderr
+
+
+def test_sigterm_stops_everything_that_was_started(tmp_path) -> None:
+    process = subprocess.Popen(
+        [COLD_FLOWER, "simulate", "demo", "--run-dir", "run"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLD_FLOWER_TEST_MARK": str(tmp_path)},
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "progress.log").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted; what arrived is kept: --resume" in stderr
+    assert _marked(str(tmp_path)) == []
+
+
+def _marked(mark: str) -> list[int]:
+    """Return the processes that carry the mark in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"COLD_FLOWER_TEST_MARK={mark}".encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@needs_real
+def test_real_datasets_and_a_real_encoder(tmp_path) -> None:
+    done = cold_flower(
+        "simulate", "real_small", "--run-dir", "run",
+        "--set", f"suite={REAL}/data/suite.toml",
+        "--set", f"base-model={REAL}/models/minilm",
+        "--set", "tasks=trec_coarse,rotten_tomatoes,sst2",
+        "--set", "unseen=sst2",
+        "--set", "contributors-per-iteration=0",
+        "--set", "finetune.max-examples=64",
+        "--set", "evaluate.max-test-examples=64",
+        "--set", "iterations=1",
+        cwd=tmp_path, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    moved = [c["diff-norm"] for c in Repository(run).manifest(1)["contributors"]]
+    assert len(moved) == 2
+    assert all(0 < norm < 100 for norm in moved)
+    before = AutoModel.from_pretrained(f"{REAL}/models/minilm").state_dict()
+    after = AutoModel.from_pretrained(run / "iterations" / "latest").state_dict()
+    assert before.keys() == after.keys()

@@ -1,0 +1,225 @@
+"""Suites, sources and splits."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from cold_flower.config import Config
+from cold_flower.contributor import plan, resolve
+from cold_flower.errors import ConfigError, TaskError
+from cold_flower.tasks import load, load_suite, read_split, suite_names
+from tests.conftest import REAL, needs_real
+
+ROWS = {
+    "first": [f"one {i}" for i in range(20)],
+    "second": [f"two {i}" for i in range(20)],
+    "label": [i % 2 for i in range(20)],
+    "score": [i / 4 for i in range(20)],
+    "word": ["no" if i % 2 else "yes" for i in range(20)],
+}
+
+
+def write(folder: Path, suffix: str, rows=ROWS, split="train") -> None:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{split}{suffix}"
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pa.table(rows), path)
+    elif suffix == ".csv":
+        pyarrow.csv.write_csv(pa.table(rows), path)
+    else:
+        lines = [
+            dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def suite(tmp_path: Path, **changes) -> Path:
+    entry = {
+        "source": "files",
+        "path": "data",
+        "text": ["first"],
+        "label": "label",
+        "labels": ["even", "odd"],
+        "splits": {"train": "train", "test": "test"},
+        **changes,
+    }
+    lines = ["[tasks.mine]"]
+    for key, value in entry.items():
+        if value is None:
+            continue
+        shown = json.dumps(value)
+        if isinstance(value, dict):
+            shown = "{" + ", ".join(f"{k} = {json.dumps(v)}" for k, v in value.items()) + "}"
+        lines.append(f"{key} = {shown}")
+    path = tmp_path / "suite.toml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def task(tmp_path: Path, **changes):
+    return load_suite(str(suite(tmp_path, **changes))).tasks["mine"]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
+def test_files_of_each_kind_give_the_same_rows(tmp_path, suffix) -> None:
+    write(tmp_path / "data", suffix)
+    rows, labels = read_split(task(tmp_path, text=["first", "second"]), "train")
+    assert rows.texts[3] == ("one 3", "two 3")
+    assert rows.labels[:4] == [0, 1, 0, 1]
+    assert labels == ("even", "odd")
+
+
+def test_a_pattern_a_template_and_labels_by_name(tmp_path) -> None:
+    write(tmp_path / "data", ".csv", split="x-train")
+    mine = task(
+        tmp_path,
+        path="data/x-{split}.csv",
+        text=["{first} / {second}"],
+        label="word",
+        labels=["no", "yes"],
+    )
+    rows, _ = read_split(mine, "train")
+    assert rows.texts[0] == ("one 0 / two 0",)
+    assert rows.labels[:2] == [1, 0]
+
+
+def test_labels_that_the_data_names(tmp_path) -> None:
+    write(tmp_path / "data", ".jsonl")
+    _, labels = read_split(task(tmp_path, labels=None, label="word"), "train")
+    assert labels == ("no", "yes")
+
+
+def test_regression(tmp_path) -> None:
+    write(tmp_path / "data", ".parquet")
+    mine = task(tmp_path, kind="regression", label="score", labels=None)
+    rows, labels = read_split(mine, "train")
+    assert rows.labels[2] == 0.5
+    assert labels == ("",)
+    assert mine.metric == "pearson"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"text": ["frist"]}, r"task mine .*no column 'frist' in .*train.csv; .* first, second"),
+        ({"label": "lable"}, "no column 'lable'"),
+        ({"labels": ["even"]}, r"split train, row 1: label 1 .* outside the list \['even'\]"),
+        ({"path": "nowhere"}, "task mine .*no file for split 'train'; looked for .*nowhere"),
+        ({"kind": "regression", "label": "word"}, "column 'word' is no number"),
+        ({"path": "data/{split}.txt"}, "is none of .parquet"),
+    ],
+)
+def test_bad_data_names_task_file_and_column(tmp_path, changes, words) -> None:
+    write(tmp_path / "data", ".csv")
+    with pytest.raises(TaskError, match=words):
+        read_split(task(tmp_path, **changes), "train")
+
+
+def test_an_empty_split_and_a_broken_file(tmp_path) -> None:
+    write(tmp_path / "data", ".parquet", {k: v[:0] for k, v in ROWS.items()})
+    with pytest.raises(TaskError, match="split train is empty"):
+        read_split(task(tmp_path), "train")
+    (tmp_path / "data" / "train.parquet").write_bytes(b"not parquet")
+    with pytest.raises(TaskError, match="train.parquet cannot be read"):
+        read_split(task(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sauce": "files"}, "unknown key 'sauce'. Did you mean 'source'"),
+        ({"source": "file"}, "unknown source 'file'. Did you mean 'files'"),
+        ({"metric": "acuracy"}, "Did you mean 'accuracy'"),
+        ({"text": ["a", "b", "c"]}, "one or two columns"),
+        ({"text": None}, "text is missing"),
+        ({"splits": {"train": "train"}}, "splits names train, test"),
+        ({"labels": ["x", "x"]}, "different names"),
+    ],
+)
+def test_a_wrong_entry(tmp_path, changes, words) -> None:
+    with pytest.raises(TaskError, match=words):
+        load_suite(str(suite(tmp_path, **changes)))
+
+
+def test_suites_by_name() -> None:
+    assert suite_names() == ["demo", "paper"]
+    with pytest.raises(TaskError, match="Did you mean 'paper'"):
+        load_suite("papper")
+    with pytest.raises(TaskError, match="/nowhere.toml cannot be read"):
+        load_suite("/nowhere.toml")
+
+
+def test_no_network_names_dataset_and_way_out() -> None:
+    with pytest.raises(TaskError, match=r"hub dataset 'nyu-mll/glue' .* name a local copy"):
+        read_split(load_suite("paper").tasks["sst2"], "train")
+
+
+def test_dev_is_carved_or_taken_and_the_draws_are_stable(tmp_path) -> None:
+    for split in ("train", "test", "dev"):
+        write(tmp_path / "data", ".csv", split=split)
+    config = Config.from_flat({"finetune.dev-examples": 5, "finetune.max-examples": 7})
+    carved = load(task(tmp_path), config)
+    assert (len(carved.train), len(carved.dev), len(carved.test)) == (7, 2, 20)
+    assert not set(carved.train.texts) & set(carved.dev.texts)
+    assert carved.train.texts == load(task(tmp_path), config).train.texts
+    splits = {"train": "train", "validation": "dev", "test": "test"}
+    assert len(load(task(tmp_path, splits=splits), config).dev) == 5
+    few = Config.from_flat({"evaluate.max-test-examples": 3, "seed": 1})
+    assert len(load(task(tmp_path), few).test) == 3
+
+
+def test_shards_are_disjoint_and_limited(tmp_path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "data", ".csv", split=split)
+    keys = {"partition.kind": "shards", "partition.shards": 4, "partition.examples": 5}
+    config = Config.from_flat(keys)
+    shards = [load(task(tmp_path), config, i) for i in range(4)]
+    texts = [t for s in shards for t in (*s.train.texts, *s.dev.texts)]
+    assert len(texts) == len(set(texts)) == 20
+    config = Config.from_flat({**keys, "partition.shards": 5})
+    with pytest.raises(TaskError, match="5 shards of 5 need 25 training examples, there are 20"):
+        load(task(tmp_path), config, 0)
+
+
+def test_the_plan() -> None:
+    demo = plan(resolve(Config()))
+    assert (len(demo.seen), len(demo.unseen)) == (8, 4)
+    assert not set(demo.seen) & set(demo.unseen)
+    with pytest.raises(ConfigError, match="task in unseen .*Did you mean 'market'"):
+        plan(Config.from_flat({"unseen": "markt"}))
+    with pytest.raises(ConfigError, match="no task contributes"):
+        plan(Config.from_flat({"tasks": "market", "unseen": "market"}))
+    with pytest.raises(ConfigError, match="splits one task"):
+        plan(Config.from_flat({"partition.kind": "shards"}))
+    keys = {"partition.kind": "shards", "tasks": "market", "partition.shards": 3}
+    assert plan(Config.from_flat(keys)).names == ("shard-000", "shard-001", "shard-002")
+
+
+def test_a_recipe_moves_only_keys_that_were_left_alone() -> None:
+    recipe = load_suite("demo").recipe
+    resolved = resolve(Config.from_flat({"finetune.batch-size": 99}))
+    assert resolved.finetune.batch_size == 99
+    assert resolved.finetune.max_epochs == recipe["finetune.max-epochs"]
+    assert resolve(resolved) == resolved
+
+
+def test_the_paper_suite_has_its_36_tasks() -> None:
+    paper = load_suite("paper").tasks
+    assert len(paper) == 36
+    assert sum(t.kind == "regression" for t in paper.values()) == 1
+
+
+@needs_real
+def test_the_real_suite_loads_whole() -> None:
+    real = load_suite(f"{REAL}/data/suite.toml")
+    assert len(real.tasks) == 35
+    assert set(real.tasks) - {"litl_nli"} <= set(load_suite("paper").tasks)
+    config = Config.from_flat({"finetune.max-examples": 50, "evaluate.max-test-examples": 50})
+    for mine in real.tasks.values():
+        data = load(mine, config)
+        assert len(data.train) == 50
+        assert len(data.test) == 50
