@@ -8,7 +8,7 @@ the embedded demo. A test keeps pyproject.toml's table equal to these.
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from cold_flower.errors import ConfigError
 from strategies.names import unknown
@@ -228,9 +228,11 @@ def _checked(key: str, value: Any, default: Scalar, metadata: Mapping[str, Any])
         value = float(value)
     if type(value) is not kind:
         hint = " (a list is one comma-separated string)" if isinstance(value, list) else ""
-        raise ConfigError(f"{key} is a {kind.__name__} (default {default!r}), got {value!r}{hint}")
+        raise ConfigError(
+            f"{key} is of type {kind.__name__} (default {default!r}), got {value!r}{hint}"
+        )
     if metadata["choices"] and value not in metadata["choices"]:
         raise ConfigError(unknown(f"value for {key}", str(value), metadata["choices"]))
     if isinstance(value, int | float) and not metadata["least"] <= value < float("inf"):
         raise ConfigError(f"{key} is at least {metadata['least']}, got {value}")
-    return value  # type: ignore[no-any-return]  # its type has just been compared
+    return cast(Scalar, value)

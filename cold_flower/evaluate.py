@@ -185,7 +185,7 @@ def train_head(
             order = torch.randperm(len(labels), generator=generator).to(model.device)
             for rows in order.split(batch):
                 loss_rows = model(input_ids=rows).logits
-                loop.loss_of(loss_rows, targets[rows]).backward()  # type: ignore[no-untyped-call]
+                loop.loss_of(loss_rows, targets[rows]).backward()
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)

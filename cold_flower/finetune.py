@@ -144,7 +144,7 @@ def _step(model: Any, data: Encoded, indices: list[int], options: Finetune) -> T
         with autocast(model.device, options.precision):
             logits = model(**data.batch(part, model.device)).logits
         loss = loss_of(logits, labels) * (len(part) / len(indices))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += loss.detach()
     return total
 

@@ -13,7 +13,7 @@ written under a temporary name, fsynced and renamed: nothing is ever half visibl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ class Repository:
         self,
         iteration: int,
         parent: int,
-        body: Iterable[tuple[str, Tensor]],
+        body: Weights,
         manifest: Mapping[str, Any],
     ) -> None:
         """Publish a new base and make it the head of the lineage.
@@ -109,7 +109,7 @@ class Repository:
         Args:
             iteration: its number, never used before.
             parent: the iteration it was made from.
-            body: the tensors, in the body's order.
+            body: the new body, matched by name.
             manifest: what to record beside the lineage.
         """
         start = self.manifest(0)
@@ -127,7 +127,7 @@ class Repository:
             ordered |= {name: template[name] for name in rest}
 
             def tensors() -> Iterator[tuple[str, Tensor]]:
-                yield from ((prefix + name, tensor) for name, tensor in body)
+                yield from ((prefix + name, body.get(name)) for name in names)
                 yield from ((name, known.get(name)) for name in rest)
 
             write_safetensors(folder / WEIGHTS, ordered, tensors(), {"format": "pt"})

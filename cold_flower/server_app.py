@@ -175,7 +175,7 @@ class _Run:
             "sha256": fingerprint(fused.items()),
             "time": _now(),
         }
-        self._repository.publish(iteration, parent, fused.items(), manifest)
+        self._repository.publish(iteration, parent, fused, manifest)
         self._record_contributions(iteration)
         self._inbox.drop()
 

@@ -47,7 +47,7 @@ def simulate(config: Config, contributors: int, say: Callable[[str], None]) -> N
         RunError: with the cause, and how to resume.
     """
     run_dir = Path(config.run_dir)
-    workers = min(contributors, os.cpu_count() or 1)
+    workers = min(contributors, _cores())
     # Ray puts sockets there, whose paths are limited to 107 characters: keep it short.
     with tempfile.TemporaryDirectory(prefix="cf-") as short:
         scratch = Path(short)
@@ -65,6 +65,13 @@ def simulate(config: Config, contributors: int, say: Callable[[str], None]) -> N
             if run_dir.exists():
                 run_log.replace(run_dir / LOG)
     _judge(run_dir, status)
+
+
+def _cores() -> int:
+    """Return the cores that this process may use (`taskset` and containers limit them)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def stage(app: Path, config: Config) -> Path:

@@ -42,7 +42,7 @@ def gpt2(folder: Path) -> str:
 
 WRONG = {
     "a key": (["demo", "--set", "finetune.learning-rat=1"], "Did you mean 'finetune.learning-rate'"),
-    "a value": (["demo", "--set", "seed=one"], "seed is a int (default 0), got 'one'"),
+    "a value": (["demo", "--set", "seed=one"], "seed is of type int (default 0), got 'one'"),
     "no value": (["demo", "--set", "seed"], "--set expects key=value, got 'seed'"),
     "an experiment": (["dem"], "unknown experiment 'dem'. Did you mean 'demo'"),
     "an experiment file": (["nowhere.toml"], "experiment nowhere.toml cannot be read"),
@@ -137,7 +137,7 @@ def test_a_setting_keeps_a_default_that_was_asked_for() -> None:
     assert recipe.finetune.batch_size == 8
     asked = experiments.configure("demo", experiments.parse_settings(["finetune.batch-size=256"]))
     assert asked.finetune.batch_size == 256
-    with pytest.raises(ConfigError, match="finetune.batch-size is a int"):
+    with pytest.raises(ConfigError, match="finetune.batch-size is of type int"):
         experiments.configure("demo", experiments.parse_settings(["finetune.batch-size=many"]))
 
 

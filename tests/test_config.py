@@ -30,8 +30,8 @@ def test_flat_keys_come_back() -> None:
     ("key", "value", "words"),
     [
         ("finetune.learning-rat", 1.0, "Did you mean 'finetune.learning-rate'"),
-        ("seed", "one", "seed is a int .* got 'one'"),
-        ("seed", True, "seed is a int"),
+        ("seed", "one", "seed is of type int .* got 'one'"),
+        ("seed", True, "seed is of type int"),
         ("tasks", ["a"], "comma-separated string"),
         ("schedule", "robin", "Did you mean 'round-robin'"),
         ("iterations", -1, "at least 0, got -1"),

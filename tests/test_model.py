@@ -65,7 +65,7 @@ class TestFamilies:
         in_checkpoint = begun.keys() & body_of(model).keys()  # not what AutoModel adds
         assert all(torch.equal(begun[k], again[k]) for k in in_checkpoint)
         moved = {k: t + 1 for k, t in body.items()}
-        repository.publish(1, 0, moved.items(), {})
+        repository.publish(1, 0, Weights(moved), {})
         loaded = AutoModel.from_pretrained(tmp_path / "iterations" / "latest").state_dict()
         assert all(torch.equal(loaded[k], moved[k]) for k in moved.keys() & loaded.keys())
         assert fingerprint(repository.body(1).items()) == fingerprint(moved.items())

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from cold_flower.errors import RunError
 from cold_flower.repository import Repository
-from strategies.fusion import fingerprint
+from strategies.fusion import Weights, fingerprint
 
 BODY = {"w": torch.zeros(2, 2), "b": torch.ones(2)}
 START = {"net.w": torch.zeros(2, 2), "net.b": torch.ones(2), "head": torch.tensor([9.0])}
@@ -33,8 +33,8 @@ def moved(by):
 
 def test_lineage_and_latest(repository) -> None:
     assert repository.latest() == 0
-    repository.publish(1, 0, moved(1).items(), {"rule": "average"})
-    repository.publish(2, 1, moved(2).items(), {"rule": "average"})
+    repository.publish(1, 0, Weights(moved(1)), {"rule": "average"})
+    repository.publish(2, 1, Weights(moved(2)), {"rule": "average"})
     assert repository.latest() == 2
     assert os.readlink(repository.folder / "latest") == "0002"
     assert [repository.manifest(i)["parent"] for i in range(3)] == [None, 0, 1]
@@ -53,24 +53,33 @@ def test_a_body_tensor_that_the_checkpoint_lacks_is_added(tmp_path) -> None:
 
 
 def test_nothing_is_ever_half_visible(repository) -> None:
-    def broken():
-        yield "w", BODY["w"]
-        raise OSError(28, "No space left on device")
+    class Broken(dict):
+        def __getitem__(self, name):
+            if name == "b":
+                raise OSError(28, "No space left on device")
+            return super().__getitem__(name)
 
     with pytest.raises(OSError, match="No space left"):
-        repository.publish(1, 0, broken(), {})
+        repository.publish(1, 0, Weights(Broken(BODY)), {})
     assert sorted(p.name for p in repository.folder.iterdir()) == ["0000", "latest"]
     assert repository.latest() == 0
 
 
+def test_tensors_are_matched_by_name(repository) -> None:
+    """Flower's FedAvg returns them in another order."""
+    backwards = dict(reversed(moved(1).items()))
+    repository.publish(1, 0, Weights(backwards), {})
+    assert fingerprint(repository.body(1).items()) == fingerprint(moved(1).items())
+
+
 def test_a_number_is_used_once(repository) -> None:
-    repository.publish(1, 0, moved(1).items(), {})
+    repository.publish(1, 0, Weights(moved(1)), {})
     with pytest.raises(RunError, match="iteration 1 exists"):
-        repository.publish(1, 0, moved(2).items(), {})
+        repository.publish(1, 0, Weights(moved(2)), {})
 
 
 def test_a_publish_cut_off_before_latest_moved_is_finished(repository) -> None:
-    repository.publish(1, 0, moved(1).items(), {})
+    repository.publish(1, 0, Weights(moved(1)), {})
     link = repository.folder / "latest"
     link.unlink()
     link.symlink_to("0000")
