@@ -95,6 +95,7 @@ class _Run:
             keep_arrays=bool(config.fusion.strategy),
             say=self._say,
         )
+        self._inbox.drop()  # what a crash left between publishing and dropping
         body = self._repository.body(first - 1)
         self._say(
             f"{len(self._members)} contributors are ready, {len(self._seen)} of them contribute; "

@@ -8,6 +8,7 @@ contributors, and a run that was stopped goes on with what had arrived.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,11 +133,7 @@ class Inbox(Grid):
 
     def drop(self) -> None:
         """Delete the current iteration's files: they are fused and published."""
-        folder = self._folder / f"{self.iteration:04d}"
-        for path in folder.glob("*.safetensors"):
-            path.unlink()
-        if folder.exists():
-            folder.rmdir()
+        shutil.rmtree(self._folder / f"{self.iteration:04d}", ignore_errors=True)
 
     def _stamped(self, message: Message, base: str) -> Message:
         """Copy a message with iteration and base in its config; the arrays are shared."""

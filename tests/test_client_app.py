@@ -1,0 +1,114 @@
+"""The ClientApp under anybody's ServerApp."""
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+
+from cold_flower.client_app import app
+from cold_flower.config import Config
+from cold_flower.contributor import Contributor, resolve
+from cold_flower.model import starting_model
+from strategies import records
+from strategies.fusion import fingerprint
+
+RUN = Config.from_flat(
+    {
+        "recipe": False,
+        "tasks": "travel,music",
+        "finetune.max-examples": 24,
+        "finetune.max-epochs": 1,
+        "finetune.precision": "fp32",
+        "evaluate.max-test-examples": 20,
+    }
+).flat()
+
+
+def context(index=0, **run_config) -> Context:
+    node = {} if index is None else {"partition-id": index, "num-partitions": 2}
+    return Context(1, 1, node, RecordDict(), {**RUN, **run_config})
+
+
+def send(kind, content, where) -> Message:
+    message = Message(RecordDict(content), 1, kind)
+    message.metadata.__dict__["_message_id"] = "m"
+    return app(message, where)
+
+
+@pytest.fixture(scope="module")
+def arrays(tiny):
+    return records.pack(starting_model(tiny, seed=0)[1].items())
+
+
+def test_the_query_says_who_this_is() -> None:
+    about = records.config_of(send(MessageType.QUERY, {}, context(1)).content, "contributor")
+    assert (about["name"], about["task"], about["examples"]) == ("music", "music", 24)
+    assert about["protocol"] == 1
+    assert {"versions", "code", "model"} <= about.keys()
+
+
+def test_training_without_a_query_and_without_our_keys(arrays, tiny) -> None:
+    """What stock FedAvg sends: arrays and a config with its own round number."""
+    sent = {"arrays": arrays, "config": ConfigRecord({"server-round": 2})}
+    where = context(0, **{"num-server-rounds": 3, "their-key": "x"})
+    reply = send(MessageType.TRAIN, sent, where).content
+    assert set(reply.array_records) == {"arrays"}
+    assert set(reply.metric_records) == {"metrics"}
+    assert set(reply.array_records["arrays"]) == set(arrays)
+    metrics = records.metrics_of(reply)
+    wanted = {"num-examples", "train-loss", "dev-accuracy", "seconds", "steps"}
+    assert metrics.keys() == wanted
+    assert metrics["num-examples"] == 24
+    about = records.config_of(reply, "contribution")
+    base = fingerprint(records.unpack(arrays))
+    assert about == {"contributor": "travel", "iteration": 2, "base": base}
+    assert fingerprint(records.unpack(reply.array_records["arrays"])) != base
+
+
+def test_a_seed_in_the_message_decides(arrays) -> None:
+    def train(seed):
+        config = ConfigRecord({"iteration": 1, "seed": seed})
+        reply = send(MessageType.TRAIN, {"arrays": arrays, "config": config}, context())
+        return fingerprint(records.unpack(reply.content.array_records["arrays"]))
+
+    assert train(1) == train(1) != train(2)
+
+
+def test_evaluation_returns_the_protocols_asked_for_and_nothing_more(arrays) -> None:
+    config = ConfigRecord({"protocols": "frozen"})
+    reply = send(MessageType.EVALUATE, {"arrays": arrays, "config": config}, context()).content
+    assert records.metrics_of(reply).keys() == {"num-examples", "frozen"}
+    assert records.config_of(reply, "contributor")["metric"] == "accuracy"
+    assert not reply.array_records
+    bare = send(MessageType.EVALUATE, {"arrays": arrays}, context()).content
+    assert records.metrics_of(bare).keys() == {"num-examples", "frozen", "finetuned"}
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        (context(None), "start it with --node-config 'partition-id=0'"),
+        (context(2), "partition-id 2 has no task: there are 2 contributors"),
+        (context(0, suite="/nowhere.toml"), "TaskError: suite file /nowhere.toml cannot be read"),
+    ],
+)
+def test_what_is_wrong_at_a_contributor_is_one_line(where, words, arrays) -> None:
+    reply = send(MessageType.TRAIN, {"arrays": arrays}, where)
+    assert reply.has_error()
+    assert words in reply.error.reason
+    assert "Traceback" not in reply.error.reason
+
+
+def test_a_body_that_does_not_fit_is_named(arrays) -> None:
+    other = records.pack([("w", torch.zeros(1))])
+    reply = send(MessageType.TRAIN, {"arrays": other}, context())
+    assert "ModelError: the body does not fit" in reply.error.reason
+
+
+def test_tokens_are_made_once_and_kept(own_home, monkeypatch) -> None:
+    config = resolve(Config.from_flat(RUN))
+    first = Contributor(config, 0).splits()
+    assert [p.name for p in own_home.iterdir()] == ["travel"]
+    monkeypatch.setattr("cold_flower.tasks.load", lambda *_: pytest.fail("read the data again"))
+    again = Contributor(config, 0).splits()
+    assert torch.equal(first.train.ids, again.train.ids)
+    assert torch.equal(first.test.labels, again.test.labels)

@@ -1,0 +1,63 @@
+"""The handshake."""
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from cold_flower import roster
+from cold_flower.errors import RunError
+from tests.conftest import FakeGrid, error_reply
+
+ABOUT = {"task": "t", "examples": 5, "protocol": 1, "code": "c", "model": "m"}
+NAMES = {1: "ann", 2: "bob"}
+
+
+def gather(client=None, nodes=(1, 2), planned=2, wait=0.3, say=lambda line: None):
+    def answer(message: Message) -> Message:
+        name = NAMES[message.metadata.dst_node_id]
+        changes = client(name) if client else {}
+        content = RecordDict({"contributor": ConfigRecord({**ABOUT, "name": name, **changes})})
+        return Message(content, reply_to=message)
+
+    grid = FakeGrid(answer, nodes)
+    return roster.gather(grid, planned, wait=wait, code="c", model="m", say=say)
+
+
+def test_everybody_by_name() -> None:
+    assert gather() == {
+        "ann": roster.Member("ann", 1, "t", 5),
+        "bob": roster.Member("bob", 2, "t", 5),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "ann"}, "two nodes call themselves ann"),
+        ({"name": "../../x"}, "calls itself '../../x'"),
+        ({"protocol": 2}, "another protocol: '2', the server has 1"),
+        ({"code": "old"}, "another code: 'old'"),
+        ({"model": "other"}, "another model: 'other'"),
+    ],
+)
+def test_who_does_not_fit_is_refused(changes, words) -> None:
+    with pytest.raises(RunError, match=words):
+        gather(lambda name: changes if name == "bob" else {})
+
+
+def test_nobody_comes() -> None:
+    with pytest.raises(RunError, match=r"no contributor came online within 0.3 s \(wait.nodes\)"):
+        gather(nodes=())
+
+
+def test_fewer_than_planned_is_said_with_the_way_to_raise_it(monkeypatch) -> None:
+    monkeypatch.setattr(roster, "SETTLED", 0.1)
+    lines: list[str] = []
+    assert list(gather(nodes=(1,), planned=2, say=lines.append)) == ["ann"]
+    assert "1 of 2 contributors are online" in lines[0]
+    assert "num-supernodes=2" in lines[0]
+
+
+def test_a_contributor_that_cannot_start_says_why() -> None:
+    grid = FakeGrid(lambda m: error_reply(m, "TaskError: no column 'x'"), [1])
+    with pytest.raises(RunError, match="cannot start: TaskError: no column 'x'"):
+        roster.gather(grid, 1, wait=1, code="c", model="m", say=lambda line: None)
