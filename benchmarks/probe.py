@@ -7,11 +7,13 @@ epochs, on a random RoBERTa of 6 layers of 256; the naive way runs the frozen bo
 every batch of every epoch.
 """
 
+import os
+import tempfile
 import time
 from dataclasses import replace
+from typing import Any
 
 import torch
-from transformers import RobertaConfig
 
 from cold_flower import evaluate as protocols
 from cold_flower.config import Config
@@ -34,12 +36,14 @@ def naive(base: Base, body: State, data: Splits, config: Config) -> float:
 
 def main() -> None:
     """Time both and print the ratio."""
+    os.environ["COLD_FLOWER_HOME"] = tempfile.mkdtemp()
     torch.set_num_threads(1)
     config = resolve(Config.from_flat({"finetune.batch-size": 32, "probe.epochs": EPOCHS}))
     data = Contributor(config, 0).splits()
     tiny = load_base("demo")
     larger = {"hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 1024}
-    base = replace(tiny, config=RobertaConfig.from_dict({**tiny.config.to_dict(), **larger}))
+    kind: Any = type(tiny.config)
+    base = replace(tiny, config=kind(**{**tiny.config.to_dict(), **larger}))
     _, body = starting_model(base, 0)
     seconds = {}
     for name, run in (

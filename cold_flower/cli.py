@@ -43,7 +43,7 @@ def simulate(
     from rich.console import Console
 
     from cold_flower import experiments
-    from cold_flower.journal import SCORES, Journal, check_new, load_config
+    from cold_flower.journal import SCORES, Journal, check_new, check_same
     from cold_flower.report import table
     from cold_flower.simulate import simulate as run
 
@@ -52,7 +52,7 @@ def simulate(
     settings |= {"run-dir": str(folder.resolve()), "resume": resume}
     config = experiments.configure(experiment, settings)
     if resume:
-        load_config(folder)
+        check_same(folder, config)
     else:
         check_new(folder)
     whole = experiments.check(config)
@@ -116,6 +116,6 @@ def main() -> None:
 
     try:
         app(standalone_mode=True)
-    except (ColdFlowerError, StrategyError) as error:
+    except (ColdFlowerError, StrategyError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from cold_flower.config import PROTOCOLS, Config, split
 from cold_flower.contributor import Contributor, resolve
-from cold_flower.errors import ColdFlowerError, ConfigError
+from cold_flower.errors import ColdFlowerError, ConfigError, NoTaskError
 from cold_flower.identity import code_sha256, versions
 from strategies import records
 from strategies.fusion import fingerprint
@@ -52,8 +52,11 @@ def _body(message: Message) -> dict[str, Any]:
 @app.query()
 @_answer
 def query(message: Message, context: Context) -> RecordDict:
-    """Say who this is and what it runs; the data stays unread but for its size."""
-    me = _contributor(context)
+    """Say who this is and what it runs; reads and tokenises the data, to count it."""
+    try:
+        me = _contributor(context)
+    except NoTaskError:
+        return RecordDict({records.CONTRIBUTOR: ConfigRecord({"protocol": records.PROTOCOL})})
     about: dict[str, Any] = {
         "name": me.name,
         "task": me.task.name,

@@ -45,7 +45,9 @@ class Finetune:
     micro_batch_size: int = _key(0, "examples a forward pass; 0 = the batch")
     max_epochs: int = _key(10, "at most so many passes over the data", least=1)
     max_examples: int = _key(0, "training examples used of a task; 0 = all")
-    dev_examples: int = _key(2000, "at most so many for early stopping (carved: at most 10 %)")
+    dev_examples: int = _key(
+        2000, "at most so many for early stopping (carved: at most 10 %)", least=1
+    )
     max_length: int = _key(128, "tokens; longer texts are cut", least=4)
     early_stop_examples: int = _key(256_000, "stop after so many without improvement", least=1)
     early_stop_delta: float = _key(0.001, "what counts as improvement of the dev score")

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cold_flower import evaluate as protocols
-from cold_flower import tasks
+from cold_flower import sources, tasks
 from cold_flower.config import Config, split
 from cold_flower.encode import Encoded, encode
-from cold_flower.errors import ConfigError
+from cold_flower.errors import ConfigError, NoTaskError
 from cold_flower.evaluate import Splits
 from cold_flower.finetune import finetune
 from cold_flower.model import Base, State, body_of, classifier, load_base
@@ -56,6 +56,8 @@ def plan(config: Config) -> Plan:
     chosen = split(config.tasks) or list(suite.tasks)
     unseen = split(config.unseen)
     for key, listed in (("tasks", chosen), ("unseen", unseen)):
+        if len(set(listed)) != len(listed):
+            raise ConfigError(f"{key} names a task twice: {', '.join(listed)}")
         for name in listed:
             if name not in suite.tasks:
                 where = f"task in {key} (suite {config.suite})"
@@ -106,7 +108,7 @@ class Contributor:
     def __init__(self, config: Config, index: int) -> None:
         whole = plan(config)
         if not 0 <= index < len(whole.names):
-            raise ConfigError(
+            raise NoTaskError(
                 f"partition-id {index} has no task: there are {len(whole.names)} contributors "
                 f"({', '.join(whole.names)})"
             )
@@ -130,6 +132,7 @@ class Contributor:
                 *astuple(self.config.partition),
             ],
             "base": self.base.sha256,
+            "files": sources.stamp(self.task),
         }
         digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         path = home() / self.name / f"tokens-{digest}.safetensors"

@@ -9,6 +9,10 @@ class ConfigError(ColdFlowerError):
     """A key or value of the configuration."""
 
 
+class NoTaskError(ConfigError):
+    """A node beyond the run's contributors."""
+
+
 class TaskError(ColdFlowerError):
     """A suite, a task or its data."""
 

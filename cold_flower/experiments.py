@@ -74,6 +74,8 @@ def configure(name: str, settings: dict[str, Any]) -> Config:
     config = Config.from_flat(given)
     if config.suite.endswith(".toml") and not Path(config.suite).is_absolute():
         raise ConfigError(f"suite {config.suite!r}: give the absolute path of the file")
+    if Path(config.base_model).is_dir():  # the run works in a directory of its own
+        given["base-model"] = str(Path(config.base_model).resolve())
     # A key that was set stays, even where it was set to its default.
     resolved = resolve(config).flat()
     return Config.from_flat({**resolved, **given, "recipe": False})
@@ -95,13 +97,17 @@ def check(config: Config) -> Plan:
     else:
         load(config.fusion.rule, **config.rule_options())
     whole = plan(config)
-    cohort(
+    asked = cohort(
         whole.seen,
         1,
         size=config.contributors_per_iteration,
         schedule=config.schedule,
         seed=config.seed,
     )
+    if config.quorum > len(asked):
+        raise ConfigError(
+            f"quorum is {config.quorum}, but an iteration asks {len(asked)} contributors"
+        )
     load_base(config.base_model)
     if config.partition.kind == "shards":
         tasks.load(whole.tasks[whole.names[0]], config, 0)

@@ -4,6 +4,7 @@ Every file is written whole or appended by lines, so a run that is stopped at an
 leaves what it had.
 """
 
+import fcntl
 import json
 import os
 import time
@@ -17,6 +18,7 @@ from cold_flower.errors import RunError
 CONFIG, SCORES, CONTRIBUTIONS = "config.json", "scores.jsonl", "contributions.jsonl"
 RESULT, PROGRESS = "result.json", "progress.log"
 _MAY_CHANGE = ("iterations", "resume", "run-dir")
+_locks: list[int] = []  # open for as long as the process lives
 
 
 class Journal:
@@ -36,18 +38,23 @@ class Journal:
         if not config.resume:
             check_new(self.run_dir)
             self.run_dir.mkdir(parents=True, exist_ok=True)
+            self._lock()
             self.write(CONFIG, {"config": config.flat(), **about})
             return
-        before = load_config(self.run_dir)
-        changed = [
-            f"{key} (was {before.get(key)!r}, now {value!r})"
-            for key, value in config.flat().items()
-            if key not in _MAY_CHANGE and before.get(key) != value
-        ]
-        if changed:
-            raise RunError(f"cannot resume {self.run_dir}: changed {', '.join(changed)}")
+        check_same(self.run_dir, config)
+        self._lock()
         (self.run_dir / RESULT).unlink(missing_ok=True)
         self.write(CONFIG, {**json.loads(path.read_text()), "config": config.flat()})
+
+    def _lock(self) -> None:
+        """Refuse a second run in this directory for as long as this process lives."""
+        file = os.open(self.run_dir / ".lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(file)
+            raise RunError(f"another run is at work in {self.run_dir}") from error
+        _locks.append(file)
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file whole."""
@@ -89,6 +96,28 @@ def check_new(run_dir: Path) -> None:
         raise RunError(
             f"run directory {run_dir} exists: add --resume to continue that run, or name "
             "another with --run-dir"
+        )
+
+
+def check_same(run_dir: Path, config: Config) -> None:
+    """Check that ``config`` resumes the run that lies in ``run_dir``.
+
+    Raises:
+        RunError: no run lies there; a key changed that may not; or fewer iterations than
+            there were to be.
+    """
+    before = load_config(run_dir)
+    changed = [
+        f"{key} (was {before.get(key)!r}, now {value!r})"
+        for key, value in config.flat().items()
+        if key not in _MAY_CHANGE and before.get(key) != value
+    ]
+    if changed:
+        raise RunError(f"cannot resume {run_dir}: changed {', '.join(changed)}")
+    if config.iterations < before["iterations"]:
+        raise RunError(
+            f"cannot resume {run_dir} with iterations = {config.iterations}: it was to have "
+            f"{before['iterations']}"
         )
 
 

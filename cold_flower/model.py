@@ -64,21 +64,28 @@ def load_base(name: str) -> Base:
     if name == "demo":
         shape, words = demo.config(), demo.tokenizer()
         return Base(name, shape, words, _fingerprint(shape, words))
-    try:
-        config = AutoConfig.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"base-model {name!r} cannot be loaded: {_first_line(error)} Give a hub name or, "
-            "without a network, the absolute path of a folder with config.json, tokenizer.json "
-            "and model.safetensors (--set base-model=<folder>)."
-        ) from error
+    config = _load(AutoConfig, name)
     if config.model_type not in FAMILIES:
         raise ModelError(
             f"base-model {name!r} is {config.architectures or config.model_type}: no tested "
             f"sequence-classification class. Supported: {', '.join(FAMILIES)}."
         )
+    tokenizer = _load(AutoTokenizer, name)
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "mpnet") else 0
+    room = config.max_position_embeddings - offset  # positions start behind the padding's
+    tokenizer.model_max_length = min(tokenizer.model_max_length, room)
     return Base(name, config, tokenizer, _fingerprint(config, tokenizer))
+
+
+def _load(kind: Any, name: str) -> Any:
+    try:
+        return kind.from_pretrained(name)
+    except Exception as error:  # a broken file may raise anything
+        raise ModelError(
+            f"base-model {name!r} cannot be loaded: {_first_line(error)} Give a hub name or, "
+            "without a network, the absolute path of a folder with config.json, tokenizer.json "
+            "and model.safetensors (--set base-model=<folder>)."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -103,7 +110,7 @@ def starting_model(base: Base, seed: int) -> tuple[Any, dict[str, Tensor]]:
         try:
             model = own_class.from_pretrained(base.name, **quiet)
             classifier = AutoModelForSequenceClassification.from_pretrained(base.name, **quiet)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a broken file may raise anything
             raise ModelError(
                 f"base-model {base.name!r}: weights cannot be loaded from safetensors: "
                 f"{_first_line(error)}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from cold_flower.config import Wait
 from cold_flower.errors import RunError
 from strategies import records
 from strategies.exchange import exchange, reason_of
@@ -29,7 +30,7 @@ def gather(
     grid: Grid,
     planned: int,
     *,
-    wait: float,
+    wait: Wait,
     code: str,
     model: str,
     say: Callable[[str], None],
@@ -39,7 +40,8 @@ def gather(
     Args:
         grid: Flower's.
         planned: how many there should be.
-        wait: seconds for the first to come online, and for the answers.
+        wait: ``nodes`` for coming online; ``replies`` for the answers, which may have to
+            tokenise a large dataset first.
         code: this code's sha256; in a simulation all must run the same.
         model: sha256 of the base model's shape and tokenizer.
         say: called with each line of progress.
@@ -47,21 +49,26 @@ def gather(
     Raises:
         RunError: nobody came, two have one name, or one runs something else.
     """
-    nodes = _wait(grid, planned, wait)
+    nodes = _wait(grid, planned, wait.nodes)
     if len(nodes) < planned:
         say(
             f"{len(nodes)} of {planned} contributors are online: only these take part. In a "
             f"simulation: --federation-config 'num-supernodes={planned}'"
         )
-    asked = {str(node): Message(RecordDict(), node, MessageType.QUERY) for node in nodes[:planned]}
+    asked = {str(node): Message(RecordDict(), node, MessageType.QUERY) for node in nodes}
     found: dict[str, Member] = {}
-    for node, reply in exchange(grid, asked, timeout=wait):
+    for node, reply in exchange(grid, asked, timeout=wait.replies):
         if reply is None:
-            raise RunError(f"node {node} did not answer the query within {wait:g} s (wait.nodes)")
+            raise RunError(
+                f"node {node} did not answer the query within {wait.replies:g} s (wait.replies)"
+            )
         if reply.has_error():
             raise RunError(f"a contributor cannot start: {reason_of(reply)}")
         about = records.config_of(reply.content, records.CONTRIBUTOR)
-        name = str(about.get("name", ""))
+        if not about.get("name"):
+            say(f"node {node} has no task in this run and is left out")
+            continue
+        name = str(about["name"])
         if not NAME.fullmatch(name):
             raise RunError(f"node {node} calls itself {name[:80]!r}; a name is {NAME.pattern}")
         if name in found:
@@ -72,7 +79,9 @@ def gather(
                     f"contributor {name} has another {key}: {str(about.get(key))[:80]!r}, the "
                     f"server has {mine!r}"
                 )
-        found[name] = Member(name, int(node), str(about["task"]), int(about["examples"]))
+        found[name] = Member(
+            name, int(node), str(about.get("task", name)), int(about.get("examples", 0))
+        )
     return dict(sorted(found.items()))
 
 

@@ -26,7 +26,7 @@ from cold_flower.roster import Member, gather
 from cold_flower.schedule import cohort
 from strategies import records
 from strategies.cold_fusion import ColDFusion
-from strategies.errors import RunStopped, StrategyError
+from strategies.errors import Refused, RunStopped, StrategyError
 from strategies.exchange import exchange, reason_of
 from strategies.fusion import Weights, fingerprint, load
 from strategies.inbox import Inbox
@@ -68,13 +68,13 @@ class _Run:
         config = self._config
         base = model.load_base(config.base_model)
         self._publish_start(base)
-        first = (self._repository.recover() or 0) + 1
+        first = (self._repository.latest() or 0) + 1
         self._record_contributions(first - 1)
         whole = plan(config)
         self._members = gather(
             self._grid,
             len(whole.names),
-            wait=config.wait.nodes,
+            wait=config.wait,
             code=code_sha256(),
             model=base.sha256,
             say=self._say,
@@ -98,7 +98,8 @@ class _Run:
         self._inbox.drop()  # what a crash left between publishing and dropping
         body = self._repository.body(first - 1)
         self._say(
-            f"{len(self._members)} contributors are ready, {len(self._seen)} of them contribute; "
+            f"{len(self._members)} contributors are ready, {len(self._seen)} of them contribute "
+            f"({sum(self._members[name].examples for name in self._seen)} training examples); "
             f"iterations {first} to {config.iterations}"
         )
         strategy(config, self._inbox).start(
@@ -122,7 +123,7 @@ class _Run:
         self._report_time(iteration)
 
     def _publish_start(self, base: model.Base) -> None:
-        if self._repository.latest() is not None:
+        if self._repository.recover() is not None:
             return
         self._say(f"loading the starting model {base.name}")
         starting, body = model.starting_model(base, self._config.seed)
@@ -159,6 +160,7 @@ class _Run:
             numbers = {k: v for k, v in arrival.metrics.items() if k != records.EXAMPLES}
             rows.append(
                 {
+                    **numbers,
                     "name": arrival.name,
                     "verdict": arrival.verdict,
                     "reason": arrival.reason,
@@ -166,7 +168,6 @@ class _Run:
                     "sha256": arrival.sha256,
                     "diff-norm": update.norm if update else None,
                     "cosine": update.cosine if update else None,
-                    **numbers,
                 }
             )
         manifest = {
@@ -181,13 +182,13 @@ class _Run:
         self._inbox.drop()
 
     def _record_contributions(self, iteration: int) -> None:
-        """Copy an iteration's contributors from its manifest, unless that was done."""
-        if iteration in {row["iteration"] for row in self._journal.rows(CONTRIBUTIONS)}:
-            return
+        """Copy those of an iteration's contributors from its manifest that are not there."""
+        there = {(r["iteration"], r["contributor"]) for r in self._journal.rows(CONTRIBUTIONS)}
         rows = []
         for row in self._repository.manifest(iteration).get("contributors", []):
             plain = {k.replace("-", "_"): v for k, v in row.items() if k != "name"}
-            rows.append({"iteration": iteration, "contributor": row["name"], **plain})
+            if (iteration, row["name"]) not in there:
+                rows.append({**plain, "iteration": iteration, "contributor": row["name"]})
         self._journal.append(CONTRIBUTIONS, rows)
 
     def _evaluate(self, iteration: int, arrays: ArrayRecord) -> None:
@@ -210,7 +211,10 @@ class _Run:
             if reply is None or reply.has_error():
                 cause = "no reply" if reply is None else reason_of(reply)
                 raise RunStopped(f"iteration {iteration} was not evaluated at {name}: {cause}")
-            rows = self._score_rows(iteration, self._members[name], reply)
+            try:
+                rows = self._score_rows(iteration, self._members[name], reply)
+            except Refused as reason:
+                raise RunStopped(f"iteration {iteration}, scores of {name}: {reason}") from reason
             self._journal.append(SCORES, rows)
             figures = ", ".join(f"{row['protocol']} {row['value']:.3f}" for row in rows)
             self._say(f"evaluated {iteration}: {done}/{len(messages)} {name} {figures}")
@@ -223,6 +227,8 @@ class _Run:
     def _score_rows(self, iteration: int, member: Member, reply: Message) -> list[dict[str, Any]]:
         metrics = records.metrics_of(reply.content)
         size = int(metrics.pop(records.EXAMPLES))
+        if extra := metrics.keys() - set(self._config.protocols()):
+            raise Refused(f"unexpected protocol {min(extra)[:80]!r}")
         metric = records.config_of(reply.content, records.CONTRIBUTOR).get("metric", "")
         return [
             {

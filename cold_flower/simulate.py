@@ -28,7 +28,7 @@ from cold_flower import __version__
 from cold_flower.config import Config
 from cold_flower.errors import RunError
 from cold_flower.identity import PACKAGES, ROOT
-from cold_flower.journal import PROGRESS, RESULT
+from cold_flower.journal import CONFIG, PROGRESS, RESULT
 
 CONNECTION = "cold-flower"
 START_SECONDS = 60
@@ -49,6 +49,7 @@ def simulate(config: Config, contributors: int, say: Callable[[str], None]) -> N
     run_dir = Path(config.run_dir)
     workers = min(contributors, _cores())
     # Ray puts sockets there, whose paths are limited to 107 characters: keep it short.
+    (run_dir / RESULT).unlink(missing_ok=True)  # of the run that is resumed
     with tempfile.TemporaryDirectory(prefix="cf-") as short:
         scratch = Path(short)
         environment = _environment(scratch, run_dir)
@@ -63,7 +64,9 @@ def simulate(config: Config, contributors: int, say: Callable[[str], None]) -> N
                 status = _status(environment, scratch)
         finally:
             if run_dir.exists():
-                run_log.replace(run_dir / LOG)
+                with (run_dir / LOG).open("ab") as whole:
+                    whole.write(run_log.read_bytes())
+                run_log.unlink()
     _judge(run_dir, status)
 
 
@@ -80,7 +83,7 @@ def stage(app: Path, config: Config) -> Path:
     What runs is thereby fixed at the start, whatever happens in the checkout, and the
     name of the checkout's folder does not matter (Flower refuses some).
     """
-    for package in (*PACKAGES, "simulations"):
+    for package in PACKAGES:
         shutil.copytree(
             ROOT / package,
             app / package,
@@ -114,16 +117,18 @@ def _belongs(name: str) -> bool:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Make SIGTERM stop a run as Ctrl-C does: nothing that was started stays behind."""
+    """Make SIGTERM and SIGHUP stop a run as Ctrl-C does: nothing stays behind."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    signs = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(sign, stop) for sign in signs]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for sign, handler in zip(signs, before, strict=True):
+            signal.signal(sign, handler)
 
 
 def _environment(scratch: Path, run_dir: Path) -> dict[str, str]:
@@ -138,10 +143,14 @@ def _environment(scratch: Path, run_dir: Path) -> dict[str, str]:
         "RAY_TMPDIR": str(scratch),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
         # flwr starts its own tools by name: those of this environment.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
-    return {**defaults, **os.environ, **own}
+    # A cluster's address does not go together with a number of workers of our own.
+    inherited = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return {**defaults, **inherited, **own}
 
 
 def _tool(name: str) -> str:
@@ -173,12 +182,13 @@ def _superlink(scratch: Path, environment: Mapping[str, str], log: Any) -> Itera
 
 
 def _wait_healthy(process: "subprocess.Popen[bytes]", port: int) -> None:
+    local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RunError(f"flower-superlink ended at once with code {process.returncode}")
         with suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+            local.open(f"http://127.0.0.1:{port}/health", timeout=1).close()
             return
         time.sleep(0.1)
     raise RunError(f"flower-superlink did not come up within {START_SECONDS} s")
@@ -193,7 +203,9 @@ def _free_port() -> int:
 
 def _stop(process: "subprocess.Popen[bytes]", patience: float = 15) -> None:
     """Stop a process and all that it started, some of it in sessions of its own."""
-    family = _descendants(process.pid)
+    family: list[int] = []
+    with suppress(OSError):  # no `ps` here: the SuperLink stops its children, too
+        family = _descendants(process.pid)
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(patience)
@@ -242,12 +254,13 @@ def _start(
 
 def _watch(run: "subprocess.Popen[bytes]", run_dir: Path, say: Callable[[str], None]) -> None:
     """Print the run's progress until it ended; `flwr run --stream` returns with it."""
+    progress = run_dir / PROGRESS
     try:
-        position = 0
+        position = progress.stat().st_size if progress.exists() else 0
         ended = False
         while not ended:
             ended = run.poll() is not None or (run_dir / RESULT).exists()
-            with suppress(FileNotFoundError), (run_dir / PROGRESS).open() as file:
+            with suppress(FileNotFoundError), progress.open() as file:
                 file.seek(position)
                 while (line := file.readline()).endswith("\n"):
                     position = file.tell()
@@ -286,7 +299,8 @@ def _judge(run_dir: Path, status: str) -> None:
     log = run_dir / LOG
     where = log if log.exists() else run_dir.parent / f".{run_dir.name}.log"
     cause = result["cause"] or status
-    if result["cause"]:
+    if result["status"] == "failed":
         status = status.split()[0]  # its details repeat the cause
-    resume = f" What arrived is kept: --resume --run-dir {run_dir}" if log.exists() else ""
+    kept = (run_dir / CONFIG).exists()
+    resume = f" What arrived is kept: --resume --run-dir {run_dir}" if kept else ""
     raise RunError(f"the run failed: {cause} (Flower says {status}; log: {where}).{resume}")

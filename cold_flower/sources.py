@@ -25,12 +25,22 @@ def read(task: "Task", split: str) -> tuple[Columns, tuple[str, ...]]:
 
 def needed(task: "Task") -> list[str]:
     """Return the columns a task's texts and label name."""
-    found: list[str] = []
-    for text in task.text:
-        found += (
-            [f for _, f, _, _ in string.Formatter().parse(text) if f] if "{" in text else [text]
-        )
+    found = [column for text in task.text for column in columns_of(text)]
     return [*dict.fromkeys(found), task.label]
+
+
+def columns_of(text: str) -> list[str]:
+    """Return the columns of a template such as ``"{premise} {question}"``, or the column.
+
+    Raises:
+        ValueError: a brace that is not closed, or one that names no column.
+    """
+    if "{" not in text:
+        return [text]
+    named = [column for _, column, _, _ in string.Formatter().parse(text) if column is not None]
+    if not all(named):
+        raise ValueError("every {} names a column")
+    return named
 
 
 def texts(task: "Task", columns: Columns) -> list[tuple[str, ...]]:
@@ -39,11 +49,24 @@ def texts(task: "Task", columns: Columns) -> list[tuple[str, ...]]:
     sides: list[list[str]] = []
     for text in task.text:
         if "{" in text:
-            names = needed(task)[:-1]
-            sides.append([text.format_map({n: columns[n][i] for n in names}) for i in range(size)])
+            names = columns_of(text)
+            rows = ({n: _plain(columns[n][i]) for n in names} for i in range(size))
+            sides.append([text.format_map(row) for row in rows])
         else:
-            sides.append(["" if value is None else str(value) for value in columns[text]])
+            sides.append([_plain(value) for value in columns[text]])
     return list(zip(*sides, strict=True))
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def stamp(task: "Task") -> list[str]:
+    """Return what changes when a task's files change: their names, sizes and times."""
+    if task.source != "files":
+        return []
+    found = [_find(task, split) for split in task.splits.values() if split]
+    return [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in found]
 
 
 def _files(task: "Task", split: str) -> tuple[Columns, tuple[str, ...]]:

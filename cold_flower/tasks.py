@@ -8,7 +8,7 @@ from is `cold_flower.sources`.
 import random
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ from cold_flower.seeds import derive
 from strategies.names import NAME, unknown
 
 SUITES = Path(__file__).parent / "suites"
-METRICS = ("accuracy", "pearson")
-KINDS = ("classification", "regression")
+METRIC_OF = {"classification": "accuracy", "regression": "pearson"}
 _KEYS = ("source", "path", "subset", "text", "label", "labels", "kind", "metric", "splits")
 
 
@@ -129,22 +128,28 @@ def _task(name: str, entry: Any, suite: str, seed: int) -> Task:
     for key in ("source", "text", "label", "splits"):
         if key not in entry:
             raise TaskError(f"{where}: {key} is missing")
-    kind = _choice(where, "kind", entry.get("kind", "classification"), KINDS)
-    default = "accuracy" if kind == "classification" else "pearson"
+    kind = _choice(where, "kind", entry.get("kind", "classification"), tuple(METRIC_OF))
+    for key in ("path", "subset", "label", "paper-name"):
+        if not isinstance(entry.get(key, ""), str):
+            raise TaskError(f"{where}: {key} is a string, got {entry[key]!r}")
     text = entry["text"]
-    if not (
-        isinstance(text, list) and len(text) in (1, 2) and all(isinstance(t, str) for t in text)
-    ):
+    sides = text if isinstance(text, list) else []
+    if len(sides) not in (1, 2) or not all(isinstance(side, str) for side in sides):
         raise TaskError(f"{where}: text is a list of one or two columns, got {text!r}")
+    for side in sides:
+        try:
+            sources.columns_of(side)
+        except ValueError as error:
+            raise TaskError(f"{where}: text {side!r} is no template: {error}") from error
     labels = entry.get("labels", [])
     if not isinstance(labels, list) or len(set(map(str, labels))) != len(labels):
         raise TaskError(f"{where}: labels is a list of different names, got {labels!r}")
     splits = entry["splits"]
-    if not isinstance(splits, dict) or not {"train", "test"} <= splits.keys() <= {
-        "train",
-        "validation",
-        "test",
-    }:
+    if (
+        not isinstance(splits, dict)
+        or not {"train", "test"} <= splits.keys() <= {"train", "validation", "test"}
+        or not all(isinstance(name, str) for name in splits.values())
+    ):
         raise TaskError(f"{where}: splits names train, test and perhaps validation, got {splits!r}")
     return Task(
         name=name,
@@ -156,7 +161,7 @@ def _task(name: str, entry: Any, suite: str, seed: int) -> Task:
         subset=entry.get("subset", ""),
         labels=tuple(map(str, labels)),
         kind=kind,
-        metric=_choice(where, "metric", entry.get("metric", default), METRICS),
+        metric=_choice(where, "metric", entry.get("metric", METRIC_OF[kind]), (METRIC_OF[kind],)),
         splits=splits,
         paper_name=entry.get("paper-name", name),
         seed=seed,
@@ -169,12 +174,14 @@ def _choice(where: str, key: str, value: Any, valid: tuple[str, ...]) -> str:
     return str(value)
 
 
-def read_split(task: Task, split: str) -> tuple[Rows, tuple[str, ...]]:
+def read_split(task: Task, split: str, known: tuple[str, ...] = ()) -> tuple[Rows, tuple[str, ...]]:
     """Read one split; return its rows and the class names.
 
     Args:
         task: the entry.
         split: ``train``, ``validation`` or ``test``, as the suite's ``splits`` names it.
+        known: the class names that train was found to hold, where neither the suite nor
+            the data lists them; then every label is looked up by its text.
 
     Raises:
         TaskError: the source cannot be read, a column is missing, the split is empty,
@@ -191,7 +198,7 @@ def read_split(task: Task, split: str) -> tuple[Rows, tuple[str, ...]]:
             return Rows(texts, [float(value) for value in raw]), ("",)
         except (TypeError, ValueError) as error:
             raise TaskError(f"{where}: column {task.label!r} is no number: {error}") from error
-    labels = task.labels or named or tuple(sorted({str(value) for value in raw}))
+    labels = task.labels or named or known or tuple(sorted({str(value) for value in raw}))
     index = {name: i for i, name in enumerate(labels)}
     numbers = []
     for row, value in enumerate(raw):
@@ -222,9 +229,7 @@ def load(task: Task, config: Config, shard: int | None = None) -> Data:
         TaskError: see `read_split`; or fewer rows than the shards need.
     """
     train, labels = read_split(task, "train")
-    if not task.labels and task.kind == "classification":
-        task = replace(task, labels=labels)
-    test, _ = read_split(task, "test")
+    test, _ = read_split(task, "test", labels)
     own = shard is None and bool(task.splits.get("validation"))
     order = _order(len(train), config.seed, task.name, "train")
     if shard is not None:
@@ -237,7 +242,7 @@ def load(task: Task, config: Config, shard: int | None = None) -> Data:
         order = order[shard * size : (shard + 1) * size]
     most = config.finetune.dev_examples
     if own:
-        dev, _ = read_split(task, "validation")
+        dev, _ = read_split(task, "validation", labels)
         dev = dev.take(_order(len(dev), config.seed, task.name, "dev")[:most])
     else:
         carved = min(max(1, len(order) // 10), most)

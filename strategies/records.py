@@ -1,5 +1,6 @@
 """The only place where Flower's records meet tensors; every record key is named here."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -40,11 +41,10 @@ def tensor_of(array: Array) -> Tensor:
         values = array.numpy()  # numpy refuses pickled objects here
         if (str(values.dtype), values.shape) == (array.dtype, tuple(array.shape)):
             return torch.from_numpy(values)
-    except (TypeError, ValueError, EOFError, OSError) as error:
-        raise Refused(f"an array cannot be decoded: {error}") from error
-    raise Refused(
-        f"an array says {array.dtype} {tuple(array.shape)} but holds {values.dtype} {values.shape}"
-    )
+        held = f"{values.dtype} {values.shape}"
+    except Exception as error:  # bytes from the wire: numpy may raise anything (zip, header, size)
+        raise Refused(f"an array cannot be decoded: {error or type(error).__name__}") from error
+    raise Refused(f"an array says {array.dtype} {tuple(array.shape)} but holds {held}")
 
 
 def unpack(record: ArrayRecord) -> Iterator[tuple[str, Tensor]]:
@@ -97,7 +97,7 @@ def metrics_of(content: RecordDict) -> dict[str, float]:
 
     Raises:
         Refused: not exactly one MetricRecord ``metrics`` with a positive
-            ``num-examples``, or a metric that is a list.
+            ``num-examples``, or a metric that is a list or not finite.
     """
     if set(content.metric_records) != {METRICS}:
         raise Refused(
@@ -107,7 +107,9 @@ def metrics_of(content: RecordDict) -> dict[str, float]:
     if lists := [key for key, value in record.items() if isinstance(value, list)]:
         raise Refused(f"metric {lists[0]!r} is a list, expected a number")
     metrics: dict[str, float] = dict(record.items())  # type: ignore[arg-type]
-    if not metrics.get(EXAMPLES, 0) > 0:
+    if bad := [key for key, value in metrics.items() if not math.isfinite(value)]:
+        raise Refused(f"metric {bad[0]!r} is {metrics[bad[0]]}")
+    if not metrics.get(EXAMPLES, 0) >= 1:
         raise Refused(f"metric {EXAMPLES!r} is {metrics.get(EXAMPLES)}, expected above 0")
     return metrics
 

@@ -74,7 +74,9 @@ def determinism(folder: Path) -> bool:
     bases = [[Repository(r).manifest(i)["sha256"] for i in range(3)] for r in runs]
     scores = [sorted(json.dumps(row) for row in Journal(r).rows(SCORES)) for r in runs]
     arrived = [(r / "progress.log").read_text() for r in runs]
-    orders = [[line.split()[2] for line in t.splitlines() if "finetuned in" in line] for t in arrived]
+    orders = [
+        [line.split()[2] for line in t.splitlines() if "finetuned in" in line] for t in arrived
+    ]
     print(f"bases {bases[0]}\narrived as {orders[0]}\n       and {orders[1]}")
     assert len(Journal(runs[0]).rows(CONTRIBUTIONS)) == 16
     return bases[0] == bases[1] and scores[0] == scores[1] and orders[0] != orders[1]
@@ -89,9 +91,16 @@ def real(folder: Path) -> bool:
         *((f"seed {seed}", [f"seed={seed}"]) for seed in range(3)),
         ("seed 0, FedAvg", ["fusion.strategy=flwr.serverapp.strategy:FedAvg"]),
     ):
-        done = run(folder / f"real-{name.replace(', ', '-').replace(' ', '-')}", "real_small", *local, *more)
+        done = run(
+            folder / f"real-{name.replace(', ', '-').replace(' ', '-')}",
+            "real_small",
+            *local,
+            *more,
+        )
         seen, unseen = gain(done, "frozen", "seen"), gain(done, "frozen", "unseen")
-        print(f"{name}: seen {seen[0]:+.1f} ± {seen[1]:.1f}, unseen {unseen[0]:+.1f} ± {unseen[1]:.1f}")
+        print(
+            f"{name}: seen {seen[0]:+.1f} ± {seen[1]:.1f}, unseen {unseen[0]:+.1f} ± {unseen[1]:.1f}"
+        )
         good &= "FedAvg" in name or seen[0] > 2 * seen[1]
     return good
 

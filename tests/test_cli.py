@@ -10,6 +10,7 @@ import pytest
 
 from cold_flower import cli, experiments
 from cold_flower.errors import ConfigError
+from cold_flower.journal import Journal
 from tests.conftest import REAL, needs_real
 from tests.test_tasks import suite, write
 
@@ -56,6 +57,10 @@ WRONG = {
         "fusion.strategy 'flwr.serverapp.strategy:FedAgv' is not usable",
     ),
     "a protocol": (["demo", "--set", "evaluate.protocols=frozn"], "Did you mean 'frozen'"),
+    "a quorum above the cohort": (
+        ["demo", "--set", "quorum=9"],
+        "quorum is 9, but an iteration asks 8 contributors",
+    ),
     "too many contributors": (
         ["demo", "--set", "contributors-per-iteration=9"],
         "contributors-per-iteration is 9, but only 8 contributors are seen",
@@ -111,6 +116,24 @@ def test_a_run_directory_is_not_overwritten(tmp_path) -> None:
     done = cold_flower("simulate", "demo", "--run-dir", "run", "--resume", cwd=tmp_path)
     assert "holds no run to resume" in done.stderr
     assert (tmp_path / "run" / "precious").read_text() == "x"
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path, monkeypatch, capsys) -> None:
+    config = experiments.configure("demo", {})
+    Journal(tmp_path / "run").open(config, {})
+    monkeypatch.chdir(tmp_path)
+    given = ["--run-dir", "run", "--resume", "--set", "finetune.batch-size=9"]
+    monkeypatch.setattr(sys, "argv", ["cold-flower", "simulate", "demo", *given])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "changed finetune.batch-size (was 8, now 9)" in capsys.readouterr().err
+
+
+def test_a_relative_base_model_is_found_by_the_run(tmp_path, monkeypatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = experiments.configure("demo", {"base-model": "mine"})
+    assert config.base_model == str((tmp_path / "mine").resolve())
 
 
 def test_lists(tmp_path) -> None:

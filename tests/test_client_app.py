@@ -46,6 +46,11 @@ def test_the_query_says_who_this_is() -> None:
     assert {"versions", "code", "model"} <= about.keys()
 
 
+def test_a_node_beyond_the_tasks_has_no_name() -> None:
+    about = records.config_of(send(MessageType.QUERY, {}, context(2)).content, "contributor")
+    assert about == {"protocol": 1}
+
+
 def test_training_without_a_query_and_without_our_keys(arrays, tiny) -> None:
     """What stock FedAvg sends: arrays and a config with its own round number."""
     sent = {"arrays": arrays, "config": ConfigRecord({"server-round": 2})}
@@ -112,3 +117,15 @@ def test_tokens_are_made_once_and_kept(own_home, monkeypatch) -> None:
     again = Contributor(config, 0).splits()
     assert torch.equal(first.train.ids, again.train.ids)
     assert torch.equal(first.test.labels, again.test.labels)
+
+
+def test_a_changed_file_is_read_again(tmp_path) -> None:
+    from tests.test_tasks import ROWS, suite, write
+
+    for split in ("train", "test"):
+        write(tmp_path / "data", ".csv", split=split)
+    keys = {**RUN, "suite": str(suite(tmp_path)), "tasks": "mine"}
+    config = Config.from_flat(keys)
+    assert len(Contributor(config, 0).splits().test) == 20
+    write(tmp_path / "data", ".csv", {k: v[:9] for k, v in ROWS.items()}, "test")
+    assert len(Contributor(config, 0).splits().test) == 9

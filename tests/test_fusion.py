@@ -155,6 +155,15 @@ class TestLoad:
         with pytest.raises(FusionError, match="first of fusion rule .* is a bool, got 1"):
             load("their_rules:scaled", first=1)
 
+    def test_a_rule_that_needs_more(self, tmp_path, monkeypatch) -> None:
+        (tmp_path / "picky_rules.py").write_text(
+            "def picky(base, given, *, seed):\n    yield from base.items()\n"
+            "picky.min_contributions = 5\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(FusionError, match="needs 5 contributions, got 4"):
+            load("picky_rules:picky")(Weights(body(0)), contributions(4))
+
     def test_a_module_that_is_not_there(self) -> None:
         with pytest.raises(FusionError, match=r"nowhere:rule.*cannot be loaded"):
             load("nowhere:rule")

@@ -1,14 +1,21 @@
 """The records of a run directory."""
 
 import json
+import os
 
 import pytest
 
+from cold_flower import journal as journal_module
 from cold_flower.config import Config
 from cold_flower.errors import RunError
 from cold_flower.journal import SCORES, Journal, check_new, load_config
 
 CONFIG = Config.from_flat({"iterations": 2})
+
+
+def unlock() -> None:
+    """End the process that held the lock, as far as the lock can tell."""
+    os.close(journal_module._locks.pop())
 
 
 def changed(**keys) -> Config:
@@ -31,13 +38,22 @@ def test_only_more_iterations_may_differ_on_resume(tmp_path) -> None:
     journal = Journal(tmp_path / "run")
     journal.open(CONFIG, {})
     journal.write("result.json", {"status": "completed"})
+    unlock()
     journal.open(changed(iterations=5), {})
     assert load_config(tmp_path / "run")["iterations"] == 5
     assert not (tmp_path / "run" / "result.json").exists()
+    with pytest.raises(RunError, match="iterations = 3: it was to have 5"):
+        journal.open(changed(iterations=3), {})
     with pytest.raises(RunError, match=r"changed seed \(was 0, now 4\), quorum \(was 0, now 2\)"):
         journal.open(changed(seed=4, quorum=2), {})
     with pytest.raises(RunError, match="holds no run to resume"):
         Journal(tmp_path / "other").open(changed(), {})
+
+
+def test_one_run_at_a_time(tmp_path) -> None:
+    Journal(tmp_path / "run").open(CONFIG, {})
+    with pytest.raises(RunError, match="another run is at work"):
+        Journal(tmp_path / "run").open(changed(), {})
 
 
 def test_a_line_that_was_cut_off_is_dropped(tmp_path) -> None:

@@ -1,6 +1,7 @@
 """Where Flower's records meet tensors."""
 
 import io
+import math
 import pickle
 
 import numpy as np
@@ -30,7 +31,11 @@ def test_nothing_is_unpickled() -> None:
 
     buffer = io.BytesIO()
     np.save(buffer, np.array([Bomb()], dtype=object), allow_pickle=True)
-    for data in (buffer.getvalue(), pickle.dumps(Bomb()), b"", b"\x93NUMPY"):
+    archive = io.BytesIO()
+    np.savez(archive, np.zeros(1))
+    huge = buffer.getvalue().replace(b"'shape': (1,)", b"'shape': (9**99,)")
+    garbage = (pickle.dumps(Bomb()), b"", b"\x93NUMPY", b"PK\x03\x04", archive.getvalue(), huge)
+    for data in (buffer.getvalue(), *garbage):
         with pytest.raises(Refused, match="cannot be decoded"):
             records.tensor_of(Array("float32", (1,), "numpy.ndarray", data))
 
@@ -55,6 +60,14 @@ def test_a_reply_without_its_records_is_refused() -> None:
         records.body_of(RecordDict(), {})
     with pytest.raises(Refused, match="expected one MetricRecord"):
         records.metrics_of(RecordDict({"arrays": ArrayRecord()}))
-    for wrong in ({}, {"num-examples": 0}, {"num-examples": [3]}):
+    for wrong in (
+        {},
+        {"num-examples": 0},
+        {"num-examples": [3]},
+        {"num-examples": math.inf},
+        {"num-examples": 0.5},
+    ):
         with pytest.raises(Refused, match="num-examples"):
             records.metrics_of(RecordDict({"metrics": MetricRecord(wrong)}))
+    with pytest.raises(Refused, match="metric 'loss' is nan"):
+        records.metrics_of(RecordDict({"metrics": MetricRecord({"loss": math.nan})}))

@@ -87,6 +87,11 @@ def test_a_publish_cut_off_before_latest_moved_is_finished(repository) -> None:
     assert repository.latest() == 1
 
 
+def test_a_start_cut_off_before_latest_was_made_is_finished(repository) -> None:
+    (repository.folder / "latest").unlink()
+    assert repository.recover() == 0
+
+
 def test_an_iteration_that_is_not_there(repository) -> None:
     with pytest.raises(RunError, match=r"no iteration 7 .* \['0000'\]"):
         repository.manifest(7)

@@ -4,6 +4,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from cold_flower import roster
+from cold_flower.config import Wait
 from cold_flower.errors import RunError
 from tests.conftest import FakeGrid, error_reply
 
@@ -19,7 +20,9 @@ def gather(client=None, nodes=(1, 2), planned=2, wait=0.3, say=lambda line: None
         return Message(content, reply_to=message)
 
     grid = FakeGrid(answer, nodes)
-    return roster.gather(grid, planned, wait=wait, code="c", model="m", say=say)
+    return roster.gather(
+        grid, planned, wait=Wait(nodes=wait, replies=wait), code="c", model="m", say=say
+    )
 
 
 def test_everybody_by_name() -> None:
@@ -44,6 +47,13 @@ def test_who_does_not_fit_is_refused(changes, words) -> None:
         gather(lambda name: changes if name == "bob" else {})
 
 
+def test_a_node_without_a_task_is_left_out() -> None:
+    lines: list[str] = []
+    found = gather(lambda name: {"name": ""} if name == "bob" else {}, planned=1, say=lines.append)
+    assert list(found) == ["ann"]
+    assert "node 2 has no task" in lines[0]
+
+
 def test_nobody_comes() -> None:
     with pytest.raises(RunError, match=r"no contributor came online within 0.3 s \(wait.nodes\)"):
         gather(nodes=())
@@ -60,4 +70,4 @@ def test_fewer_than_planned_is_said_with_the_way_to_raise_it(monkeypatch) -> Non
 def test_a_contributor_that_cannot_start_says_why() -> None:
     grid = FakeGrid(lambda m: error_reply(m, "TaskError: no column 'x'"), [1])
     with pytest.raises(RunError, match="cannot start: TaskError: no column 'x'"):
-        roster.gather(grid, 1, wait=1, code="c", model="m", say=lambda line: None)
+        roster.gather(grid, 1, wait=Wait(1, 1), code="c", model="m", say=lambda line: None)

@@ -99,7 +99,9 @@ def test_heads_and_data_stay_with_the_contributors(finished) -> None:
 def test_an_extended_run_equals_one_of_full_length(finished, tmp_path) -> None:
     short = simulate(tmp_path, "short", "--set", "iterations=1")
     assert "iteration 1" in short.stdout
-    simulate(tmp_path, "short", "--resume")
+    longer = simulate(tmp_path, "short", "--resume")
+    assert "iteration 2 published" in longer.stdout
+    assert "iteration 1 published" not in longer.stdout  # that was the other run
     assert body_of(tmp_path / "short", 2) == body_of(finished, 2)
     assert len(rows(tmp_path / "short", "scores.jsonl")) == len(rows(finished, "scores.jsonl"))
 

@@ -93,6 +93,22 @@ def test_labels_that_the_data_names(tmp_path) -> None:
     assert labels == ("no", "yes")
 
 
+def test_numbers_that_nobody_names_mean_the_same_class_in_every_split(tmp_path) -> None:
+    """Sorted as text, 10 comes before 2: the order that train gives must hold for test."""
+    for split in ("train", "test"):
+        write(
+            tmp_path / "data",
+            ".csv",
+            {"first": list("abcdefghijkl"), "label": [*range(1, 13)]},
+            split,
+        )
+    data = load(task(tmp_path, labels=None), Config())
+    index = dict(zip(data.test.texts, data.test.labels, strict=True))
+    own = (data.train, data.dev)
+    assert all(index[t] == n for rows in own for t, n in zip(rows.texts, rows.labels, strict=True))
+    assert data.labels[:4] == ("1", "10", "11", "12")
+
+
 def test_regression(tmp_path) -> None:
     write(tmp_path / "data", ".parquet")
     mine = task(tmp_path, kind="regression", label="score", labels=None)
@@ -138,6 +154,11 @@ def test_an_empty_split_and_a_broken_file(tmp_path) -> None:
         ({"text": None}, "text is missing"),
         ({"splits": {"train": "train"}}, "splits names train, test"),
         ({"labels": ["x", "x"]}, "different names"),
+        ({"path": 3}, "path is a string, got 3"),
+        ({"text": ["{first"]}, "is no template"),
+        ({"text": ["{}"]}, "every {} names a column"),
+        ({"metric": "pearson"}, "unknown metric 'pearson'"),
+        ({"kind": "regression", "metric": "accuracy"}, "unknown metric 'accuracy'"),
     ],
 )
 def test_a_wrong_entry(tmp_path, changes, words) -> None:
@@ -193,6 +214,8 @@ def test_the_plan() -> None:
         plan(Config.from_flat({"unseen": "markt"}))
     with pytest.raises(ConfigError, match="no task contributes"):
         plan(Config.from_flat({"tasks": "market", "unseen": "market"}))
+    with pytest.raises(ConfigError, match="unseen names a task twice: market, market"):
+        plan(Config.from_flat({"unseen": "market, market"}))
     with pytest.raises(ConfigError, match="splits one task"):
         plan(Config.from_flat({"partition.kind": "shards"}))
     keys = {"partition.kind": "shards", "tasks": "market", "partition.shards": 3}
