@@ -10,8 +10,8 @@ every batch of every epoch.
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -42,14 +42,15 @@ def main() -> None:
     data = Contributor(config, 0).splits()
     tiny = load_base("demo")
     larger = {"hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 1024}
-    kind: Any = type(tiny.config)
-    base = replace(tiny, config=kind(**{**tiny.config.to_dict(), **larger}))
+    shape = type(tiny.config)(**{**tiny.config.to_dict(), **larger})
+    base = replace(tiny, config=shape)
     _, body = starting_model(base, 0)
+    ways: dict[str, Callable[[], float]] = {
+        "naive": lambda: naive(base, body, data, config),
+        "cached": lambda: protocols.frozen(base, body, data, config, 0),
+    }
     seconds = {}
-    for name, run in (
-        ("naive", lambda: naive(base, body, data, config)),
-        ("cached", lambda: protocols.frozen(base, body, data, config, 0)),
-    ):
+    for name, run in ways.items():
         started = time.perf_counter()
         value = run()
         seconds[name] = time.perf_counter() - started
