@@ -86,7 +86,7 @@ def one(kind: str, contributors: int, megabytes: int) -> dict[str, float]:
             return
         names = _names(grid, nodes)
         with tempfile.TemporaryDirectory() as folder:
-            inbox = Inbox(grid, Path(folder), names, lambda _: sorted(names))
+            inbox = Inbox(grid, Path(folder), names, lambda _: sorted(names), window=3)
             ColDFusion(load("average"), inbox=inbox).start(
                 inbox, arrays, num_rounds=ROUNDS, evaluate_fn=lambda r, _: inbox.drop()
             )

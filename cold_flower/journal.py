@@ -17,6 +17,7 @@ from cold_flower.errors import RunError
 
 CONFIG, SCORES, CONTRIBUTIONS = "config.json", "scores.jsonl", "contributions.jsonl"
 RESULT, PROGRESS = "result.json", "progress.log"
+WORKERS = "COLD_FLOWER_WORKERS"  # environment: the runner tells the ServerApp of its workers
 _MAY_CHANGE = ("iterations", "resume", "run-dir")
 _locks: list[int] = []  # open for as long as the process lives
 

@@ -6,6 +6,7 @@ published and evaluated (`_Run.after_round`).
 """
 
 import importlib
+import os
 import time
 import traceback
 from pathlib import Path
@@ -20,7 +21,7 @@ from cold_flower.config import Config
 from cold_flower.contributor import home, plan, resolve
 from cold_flower.errors import ColdFlowerError, ConfigError
 from cold_flower.identity import code_sha256, versions
-from cold_flower.journal import CONTRIBUTIONS, RESULT, SCORES, Journal
+from cold_flower.journal import CONTRIBUTIONS, RESULT, SCORES, WORKERS, Journal
 from cold_flower.repository import Repository
 from cold_flower.roster import Member, gather
 from cold_flower.schedule import cohort
@@ -93,6 +94,7 @@ class _Run:
             first=first,
             quorum=config.quorum,
             keep_arrays=bool(config.fusion.strategy),
+            window=window(),
             say=self._say,
         )
         self._inbox.drop()  # what a crash left between publishing and dropping
@@ -249,6 +251,16 @@ class _Run:
         if done and left:
             minutes = (time.monotonic() - self._started) / done * left / 60
             self._say(f"iteration {iteration} done; about {minutes:.1f} min left")
+
+
+def window() -> int:
+    """Return how many contributors to keep busy at once: a simulation's workers and one.
+
+    The runner says how many workers there are; elsewhere every contributor works on a
+    machine of its own, and all are asked at once.
+    """
+    workers = int(os.environ.get(WORKERS, "0"))
+    return workers + 1 if workers else 0
 
 
 def strategy(config: Config, inbox: Inbox) -> Strategy:

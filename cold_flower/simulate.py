@@ -28,7 +28,7 @@ from cold_flower import __version__
 from cold_flower.config import Config
 from cold_flower.errors import RunError
 from cold_flower.identity import PACKAGES, ROOT
-from cold_flower.journal import CONFIG, PROGRESS, RESULT
+from cold_flower.journal import CONFIG, PROGRESS, RESULT, WORKERS
 
 CONNECTION = "cold-flower"
 START_SECONDS = 60
@@ -52,7 +52,7 @@ def simulate(config: Config, contributors: int, say: Callable[[str], None]) -> N
     (run_dir / RESULT).unlink(missing_ok=True)  # of the run that is resumed
     with tempfile.TemporaryDirectory(prefix="cf-") as short:
         scratch = Path(short)
-        environment = _environment(scratch, run_dir)
+        environment = _environment(scratch, run_dir, workers)
         app = stage(scratch / "cold-flower", config)
         run_log = run_dir.parent / f".{run_dir.name}.log"
         run_log.parent.mkdir(parents=True, exist_ok=True)
@@ -131,10 +131,11 @@ def _stoppable() -> Iterator[None]:
             signal.signal(sign, handler)
 
 
-def _environment(scratch: Path, run_dir: Path) -> dict[str, str]:
+def _environment(scratch: Path, run_dir: Path, workers: int) -> dict[str, str]:
     """Return what the SuperLink and all its children see."""
     defaults = {"COLD_FLOWER_HOME": str(run_dir / "contributors")}
     own = {
+        WORKERS: str(workers),
         "FLWR_HOME": str(scratch / "flwr"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

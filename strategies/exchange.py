@@ -1,7 +1,9 @@
 """Send messages and take each reply as it arrives."""
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -15,6 +17,7 @@ def exchange(
     *,
     timeout: float | None,
     poll: float = 0.1,
+    window: int = 0,
 ) -> Iterator[tuple[str, Message | None]]:
     """Send one message to each contributor and yield each reply as it arrives.
 
@@ -24,6 +27,8 @@ def exchange(
             they answer: errors made by the SuperLink carry no node id.
         timeout: seconds for all; None waits without end.
         poll: seconds between two looks.
+        window: how many may be under way at once; 0 is all. Flower keeps replies in
+            memory until they are pulled, so in a simulation this bounds it.
 
     Yields:
         Name and reply; at the deadline, None for each that did not answer.
@@ -31,29 +36,37 @@ def exchange(
     Raises:
         DeadActorError: a Ray actor died.
     """
-    waiting: dict[str, str] = {}
-    for name, message in messages.items():
-        ids = [i for i in grid.push_messages([message]) if i]
-        if not ids:
-            yield name, None
-        else:
-            waiting[ids[0]] = name
-    deadline = None if timeout is None else time.monotonic() + timeout
-    while waiting and (deadline is None or time.monotonic() < deadline):
-        before = len(waiting)
-        for message_id in list(waiting):  # one at a time: never two replies in memory
-            for reply in grid.pull_messages([message_id]):
-                name = waiting.pop(message_id)
-                if reply.has_error() and "ActorDied" in str(reply.error.reason):
-                    raise DeadActorError(
-                        f"the worker of contributor {name} died (out of memory?): "
-                        f"{reason_of(reply)}"
-                    )
-                yield name, reply
-        if waiting and len(waiting) == before:
+    todo = deque(messages.items())
+    waiting: dict[str, str] = {}  # name by message id
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    while (todo or waiting) and time.monotonic() < deadline:
+        while todo and (not window or len(waiting) < window):
+            name, message = todo.popleft()
+            ids = [i for i in grid.push_messages([message]) if i]
+            if ids:
+                waiting[ids[0]] = name
+            else:  # the SuperLink refused it
+                yield name, None
+        found = _first_reply(grid, waiting)
+        if found is None:
             time.sleep(poll)
-    for name in waiting.values():
+            continue
+        name = waiting.pop(found.metadata.reply_to_message_id)
+        if found.has_error() and "ActorDied" in str(found.error.reason):
+            raise DeadActorError(
+                f"the worker of contributor {name} died (out of memory?): {reason_of(found)}"
+            )
+        yield name, found
+    for name in (*waiting.values(), *(name for name, _ in todo)):
         yield name, None
+
+
+def _first_reply(grid: Grid, message_ids: Iterable[str]) -> Message | None:
+    """Pull one reply, if there is any: never two in memory."""
+    for message_id in message_ids:
+        for reply in grid.pull_messages([message_id]):
+            return reply
+    return None
 
 
 def reason_of(reply: Message) -> str:

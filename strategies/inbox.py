@@ -21,6 +21,7 @@ from strategies import records
 from strategies.errors import QuorumError, Refused
 from strategies.exchange import exchange, reason_of
 from strategies.fusion import (
+    Fingerprint,
     Template,
     Weights,
     fingerprint,
@@ -63,6 +64,7 @@ class Inbox(Grid):
         quorum: accepted contributions an iteration needs; 0 means all that are asked.
         keep_arrays: leave the arrays in the replies too, for strategies that fuse
             them themselves; costs one model per contributor in memory.
+        window: how many contributors may be at work at once; 0 is all (see `exchange`).
         say: called with a line at each arrival.
     """
 
@@ -76,6 +78,7 @@ class Inbox(Grid):
         first: int = 1,
         quorum: int = 0,
         keep_arrays: bool = False,
+        window: int = 0,
         say: Callable[[str], None] = lambda line: None,
         poll: float = 0.1,
     ) -> None:
@@ -88,6 +91,7 @@ class Inbox(Grid):
         self._cohort = cohort
         self._quorum = quorum
         self._keep_arrays = keep_arrays
+        self._window = window
         self._say = say
         self._poll = poll
         self.iteration = first - 1
@@ -121,7 +125,10 @@ class Inbox(Grid):
             self._say(f"already here: {', '.join(self.arrivals)}")
         replies = [self._reread(asked[name], arrival) for name, arrival in self.arrivals.items()]
         wanted = {name: m for name, m in asked.items() if name not in self.arrivals}
-        for name, reply in exchange(self._grid, wanted, timeout=timeout, poll=self._poll):
+        arriving = exchange(
+            self._grid, wanted, timeout=timeout, poll=self._poll, window=self._window
+        )
+        for name, reply in arriving:
             arrival = self._take(name, reply, template, base, timeout)
             self.arrivals[name] = arrival
             self._say(self._line(arrival, len(asked)))
@@ -158,7 +165,8 @@ class Inbox(Grid):
                 about = read_metadata(path)
                 if about["base"] == base:
                     metrics = json.loads(about["metrics"])
-                    found[name] = Arrival(name, "accepted", "", metrics, about["sha256"], path)
+                    sha256 = fingerprint(Weights(path).items())
+                    found[name] = Arrival(name, "accepted", "", metrics, sha256, path)
         return found
 
     def _take(
@@ -194,11 +202,11 @@ class Inbox(Grid):
         """Write a reply's body to disk, emptying the reply; return its fingerprint."""
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        body = dict(finite(records.body_of(content, template)))
-        sha256 = fingerprint(body.items())
-        about = {"base": base, "sha256": sha256, "metrics": json.dumps(dict(metrics))}
-        write_safetensors(path, template, body.items(), about)
-        return sha256
+        about = {"base": base, "metrics": json.dumps(dict(metrics))}
+        seen = Fingerprint()
+        body = seen.passing(finite(records.body_of(content, template)))
+        write_safetensors(path, template, body, about)
+        return seen.hexdigest()
 
     def _reread(self, message: Message, arrival: Arrival) -> Message:
         """Return a reply built from the file, with arrays only where they are needed."""

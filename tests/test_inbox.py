@@ -218,6 +218,21 @@ def test_the_reply_is_on_disk_and_out_of_memory(tmp_path) -> None:
     assert not (tmp_path / "0001").exists()
 
 
+def test_no_more_than_the_window_is_under_way(tmp_path) -> None:
+    under_way: list[int] = []
+
+    def client(message):
+        under_way.append(len(grid._pending))
+        return trained(message)
+
+    grid, inbox = make(tmp_path, client, window=2)
+    assert torch.equal(start(inbox)["w"], torch.full((2, 2), 3.0))
+    assert max(under_way) == 2
+    grid, inbox = make(tmp_path / "all", client)
+    start(inbox)
+    assert max(under_way) == 3
+
+
 def test_other_messages_pass_through(tmp_path) -> None:
     def client(message):
         assert not is_train(message)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from strategies.errors import FusionError
 from strategies.fusion._weights import (
+    Fingerprint,
     Template,
     Weights,
     fingerprint,
@@ -27,6 +28,7 @@ from strategies.fusion._weights import (
 from strategies.names import unknown
 
 __all__ = [
+    "Fingerprint",
     "Rule",
     "Template",
     "Weights",

@@ -100,12 +100,29 @@ def fingerprint(items: Iterable[tuple[str, Tensor]]) -> str:
     The order of the tensors does not matter, nor the file format they come in: two
     bodies have one fingerprint exactly when they hold the same values.
     """
-    digests = []
-    for name, tensor in items:
-        digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(_raw(tensor))
-        digests.append((name, digest.digest()))
-    return hashlib.sha256(b"".join(digest for _, digest in sorted(digests))).hexdigest()
+    seen = Fingerprint()
+    for _ in seen.passing(items):
+        pass
+    return seen.hexdigest()
+
+
+class Fingerprint:
+    """The fingerprint of tensors that are on their way elsewhere, as by a file writer."""
+
+    def __init__(self) -> None:
+        self._digests: list[tuple[str, bytes]] = []
+
+    def passing(self, items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Pass tensors through and take note of each."""
+        for name, tensor in items:
+            digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(_raw(tensor))
+            self._digests.append((name, digest.digest()))
+            yield name, tensor
+
+    def hexdigest(self) -> str:
+        """Return the sha256 of what has passed."""
+        return hashlib.sha256(b"".join(digest for _, digest in sorted(self._digests))).hexdigest()
 
 
 def write_safetensors(
