@@ -22,6 +22,8 @@ from strategies.inbox import Inbox
 class ColDFusion(Strategy):
     """Send the base to the cohort and fuse what comes back with any fusion rule.
 
+    The arrays of a base are emptied once the next one is made, the initial ones too.
+
     Args:
         fuse: a rule from `strategies.fusion.load`.
         inbox: collects the contributions; pass the same one to `start` as the grid.
@@ -50,6 +52,8 @@ class ColDFusion(Strategy):
         base = Weights(records.Tensors(self._base))
         given = [arrival.weights() for arrival in accepted]
         fused = records.pack(self._fuse(base, given, seed=self._seed))
+        # Dead now, but Flower's loop holds on to the first one until the end: a whole model.
+        self._base.clear()
         losses = [a.metrics["train-loss"] for a in accepted if "train-loss" in a.metrics]
         metrics: dict[str, float] = {"contributions": len(accepted)}
         if losses:
