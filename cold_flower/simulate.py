@@ -167,7 +167,7 @@ def _superlink(scratch: Path, environment: Mapping[str, str], log: Any) -> Itera
         folder.mkdir()
     port = _free_port()
     command = [_tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--database", str(home / "state.db")]
+    command += ["--port", str(port)]  # state in memory: it ends with the run
     connection = {"address": f"127.0.0.1:{port}", "insecure": True}
     (home / "config.toml").write_text(
         tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
