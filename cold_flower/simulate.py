@@ -46,6 +46,11 @@ def simulate(config: Config, contributors: int, say: Callable[[str], None]) -> N
     Raises:
         RunError: with the cause, and how to resume.
     """
+    if " " in sys.prefix:
+        raise RunError(
+            "Ray cannot start its workers from an environment whose path has a space: "
+            f"{sys.prefix!r}. Move it (or the checkout that holds it)."
+        )
     run_dir = Path(config.run_dir)
     workers = min(contributors, _cores())
     # Ray puts sockets there, whose paths are limited to 107 characters: keep it short.
@@ -92,7 +97,11 @@ def stage(app: Path, config: Config) -> Path:
     (app / "pyproject.toml").write_text(
         tomli_w.dumps(
             {
-                "project": {"name": "cold-flower", "version": __version__},
+                "project": {
+                    "name": "cold-flower",
+                    "version": __version__,
+                    "description": "The code and configuration of one run",
+                },
                 "tool": {
                     "flwr": {
                         "app": {

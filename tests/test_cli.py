@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from cold_flower import cli, experiments
-from cold_flower.errors import ConfigError
+from cold_flower.errors import ConfigError, RunError
 from cold_flower.journal import Journal
+from cold_flower.simulate import simulate
 from tests.conftest import REAL, needs_real
 from tests.test_tasks import suite, write
 
@@ -134,6 +135,14 @@ def test_a_relative_base_model_is_found_by_the_run(tmp_path, monkeypatch) -> Non
     monkeypatch.chdir(tmp_path)
     config = experiments.configure("demo", {"base-model": "mine"})
     assert config.base_model == str((tmp_path / "mine").resolve())
+
+
+def test_an_environment_that_ray_cannot_use(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "prefix", "/home/ann/my project/.venv")
+    config = experiments.configure("demo", {"run-dir": str(tmp_path / "run")})
+    with pytest.raises(RunError, match="path has a space: '/home/ann/my project"):
+        simulate(config, 12, print)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lists(tmp_path) -> None:
