@@ -23,7 +23,7 @@ CONCEPTS = 16
 WORDS = 24  # of each concept
 SIZES = {"train": 400, "test": 400}
 LENGTH = (10, 18)  # words of a text
-SIGNAL = 0.3  # share of a text's words that come from its class's concept
+SIGNAL = 0.25  # share of a text's words that come from its class's concept
 
 # Which concepts a task tells apart: its classes, in the order of its labels.
 TASKS = {

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from cold_flower.config import PROTOCOLS
@@ -12,8 +13,8 @@ Row = Mapping[str, Any]
 
 
 def mean_and_sem(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and its standard error (NaN for a single value)."""
-    mean = sum(values) / len(values)
+    """Return the mean and its standard error (NaN where there are too few values)."""
+    mean = sum(values) / len(values) if values else math.nan
     if len(values) < 2:
         return mean, math.nan
     variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
@@ -34,7 +35,7 @@ def gains(rows: Sequence[Row], group: str, protocol: str, iteration: int) -> lis
 def table(rows: Sequence[Row], title: str) -> Table:
     """Draw mean scores, a line per iteration and a column per group and protocol.
 
-    Scores are in points (100 times accuracy); the last line is the gain of the last
+    Scores are in points (100 times accuracy); the last lines are the gain of the last
     iteration over the start: its mean over tasks and the standard error of that mean.
     """
     columns = [
@@ -43,7 +44,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
         for protocol in PROTOCOLS
         if any(r["group"] == group and r["protocol"] == protocol for r in rows)
     ]
-    made = Table(title=title, title_justify="left")
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     made.add_column("base")
     for group, protocol in columns:
         tasks = {r["task"] for r in rows if (r["group"], r["protocol"]) == (group, protocol)}
@@ -57,13 +58,10 @@ def table(rows: Sequence[Row], title: str) -> Table:
                 r["value"] for r in rows if (r["iteration"], r["group"], r["protocol"]) == key
             ]
             cells.append(f"{100 * mean_and_sem(values)[0]:.1f}" if values else "")
-        name = "start" if iteration == 0 else f"iteration {iteration}"
+        name = str(iteration) if iteration else "start"
         made.add_row(name, *cells, end_section=iteration == iterations[-1])
     if len(iterations) > 1 and iterations[0] == 0:
-        cells = []
-        for group, protocol in columns:
-            found = gains(rows, group, protocol, iterations[-1])
-            mean, sem = mean_and_sem(found) if found else (math.nan, math.nan)
-            cells.append(f"{100 * mean:+.1f} ± {100 * sem:.1f}")
-        made.add_row("gain ± SEM", *cells, style="bold")
+        found = [mean_and_sem(gains(rows, *column, iterations[-1])) for column in columns]
+        made.add_row("gain", *(f"{100 * mean:+.1f}" for mean, _ in found), style="bold")
+        made.add_row("± SEM", *(f"{100 * sem:.1f}" for _, sem in found))
     return made

@@ -48,7 +48,7 @@ def body_of(run: Path, iteration: int) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cwd = tmp_path_factory.mktemp("with space and_underscore")
     done = simulate(cwd, "run")
-    assert "gain ± SEM" in done.stdout
+    assert "± SEM" in done.stdout
     return cwd / "run"
 
 
