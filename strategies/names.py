@@ -12,4 +12,4 @@ def unknown(kind: str, name: str, valid: Sequence[str]) -> str:
     """Name what was not found, the nearest valid names, then all of them."""
     near = get_close_matches(name, valid, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(valid)}."
+    return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(valid) or 'none'}."

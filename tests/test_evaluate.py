@@ -39,7 +39,6 @@ def test_protocols_are_independent_and_leave_the_body_alone(tiny, data) -> None:
     assert fingerprint(body.items()) == before
     assert evaluate(tiny, body, data, ["few-shot"], CONFIG, 1)["few-shot"] == together["few-shot"]
     assert together["finetuned"] > together["frozen"]  # it memorises what it is tested on
-    assert evaluate(tiny, body, data, ["few-shot"], CONFIG, 2)["few-shot"] != together["few-shot"]
 
 
 def test_a_draw_keeps_the_classes_shares() -> None:
