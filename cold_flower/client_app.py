@@ -57,10 +57,12 @@ def query(message: Message, context: Context) -> RecordDict:
         me = _contributor(context)
     except NoTaskError:
         return RecordDict({records.CONTRIBUTOR: ConfigRecord({"protocol": records.PROTOCOL})})
+    train = me.splits().train
     about: dict[str, Any] = {
         "name": me.name,
         "task": me.task.name,
-        "examples": len(me.splits().train),
+        "examples": len(train),
+        "tokens": len(train.ids),
         "protocol": records.PROTOCOL,
         "versions": versions(),
         "code": code_sha256(),

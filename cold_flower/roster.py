@@ -1,7 +1,7 @@
 """Who is there: wait for the nodes, ask each who it is, refuse what does not fit."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType, RecordDict
@@ -24,6 +24,13 @@ class Member:
     node: int
     task: str
     examples: int
+    tokens: int
+    """Of its training examples: how long its work takes, relative to the others'."""
+
+
+def longest_first(members: Iterable[Member]) -> list[Member]:
+    """Order members so that workers which share them end at about the same time."""
+    return sorted(members, key=lambda member: (-member.tokens, member.name))
 
 
 def gather(
@@ -79,9 +86,8 @@ def gather(
                     f"contributor {name} has another {key}: {str(about.get(key))[:80]!r}, the "
                     f"server has {mine!r}"
                 )
-        found[name] = Member(
-            name, int(node), str(about.get("task", name)), int(about.get("examples", 0))
-        )
+        examples, tokens = (int(about.get(key, 0)) for key in ("examples", "tokens"))
+        found[name] = Member(name, int(node), str(about.get("task", name)), examples, tokens)
     return dict(sorted(found.items()))
 
 

@@ -23,7 +23,7 @@ from cold_flower.errors import ColdFlowerError, ConfigError
 from cold_flower.identity import code_sha256, versions
 from cold_flower.journal import CONTRIBUTIONS, RESULT, SCORES, WORKERS, Journal
 from cold_flower.repository import Repository
-from cold_flower.roster import Member, gather
+from cold_flower.roster import Member, gather, longest_first
 from cold_flower.schedule import cohort
 from strategies import records
 from strategies.cold_fusion import ColDFusion
@@ -137,13 +137,14 @@ class _Run:
         )
 
     def _cohort(self, iteration: int) -> list[str]:
-        return cohort(
+        names = cohort(
             self._seen,
             iteration,
             size=self._size,
             schedule=self._config.schedule,
             seed=self._config.seed,
         )
+        return [member.name for member in longest_first(self._members[name] for name in names)]
 
     def _publish(self, iteration: int, arrays: ArrayRecord) -> None:
         parent = iteration - 1
@@ -224,7 +225,8 @@ class _Run:
     def _evaluators(self) -> list[Member]:
         """Everybody; with shards the first alone, for all have the same test split."""
         members = list(self._members.values())
-        return members[:1] if self._config.partition.kind == "shards" else members
+        shards = self._config.partition.kind == "shards"
+        return members[:1] if shards else longest_first(members)
 
     def _score_rows(self, iteration: int, member: Member, reply: Message) -> list[dict[str, Any]]:
         metrics = records.metrics_of(reply.content)

@@ -43,6 +43,7 @@ def test_the_query_says_who_this_is() -> None:
     about = records.config_of(send(MessageType.QUERY, {}, context(1)).content, "contributor")
     assert (about["name"], about["task"], about["examples"]) == ("music", "music", 24)
     assert about["protocol"] == 1
+    assert about["tokens"] > 24 * 10
     assert {"versions", "code", "model"} <= about.keys()
 
 

@@ -8,7 +8,7 @@ from cold_flower.config import Wait
 from cold_flower.errors import RunError
 from tests.conftest import FakeGrid, error_reply
 
-ABOUT = {"task": "t", "examples": 5, "protocol": 1, "code": "c", "model": "m"}
+ABOUT = {"task": "t", "examples": 5, "tokens": 50, "protocol": 1, "code": "c", "model": "m"}
 NAMES = {1: "ann", 2: "bob"}
 
 
@@ -27,8 +27,8 @@ def gather(client=None, nodes=(1, 2), planned=2, wait=0.3, say=lambda line: None
 
 def test_everybody_by_name() -> None:
     assert gather() == {
-        "ann": roster.Member("ann", 1, "t", 5),
-        "bob": roster.Member("bob", 2, "t", 5),
+        "ann": roster.Member("ann", 1, "t", 5, 50),
+        "bob": roster.Member("bob", 2, "t", 5, 50),
     }
 
 
@@ -52,6 +52,11 @@ def test_a_node_without_a_task_is_left_out() -> None:
     found = gather(lambda name: {"name": ""} if name == "bob" else {}, planned=1, say=lines.append)
     assert list(found) == ["ann"]
     assert "node 2 has no task" in lines[0]
+
+
+def test_the_longest_work_is_handed_out_first() -> None:
+    members = [roster.Member(n, 1, n, 5, t) for n, t in (("a", 10), ("c", 30), ("b", 30))]
+    assert [member.name for member in roster.longest_first(members)] == ["b", "c", "a"]
 
 
 def test_nobody_comes() -> None:
