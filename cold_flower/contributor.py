@@ -139,7 +139,7 @@ class Contributor:
         if not path.exists():
             self._tokenise(path)
         with safe_open(path, framework="pt") as file:
-            read = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            read = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
         train, dev, test = (
             Encoded(**{key: read[f"{name}.{key}"] for key in ENCODED}, padding=int(read["padding"]))
             for name in ("train", "dev", "test")

@@ -90,7 +90,7 @@ class Repository:
             save(folder)
             kept = Weights(folder / WEIGHTS)
             tensors = {prefix + name: tensor for name, tensor in body.items()}
-            tensors |= {n: kept.get(n) for n in kept.keys() if n not in tensors}  # noqa: SIM118
+            tensors |= {n: kept.get(n) for n in kept.keys() if n not in tensors}  # noqa: SIM118 - no dict
             template = {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}
             write_safetensors(folder / WEIGHTS, template, tensors.items(), {"format": "pt"})
 

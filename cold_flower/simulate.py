@@ -53,8 +53,8 @@ def simulate(config: Config, contributors: int, say: Callable[[str], None]) -> N
         )
     run_dir = Path(config.run_dir)
     workers = min(contributors, _cores())
-    # Ray puts sockets there, whose paths are limited to 107 characters: keep it short.
     (run_dir / RESULT).unlink(missing_ok=True)  # of the run that is resumed
+    # Ray puts sockets there, whose paths are limited to 107 characters: keep it short.
     with tempfile.TemporaryDirectory(prefix="cf-") as short:
         scratch = Path(short)
         environment = _environment(scratch, run_dir, workers)

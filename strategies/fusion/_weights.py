@@ -59,7 +59,7 @@ class Weights:
         self._source: Any = (
             safe_open(source, framework="pt") if isinstance(source, Path) else source
         )
-        self._stored_as = stored_as or {key: key for key in self._source.keys()}  # noqa: SIM118
+        self._stored_as = stored_as or {key: key for key in self._source.keys()}  # noqa: SIM118 - no dict
 
     def keys(self) -> list[str]:
         """Return the tensors' names."""
