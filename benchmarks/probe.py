@@ -17,10 +17,11 @@ import torch
 
 from cold_flower import evaluate as protocols
 from cold_flower.config import Config
-from cold_flower.contributor import Contributor, resolve
+from cold_flower.contributor import Contributor
 from cold_flower.evaluate import Splits
 from cold_flower.finetune import finetune, score
 from cold_flower.model import Base, State, classifier, load_base, starting_model
+from cold_flower.plan import resolve
 
 EPOCHS = 20
 

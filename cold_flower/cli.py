@@ -1,90 +1,182 @@
 """The `cold-flower` command."""
 
+import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cold_flower.errors import ColdFlowerError, RunError
+from cold_flower.errors import ColdFlowerError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cold_flower.config import Config
+    from cold_flower.experiments import Checked
+    from cold_flower.resources import Allocation
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="ColD Fusion on Flower: evolve a pretrained language model without sharing data.",
+    rich_markup_mode="markdown",
+    help="""ColD Fusion on Flower: evolve a pretrained language model without sharing data.
+
+    Every iteration, contributors take the base, finetune it on their own data and send it
+    back; the mean of what returns is the next base.
+
+    Begin with `cold-flower simulate demo`: the whole loop in 90 seconds, with nothing to
+    download.""",
 )
 
 
 @app.command()
 def simulate(
-    experiment: Annotated[str, typer.Argument(help="A shipped experiment, or a .toml file.")],
+    experiment: str,
     set: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Where the run goes [default: runs/<name>-<time>].")
+        Path | None, typer.Option(help="Where the run goes (default: runs/NAME-TIME).")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --run-dir.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything; print configuration, cohorts, cost."),
+    ] = False,
+    cpus_per_contributor: Annotated[
+        int | None, typer.Option(help="Cores for each contributor at work (default: chosen).")
+    ] = None,
+    gpus_per_contributor: Annotated[
+        float | None,
+        typer.Option(help="Fraction of a GPU for each; 0 = none (default: by memory)."),
+    ] = None,
+    fake_gpus: Annotated[
+        int, typer.Option(min=0, help="Pretend so many GPUs: shows the mapping without any.")
+    ] = 0,
 ) -> None:
-    """Run an experiment on this machine, contributors mapped onto its cores.
+    """Run an experiment on this machine: contributors share its cores and GPUs.
+
+    EXPERIMENT is a shipped one (`cold-flower experiments`) or the path of a .toml file.
+
+    Everything is checked before anything starts. Ctrl-C stops all that was started and keeps
+    what arrived; `--resume` goes on. The exit code is 0 only if the run completed.
+
+    The keys of `--set` and their meaning: `cold-flower keys`.
 
     Examples:
-      cold-flower simulate demo
+    * `cold-flower simulate demo`
 
-      cold-flower simulate demo --set seed=1 --set iterations=4 --run-dir runs/mine
+    * `cold-flower simulate demo --set seed=1 --set iterations=4 --run-dir runs/mine`
 
-      cold-flower simulate demo --run-dir runs/mine --set iterations=6 --resume
+    * `cold-flower simulate demo --run-dir runs/mine --set seed=1 --set iterations=6 --resume`
+
+    * `cold-flower simulate multitask_small --set suite=/data/suite.toml --dry-run`
+
+    * `cold-flower simulate mine.toml --gpus-per-contributor 0.25`: four share a GPU
     """
     from rich.console import Console
 
-    from cold_flower import experiments
-    from cold_flower.journal import SCORES, Journal, check_new, check_same
-    from cold_flower.report import table
-    from cold_flower.simulate import simulate as run
+    from cold_flower import experiments, resources
+    from cold_flower.journal import check_new, check_same
+    from cold_flower.model import load_base
 
     settings = experiments.parse_settings(set or [])
     folder = run_dir or Path("runs") / f"{Path(experiment).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    settings |= {"run-dir": str(folder.resolve()), "resume": resume}
+    folder = folder.resolve()
+    settings |= {"run-dir": str(folder), "resume": resume}
     config = experiments.configure(experiment, settings)
     if resume:
         check_same(folder, config)
-    else:
+    elif not dry_run:
         check_new(folder)
-    whole = experiments.check(config)
+    started = time.time()
+    checked = experiments.check(config)
+    base = load_base(config.base_model)
+    footprint = resources.footprint(config, base)
+    evaluated = len(checked.plan.evaluated) * len(config.protocols())
+    allocation = resources.allocate(
+        resources.this_machine(fake_gpus),
+        contributors=max(config.contributors_per_iteration or len(checked.plan.seen), evaluated),
+        footprint=footprint,
+        cpus=cpus_per_contributor,
+        gpus=gpus_per_contributor,
+    )
     console = Console(soft_wrap=not sys.stdout.isatty())
+    if dry_run:
+        from cold_flower.preview import preview
+
+        parameters = resources.parameters(base)
+        for part in preview(
+            config, checked, allocation, parameters=parameters, footprint=footprint
+        ):
+            console.print(part, highlight=False)
+        return
     console.print(
         f"{config.experiment}: suite {config.suite}, base model {config.base_model}, "
-        f"{config.iterations} iterations, seed {config.seed}; run directory {folder.resolve()}",
+        f"{config.iterations} iterations, seed {config.seed}; run directory {folder}\n"
+        f"{resources.describe(allocation)}",
         highlight=False,
     )
+    _run(config, checked, allocation, console, started)
+
+
+def _run(
+    config: "Config",
+    checked: "Checked",
+    allocation: "Allocation",
+    console: "Console",
+    started: float,
+) -> None:
+    from cold_flower.journal import CONFIG, SCORES, Journal
+    from cold_flower.progress import Progress, clock, display, phases
+    from cold_flower.report import table
+    from cold_flower.simulate import Stopped, simulate
+
+    folder = Path(config.run_dir)
+    progress = Progress(started)
     try:
-        run(
-            config,
-            len(whole.names),
-            lambda line: console.print(line, highlight=False, markup=False),
+        with display(console, progress) as show:
+            simulate(config, len(checked.plan.names), allocation, show)
+    except Stopped as stopped:
+        kept = f"what arrived is kept: add --resume --run-dir {folder}"
+        kept = (
+            kept if (folder / CONFIG).exists() else "the run had not begun, nothing is left of it"
         )
-    except KeyboardInterrupt:
-        raise RunError(
-            f"interrupted; what arrived is kept: --resume --run-dir {folder.resolve()}"
-        ) from None
+        print(f"stopped after {clock(time.time() - started)}; {kept}", file=sys.stderr)
+        raise typer.Exit(128 + stopped.signum) from None
     title = f"{config.experiment}, seed {config.seed}: mean test score, in points"
     console.print(table(Journal(folder).rows(SCORES), title))
-    console.print(f"the last base: {folder.resolve()}/iterations/latest", highlight=False)
+    console.print(f"{phases(progress, allocation.workers)}", highlight=False)
+    console.print(f"the last base: {folder}/iterations/latest", highlight=False)
 
 
 @app.command()
 def experiments() -> None:
-    """List the shipped experiments."""
+    """List the shipped experiments: what each reproduces, on what, in about how long."""
     from cold_flower import experiments as shipped
 
     for name in shipped.names():
-        first = (shipped.folder() / f"{name}.toml").read_text().splitlines()[0]
-        typer.echo(f"{name:24} {first.lstrip('# ')}")
+        typer.echo(f"{name}\n    {shipped.about(name)}")
+
+
+@app.command()
+def keys(
+    about: Annotated[str, typer.Argument(metavar="[WORD]", show_default=False)] = "",
+) -> None:
+    """Explain the keys of an experiment and of --set (those with WORD in their name)."""
+    from cold_flower.config import describe
+
+    for key, (default, metadata) in describe().items():
+        if about in key:
+            choices = f" ({' | '.join(c or 'nothing' for c in metadata['choices'])})"
+            tail = choices if metadata["choices"] else ""
+            typer.echo(f"{key} = {json.dumps(default)}\n    {metadata['help']}{tail}")
 
 
 @app.command()

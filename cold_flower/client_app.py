@@ -1,17 +1,22 @@
 """The ClientApp: Flower messages in, a contributor's answers out."""
 
 import math
+import os
+import time
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
+import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from cold_flower.config import PROTOCOLS, Config, split
-from cold_flower.contributor import Contributor, resolve
+from cold_flower.contributor import Contributor
 from cold_flower.errors import ColdFlowerError, ConfigError, NoTaskError
 from cold_flower.identity import code_sha256, versions
+from cold_flower.model import device
+from cold_flower.plan import resolve
 from strategies import records
 from strategies.fusion import fingerprint
 from strategies.names import unknown
@@ -30,7 +35,14 @@ def _answer(handle: Callable[[Message, Context], RecordDict]) -> Callable[..., M
             return Message(handle(message, context), reply_to=message)
         except ColdFlowerError as error:
             text = f"{type(error).__name__}: {error}"
-            return Message(Error(_CLIENT_RAISED, text), reply_to=message)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()  # others may share this GPU
+            text = (
+                f"out of GPU memory ({str(error).split('. ')[0]}): lower "
+                "finetune.micro-batch-size or finetune.max-length, or let fewer contributors "
+                "share a GPU: a higher --gpus-per-contributor"
+            )
+        return Message(Error(_CLIENT_RAISED, text), reply_to=message)
 
     return reply
 
@@ -47,6 +59,12 @@ def _contributor(context: Context) -> Contributor:
 
 def _body(message: Message) -> dict[str, Any]:
     return dict(records.unpack(message.content.array_records[records.ARRAYS]))
+
+
+def _whereabouts() -> dict[str, str | int]:
+    """Return what this process computes on; a Ray worker sees the GPU it was given."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return {"device": device().type, "visible-gpus": visible, "worker": os.getpid()}
 
 
 @app.query()
@@ -67,6 +85,7 @@ def query(message: Message, context: Context) -> RecordDict:
         "versions": versions(),
         "code": code_sha256(),
         "model": me.base.sha256,
+        **_whereabouts(),
     }
     return RecordDict({records.CONTRIBUTOR: ConfigRecord(about)})
 
@@ -75,16 +94,20 @@ def query(message: Message, context: Context) -> RecordDict:
 @_answer
 def train(message: Message, context: Context) -> RecordDict:
     """Finetune from the base on the own task; send back the body, never the head."""
+    started = time.perf_counter()
     me = _contributor(context)
     config = records.config_of(message.content, records.CONFIG)
     body = _body(message)
     iteration = int(config.get("iteration", config.get("server-round", 1)))
     seed = int(config.get("seed", me.config.seed))
-    trained, metrics = me.finetune(body, iteration=iteration, seed=seed)
+    run = str(config.get("run", ""))
+    trained, metrics = me.finetune(body, iteration=iteration, seed=seed, run=run)
+    metrics["seconds"] = time.perf_counter() - started
     about = {
         "contributor": me.name,
         "iteration": iteration,
         "base": config.get("base") or fingerprint(body.items()),
+        **_whereabouts(),
     }
     finite: Mapping[str, float] = {k: v for k, v in metrics.items() if math.isfinite(v)}
     return records.train_reply(trained.items(), finite, about)
@@ -94,6 +117,7 @@ def train(message: Message, context: Context) -> RecordDict:
 @_answer
 def evaluate(message: Message, context: Context) -> RecordDict:
     """Score the body on the own test data; only the scores leave."""
+    started = time.perf_counter()
     me = _contributor(context)
     config = records.config_of(message.content, records.CONFIG)
     chosen = split(str(config.get("protocols", me.config.evaluate.protocols)))
@@ -101,8 +125,15 @@ def evaluate(message: Message, context: Context) -> RecordDict:
         if name not in PROTOCOLS:
             raise ConfigError(unknown("protocol", name, PROTOCOLS))
     seed = int(config.get("seed", me.config.seed))
-    scores = me.evaluate(_body(message), chosen, seed=seed)
-    about = {"contributor": me.name, "task": me.task.name, "metric": me.task.metric}
+    iteration = int(config.get("iteration", config.get("server-round", 0)))
+    scores = me.evaluate(_body(message), chosen, iteration=iteration, seed=seed)
+    about = {
+        "contributor": me.name,
+        "task": me.task.name,
+        "metric": me.task.metric,
+        "seconds": time.perf_counter() - started,
+        **_whereabouts(),
+    }
     return RecordDict(
         {
             records.METRICS: MetricRecord(dict(scores)),

@@ -31,6 +31,13 @@ class Partition:
     )
     shards: int = _key(10, "contributors, with kind = shards", least=1)
     examples: int = _key(5000, "training examples of each shard, disjoint", least=1)
+    total: int = _key(0, "training examples of all shards together, split evenly; 0 = examples")
+    fresh: bool = _key(False, "draw the shards anew each iteration, and one more to evaluate with")
+
+    @property
+    def size(self) -> int:
+        """Return the training examples of one shard, those it holds out for dev included."""
+        return self.total // self.shards if self.total else self.examples
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,11 @@ class Finetune:
         "auto",
         "bf16 autocast where the hardware has it; weights stay float32",
         choices=("auto", "fp32", "bf16"),
+    )
+    head: str = _key(
+        "fresh",
+        "fresh each iteration, or the contributor's own of the last iteration it took part in",
+        choices=("fresh", "keep"),
     )
 
 
@@ -93,6 +105,7 @@ class Evaluate:
     every: int = _key(1, "iterations between evaluations; the first and last always", least=1)
     protocols: str = _key("frozen,finetuned", f"comma-separated, of {', '.join(PROTOCOLS)}")
     max_test_examples: int = _key(0, "test examples used of a task; 0 = all")
+    tasks: str = _key("", "evaluate these alone, comma-separated; empty = all of the run's")
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,8 @@ class Config:
     recipe: bool = _key(True, "let the suite's [recipe] set keys that stand at their default")
     tasks: str = _key("", "of the suite, comma-separated; empty = all")
     unseen: str = _key("", "tasks that are evaluated but never contribute")
+    folds: int = _key(0, "cut the tasks into so many parts, drawn from the seed; 0 = do not")
+    fold: int = _key(0, "which part is unseen, from 0")
     base_model: str = _key("demo", "a hub name or a folder, resolved at each contributor")
     iterations: int = _key(30, "iterations to run")
     contributors_per_iteration: int = _key(8, "sampled for each iteration; 0 = all seen")
@@ -120,6 +135,11 @@ class Config:
     run_dir: str = _key("", "where the run lies, absolute; empty = a new folder")
     resume: bool = _key(False, "continue the run in run-dir")
     quorum: int = _key(0, "good contributions an iteration needs; 0 = all that are asked")
+    log: str = _key(
+        "",
+        "follow the scores there, too, where that package is installed",
+        choices=("", "tensorboard", "wandb"),
+    )
     partition: Partition = Partition()
     finetune: Finetune = Finetune()
     probe: Probe = Probe()

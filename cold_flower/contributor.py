@@ -1,13 +1,12 @@
 """A contributor: its task, its data, its answers. Knows nothing of Flower.
 
-Its own things (tokenised data) lie under ``COLD_FLOWER_HOME``, a folder each.
+Its own things (tokenised data, kept heads) lie under ``COLD_FLOWER_HOME``, a folder each.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 
 import torch
@@ -17,77 +16,18 @@ from torch import Tensor
 
 from cold_flower import evaluate as protocols
 from cold_flower import sources, tasks
-from cold_flower.config import Config, split
+from cold_flower.config import Config
 from cold_flower.encode import Encoded, encode
-from cold_flower.errors import ConfigError, NoTaskError
+from cold_flower.errors import NoTaskError
 from cold_flower.evaluate import Splits
 from cold_flower.finetune import finetune
+from cold_flower.heads import Heads
 from cold_flower.model import Base, State, body_of, classifier, load_base
+from cold_flower.plan import plan
 from cold_flower.seeds import derive
-from strategies.names import unknown
 
+SPLITS = ("train", "dev", "test")
 ENCODED = ("ids", "types", "starts", "labels")  # the tensors of an Encoded
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Who the contributors of a run are, in the order of their partition ids."""
-
-    tasks: Mapping[str, tasks.Task]
-    """By contributor name; with shards, the same task under every name."""
-    seen: tuple[str, ...]
-    """Contribute, and are evaluated."""
-    unseen: tuple[str, ...]
-    """Are only evaluated."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Return every contributor, the seen ones first."""
-        return self.seen + self.unseen
-
-
-def plan(config: Config) -> Plan:
-    """Derive a run's contributors from its configuration.
-
-    Raises:
-        TaskError, ConfigError: a suite or task that is not there, or an empty plan.
-    """
-    suite = tasks.load_suite(config.suite, config.seed)
-    chosen = split(config.tasks) or list(suite.tasks)
-    unseen = split(config.unseen)
-    for key, listed in (("tasks", chosen), ("unseen", unseen)):
-        if len(set(listed)) != len(listed):
-            raise ConfigError(f"{key} names a task twice: {', '.join(listed)}")
-        for name in listed:
-            if name not in suite.tasks:
-                where = f"task in {key} (suite {config.suite})"
-                raise ConfigError(unknown(where, name, list(suite.tasks)))
-    if config.partition.kind == "shards":
-        if len(chosen) != 1 or unseen:
-            raise ConfigError(
-                "partition.kind = shards splits one task: set tasks to its name and unseen to "
-                f"nothing (tasks are {chosen}, unseen {unseen})"
-            )
-        names = tuple(f"shard-{i:03d}" for i in range(config.partition.shards))
-        return Plan(dict.fromkeys(names, suite.tasks[chosen[0]]), names, ())
-    seen = tuple(name for name in chosen if name not in unseen)
-    if not seen:
-        raise ConfigError(f"no task contributes: tasks are {chosen}, all of them in unseen")
-    return Plan({n: suite.tasks[n] for n in (*seen, *unseen)}, seen, tuple(unseen))
-
-
-def resolve(config: Config) -> Config:
-    """Apply the suite's recipe to the keys that stand at their default.
-
-    Raises:
-        TaskError, ConfigError: no such suite, or a recipe with a wrong key.
-    """
-    if not config.recipe:
-        return config
-    recipe = tasks.load_suite(config.suite, config.seed).recipe
-    defaults, values = Config().flat(), config.flat()
-    alone = {k: v for k, v in recipe.items() if values.get(k) == defaults.get(k)}
-    return Config.from_flat({**values, **alone, "recipe": False})
 
 
 def home() -> Path:
@@ -116,10 +56,20 @@ class Contributor:
         self.name = whole.names[index]
         self.task = whole.tasks[self.name]
         self._shard = index if config.partition.kind == "shards" else None
+        self._folder = home() / self.name
         self.base: Base = load_base(config.base_model)
 
-    def splits(self) -> Splits:
-        """Return the tokenised data; tokenised once, then read from its own folder."""
+    def splits(self, iteration: int = 0, *, evaluation: bool = False) -> Splits:
+        """Return the tokenised data: of its own folder, where it is tokenised once.
+
+        Args:
+            iteration: with ``partition.fresh`` every iteration has rows of its own, which
+                are not stored.
+            evaluation: with ``partition.fresh``, the rows beside those of the contributors.
+        """
+        if self.config.partition.fresh:
+            shard = self.config.partition.shards if evaluation else self._shard
+            return self._encode(tasks.load(self.task, self.config, shard, iteration))
         about = {
             "task": [str(value) for value in astuple(self.task)],
             "shard": self._shard,
@@ -135,43 +85,35 @@ class Contributor:
             "files": sources.stamp(self.task),
         }
         digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        path = home() / self.name / f"tokens-{digest}.safetensors"
+        path = self._folder / f"tokens-{digest}.safetensors"
         if not path.exists():
-            self._tokenise(path)
-        with safe_open(path, framework="pt") as file:
-            read = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
-        train, dev, test = (
-            Encoded(**{key: read[f"{name}.{key}"] for key in ENCODED}, padding=int(read["padding"]))
-            for name in ("train", "dev", "test")
-        )
-        classes = int(read["classes"])
-        return Splits(train, dev, test, classes, self.task.kind, self.task.metric)
+            _save(self._encode(tasks.load(self.task, self.config, self._shard)), path)
+        return _read(path, self.task)
 
-    def _tokenise(self, path: Path) -> None:
-        data = tasks.load(self.task, self.config, self._shard)
+    def _encode(self, data: tasks.Data) -> Splits:
         limit = self.config.finetune.max_length
-        tensors: dict[str, Tensor] = {"classes": torch.tensor(len(data.labels))}
-        for name, rows in (("train", data.train), ("dev", data.dev), ("test", data.test)):
-            made = encode(self.base.tokenizer, rows.texts, rows.labels, max_length=limit)
-            tensors |= {f"{name}.{key}": getattr(made, key) for key in ENCODED}
-            tensors["padding"] = torch.tensor(made.padding)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file(tensors, temporary)
-        temporary.replace(path)
+        train, dev, test = (
+            encode(self.base.tokenizer, rows.texts, rows.labels, max_length=limit)
+            for rows in (data.train, data.dev, data.test)
+        )
+        return Splits(train, dev, test, len(data.labels), self.task.kind, self.task.metric)
 
     def finetune(
-        self, body: State, *, iteration: int, seed: int
+        self, body: State, *, iteration: int, seed: int, run: str = ""
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Finetune from ``body`` on the own task; return the new body and the metrics.
+        """Finetune from ``body`` on the own task; return the new body and its metrics.
 
-        The head is made fresh and stays here (PAPER: every dataset has its own).
+        The head stays here (paper, section 3: every dataset has its own). It is made
+        fresh, or with ``finetune.head = keep`` it is that of an earlier iteration of ``run``.
         """
-        data = self.splits()
+        data = self.splits(iteration)
         derived = derive(seed, iteration, self.name, "train")
         model = classifier(
             self.base, body, labels=data.labels, kind=data.kind, seed=derive(derived, "head")
         )
+        heads = Heads(self._folder, run)
+        if self.config.finetune.head == "keep":
+            heads.load_into(model, iteration)
         outcome = finetune(
             model,
             data.train,
@@ -180,18 +122,44 @@ class Contributor:
             metric=data.metric,
             seed=derive(derived, "run"),
         )
+        if self.config.finetune.head == "keep":
+            heads.save(iteration, model)
         return body_of(model), {
             "num-examples": len(data.train),
             "train-loss": outcome.train_loss,
             "dev-accuracy": outcome.dev_score,
-            "seconds": outcome.seconds,
             "steps": outcome.steps,
         }
 
-    def evaluate(self, body: State, chosen: list[str], *, seed: int) -> dict[str, float]:
-        """Score ``body`` on the own test data under each protocol."""
-        data = self.splits()
+    def evaluate(
+        self, body: State, chosen: list[str], *, iteration: int, seed: int
+    ) -> dict[str, float]:
+        """Score ``body`` on the own test data under each protocol, with heads made fresh."""
+        data = self.splits(iteration, evaluation=True)
+        if "few-shot" in chosen:
+            tasks.check_few_shot(self.task, self.config, len(data.train))
         # The same draws at every iteration: then only the body makes the difference.
         derived = derive(seed, self.name, "evaluate")
         scores = protocols.evaluate(self.base, body, data, chosen, self.config, derived)
         return {"num-examples": len(data.test), **scores}
+
+
+def _save(data: Splits, path: Path) -> None:
+    tensors = {"classes": torch.tensor(data.labels), "padding": torch.tensor(data.train.padding)}
+    for name in SPLITS:
+        made = getattr(data, name)
+        tensors |= {f"{name}.{key}": getattr(made, key) for key in ENCODED}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(tensors, temporary)
+    temporary.replace(path)
+
+
+def _read(path: Path, task: tasks.Task) -> Splits:
+    with safe_open(path, framework="pt") as file:
+        read = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
+    train, dev, test = (
+        Encoded(**{key: read[f"{name}.{key}"] for key in ENCODED}, padding=int(read["padding"]))
+        for name in SPLITS
+    )
+    return Splits(train, dev, test, int(read["classes"]), task.kind, task.metric)

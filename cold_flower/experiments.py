@@ -2,14 +2,15 @@
 
 import importlib.resources
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cold_flower import tasks
+from cold_flower import tasks, trackers
 from cold_flower.config import Config, describe, flatten
-from cold_flower.contributor import Plan, plan, resolve
 from cold_flower.errors import ConfigError
+from cold_flower.plan import Plan, plan, resolve
 from cold_flower.schedule import cohort
 from strategies.names import unknown
 
@@ -22,6 +23,16 @@ def folder() -> Path:
 def names() -> list[str]:
     """List the shipped experiments."""
     return sorted(path.stem for path in folder().glob("*.toml"))
+
+
+def about(name: str) -> str:
+    """Return the comment that opens a shipped experiment."""
+    said = []
+    for line in (folder() / f"{name}.toml").read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        said.append(line.lstrip("# "))
+    return " ".join(said)
 
 
 def read(name: str) -> dict[str, Any]:
@@ -81,14 +92,25 @@ def configure(name: str, settings: dict[str, Any]) -> Config:
     return Config.from_flat({**resolved, **given, "recipe": False})
 
 
-def check(config: Config) -> Plan:
+@dataclass(frozen=True)
+class Checked:
+    """An experiment that can start."""
+
+    plan: Plan
+    train: Mapping[str, int]
+    """Training examples by contributor."""
+    test: Mapping[str, int]
+    """Test examples by contributor."""
+
+
+def check(config: Config) -> Checked:
     """Check all that can be checked before anything starts.
 
     Raises:
         ColdFlowerError, FusionError: the first thing that is wrong.
     """
     from cold_flower.model import load_base
-    from cold_flower.server_app import stock_strategy
+    from cold_flower.strategy import stock_strategy
     from strategies.fusion import load
 
     config.protocols()
@@ -108,10 +130,16 @@ def check(config: Config) -> Plan:
         raise ConfigError(
             f"quorum is {config.quorum}, but an iteration asks {len(asked)} contributors"
         )
+    trackers.check(config)
     load_base(config.base_model)
-    if config.partition.kind == "shards":
-        tasks.load(whole.tasks[whole.names[0]], config, 0)
-    else:
-        for task in whole.tasks.values():
-            tasks.load(task, config)
-    return whole
+    shards = config.partition.kind == "shards"
+    loaded = {
+        name: tasks.load(whole.tasks[name], config, 0 if shards else None)
+        for name in (whole.names[:1] if shards else whole.names)
+    }
+    sizes = {name: loaded[whole.names[0] if shards else name] for name in whole.names}
+    train = {name: len(data.train) for name, data in sizes.items()}
+    if "few-shot" in config.protocols():
+        for name in whole.evaluated:
+            tasks.check_few_shot(whole.tasks[name], config, train[name])
+    return Checked(whole, train, {name: len(data.test) for name, data in sizes.items()})

@@ -7,6 +7,7 @@ leaves what it had.
 import fcntl
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from cold_flower.config import Config
 from cold_flower.errors import RunError
 
 CONFIG, SCORES, CONTRIBUTIONS = "config.json", "scores.jsonl", "contributions.jsonl"
-RESULT, PROGRESS = "result.json", "progress.log"
+RESULT, PROGRESS = "result.json", "progress.jsonl"
 WORKERS = "COLD_FLOWER_WORKERS"  # environment: the runner tells the ServerApp of its workers
 _MAY_CHANGE = ("iterations", "resume", "run-dir")
 _locks: list[int] = []  # open for as long as the process lives
@@ -40,6 +41,7 @@ class Journal:
             check_new(self.run_dir)
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self._lock()
+            about = {"run": secrets.token_hex(8), **about}
             self.write(CONFIG, {"config": config.flat(), **about})
             return
         check_same(self.run_dir, config)
@@ -81,10 +83,16 @@ class Journal:
             path.write_bytes(whole)
         return [json.loads(line) for line in whole.splitlines()]
 
-    def say(self, line: str) -> None:
-        """Log a line of progress; the runner prints it."""
+    def say(self, line: str, **about: Any) -> None:
+        """Record an event: a line to read, and what a progress display needs beside it."""
+        event = {"time": round(time.time(), 3), "line": line, **about}
         with (self.run_dir / PROGRESS).open("a") as file:
-            file.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+            file.write(json.dumps(event) + "\n")
+
+
+def run_id(run_dir: Path) -> str:
+    """Return what tells this run from any other, also where another had its folder before."""
+    return str(json.loads((run_dir / CONFIG).read_text())["run"])
 
 
 def check_new(run_dir: Path) -> None:

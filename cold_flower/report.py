@@ -32,27 +32,43 @@ def gains(rows: Sequence[Row], group: str, protocol: str, iteration: int) -> lis
     ]
 
 
+def summary(rows: Sequence[Row], iteration: int) -> str:
+    """Say one iteration's mean scores in points, and how far they are from the start."""
+    said = []
+    for group, protocol in columns(rows):
+        scores = [
+            row["value"]
+            for row in rows
+            if (row["iteration"], row["group"], row["protocol"]) == (iteration, group, protocol)
+        ]
+        gain = mean_and_sem(gains(rows, group, protocol, iteration))[0]
+        moved = f" ({100 * gain:+.1f})" if iteration and not math.isnan(gain) else ""
+        said.append(f"{protocol} {group} {100 * mean_and_sem(scores)[0]:.1f}{moved}")
+    return ", ".join(said)
+
+
+def columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return the pairs of group and protocol that have scores, in the order of a table."""
+    there = {(row["group"], row["protocol"]) for row in rows}
+    pairs = ((group, protocol) for group in ("seen", "unseen") for protocol in PROTOCOLS)
+    return [pair for pair in pairs if pair in there]
+
+
 def table(rows: Sequence[Row], title: str) -> Table:
     """Draw mean scores, a line per iteration and a column per group and protocol.
 
     Scores are in points (100 times accuracy); the last lines are the gain of the last
     iteration over the start: its mean over tasks and the standard error of that mean.
     """
-    columns = [
-        (group, protocol)
-        for group in ("seen", "unseen")
-        for protocol in PROTOCOLS
-        if any(r["group"] == group and r["protocol"] == protocol for r in rows)
-    ]
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     made.add_column("base")
-    for group, protocol in columns:
+    for group, protocol in columns(rows):
         tasks = {r["task"] for r in rows if (r["group"], r["protocol"]) == (group, protocol)}
         made.add_column(f"{protocol}\n{len(tasks)} {group}", justify="right")
     iterations = sorted({r["iteration"] for r in rows})
     for iteration in iterations:
         cells = []
-        for group, protocol in columns:
+        for group, protocol in columns(rows):
             key = (iteration, group, protocol)
             values = [
                 r["value"] for r in rows if (r["iteration"], r["group"], r["protocol"]) == key
@@ -61,7 +77,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
         name = str(iteration) if iteration else "start"
         made.add_row(name, *cells, end_section=iteration == iterations[-1])
     if len(iterations) > 1 and iterations[0] == 0:
-        found = [mean_and_sem(gains(rows, *column, iterations[-1])) for column in columns]
+        found = [mean_and_sem(gains(rows, *column, iterations[-1])) for column in columns(rows)]
         made.add_row("gain", *(f"{100 * mean:+.1f}" for mean, _ in found), style="bold")
         made.add_row("± SEM", *(f"{100 * sem:.1f}" for _, sem in found))
     return made

@@ -26,6 +26,8 @@ class Member:
     examples: int
     tokens: int
     """Of its training examples: how long its work takes, relative to the others'."""
+    device: str = "cpu"
+    """What it computes on, as it says."""
 
 
 def longest_first(members: Iterable[Member]) -> list[Member]:
@@ -87,7 +89,8 @@ def gather(
                     f"server has {mine!r}"
                 )
         examples, tokens = (int(about.get(key, 0)) for key in ("examples", "tokens"))
-        found[name] = Member(name, int(node), str(about.get("task", name)), examples, tokens)
+        task, device = (str(about.get(*key)) for key in (("task", name), ("device", "cpu")))
+        found[name] = Member(name, int(node), task, examples, tokens, device)
     return dict(sorted(found.items()))
 
 

@@ -5,31 +5,31 @@ Flower's own loop (`Strategy.start`) drives every strategy, ours or a stock one.
 published and evaluated (`_Run.after_round`).
 """
 
-import importlib
 import os
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Strategy
 
-from cold_flower import model
+from cold_flower import model, trackers
 from cold_flower.config import Config
-from cold_flower.contributor import home, plan, resolve
-from cold_flower.errors import ColdFlowerError, ConfigError
+from cold_flower.contributor import home
+from cold_flower.errors import ColdFlowerError
+from cold_flower.evaluation import Evaluation
 from cold_flower.identity import code_sha256, versions
-from cold_flower.journal import CONTRIBUTIONS, RESULT, SCORES, WORKERS, Journal
+from cold_flower.journal import CONTRIBUTIONS, RESULT, SCORES, WORKERS, Journal, run_id
+from cold_flower.plan import plan, resolve
 from cold_flower.repository import Repository
-from cold_flower.roster import Member, gather, longest_first
+from cold_flower.roster import gather, longest_first
 from cold_flower.schedule import cohort
+from cold_flower.strategy import strategy
 from strategies import records
-from strategies.cold_fusion import ColDFusion
-from strategies.errors import Refused, RunStopped, StrategyError
-from strategies.exchange import exchange, reason_of
-from strategies.fusion import Weights, fingerprint, load
+from strategies.errors import StrategyError
+from strategies.fusion import Weights, fingerprint
 from strategies.inbox import Inbox
 from strategies.screening import measure
 
@@ -63,7 +63,8 @@ class _Run:
         self._say = self._journal.say
         self._repository = Repository(run_dir)
         self._incoming = run_dir / "incoming"
-        self._started = time.monotonic()
+        self._run_id = run_id(run_dir)
+        self._tracker = trackers.open(config, run_dir, self._run_id)
 
     def run(self) -> None:
         config = self._config
@@ -85,7 +86,12 @@ class _Run:
         if len(self._members) < len(whole.names):  # `gather` has said so
             self._size = min(self._size, len(self._seen))
         self._first = first
+        self._warn_of_idle_gpus()
         roster = {name: member.node for name, member in self._members.items()}
+        workers = int(os.environ.get(WORKERS, "0"))
+        self._evaluation = Evaluation(
+            self._grid, config, whole, self._members, self._journal, spread=workers > 0
+        )
         self._inbox = Inbox(
             self._grid,
             self._incoming,
@@ -94,35 +100,74 @@ class _Run:
             first=first,
             quorum=config.quorum,
             keep_arrays=bool(config.fusion.strategy),
-            window=window(),
-            say=self._say,
+            # One more than there are workers: the next message waits where it is needed.
+            window=workers + 1 if workers else 0,
+            say=self._say_of_finetuning,
         )
         self._inbox.drop()  # what a crash left between publishing and dropping
         body = self._repository.body(first - 1)
         self._say(
             f"{len(self._members)} contributors are ready, {len(self._seen)} of them contribute "
             f"({sum(self._members[name].examples for name in self._seen)} training examples); "
-            f"iterations {first} to {config.iterations}"
+            f"iterations {first} to {config.iterations}",
+            iterations=config.iterations,
         )
-        strategy(config, self._inbox).start(
-            self._inbox,
-            records.pack(body.items()),
-            num_rounds=max(0, config.iterations - first + 1),
-            timeout=config.wait.replies,
-            train_config=ConfigRecord({"seed": config.seed}),
-            evaluate_fn=self.after_round,
-        )
+        with self._tracker:
+            strategy(config, self._inbox).start(
+                self._inbox,
+                records.pack(body.items()),
+                num_rounds=max(0, config.iterations - first + 1),
+                timeout=config.wait.replies,
+                train_config=ConfigRecord({"seed": config.seed, "run": self._run_id}),
+                evaluate_fn=self.after_round,
+            )
 
     def after_round(self, server_round: int, arrays: ArrayRecord) -> None:
         """Publish what the round made, then evaluate it if that is due."""
         iteration = self._first - 1 + server_round
         if server_round:
             self._publish(iteration, arrays)
-            self._say(f"iteration {iteration} published: {self._repository.path(iteration)}")
-        every, last = self._config.evaluate.every, self._config.iterations
-        if iteration % every == 0 or iteration == last:
-            self._evaluate(iteration, arrays)
-        self._report_time(iteration)
+            where = self._repository.path(iteration)
+            self._say(f"iteration {iteration} published: {where}", published=iteration)
+        if self._evaluation.due(iteration):
+            left = self._left(iteration, evaluations_from=iteration + 1)
+
+            def say(line: str, **about: Any) -> None:
+                self._say(line, phase="evaluate", iteration=iteration, left=left, **about)
+
+            sha256 = self._repository.manifest(iteration)["sha256"]
+            self._evaluation.evaluate(iteration, arrays, sha256, say)
+        rows = [r for r in self._journal.rows(SCORES) if r["iteration"] == iteration]
+        contributors = self._repository.manifest(iteration).get("contributors", [])
+        self._tracker.log(iteration, rows, contributors)
+
+    def _say_of_finetuning(self, line: str) -> None:
+        iteration, arrivals = self._inbox.iteration, self._inbox.arrivals.values()
+        self._say(
+            line,
+            phase="finetune",
+            iteration=iteration,
+            done=len(arrivals),
+            of=len(self._cohort(iteration)),
+            busy=sum(arrival.metrics.get("seconds", 0.0) for arrival in arrivals),
+            left=self._left(iteration, evaluations_from=iteration),
+        )
+
+    def _left(self, iteration: int, evaluations_from: int) -> dict[str, int]:
+        """Return how many phases of each kind are to come."""
+        last = self._config.iterations
+        evaluations = sum(map(self._evaluation.due, range(evaluations_from, last + 1)))
+        return {"finetune": last - iteration, "evaluate": evaluations}
+
+    def _warn_of_idle_gpus(self) -> None:
+        gpus = torch.cuda.device_count()
+        used = any(member.device == "cuda" for member in self._members.values())
+        if gpus and not used:
+            self._say(
+                f"WARNING: this machine has {gpus} GPU(s), but the contributors compute on "
+                "cores. In a simulation: --gpus-per-contributor 1, or with flwr run "
+                "client-resources-num-gpus=1.0 in --federation-config"
+            )
 
     def _publish_start(self, base: model.Base) -> None:
         if self._repository.recover() is not None:
@@ -171,6 +216,7 @@ class _Run:
                     "sha256": arrival.sha256,
                     "diff-norm": update.norm if update else None,
                     "cosine": update.cosine if update else None,
+                    **arrival.where,
                 }
             )
         manifest = {
@@ -193,117 +239,6 @@ class _Run:
             if (iteration, row["name"]) not in there:
                 rows.append({**plain, "iteration": iteration, "contributor": row["name"]})
         self._journal.append(CONTRIBUTIONS, rows)
-
-    def _evaluate(self, iteration: int, arrays: ArrayRecord) -> None:
-        """Have every contributor score the base; ask for nothing that is known."""
-        known = {
-            (row["task"], row["protocol"])
-            for row in self._journal.rows(SCORES)
-            if row["iteration"] == iteration
-        }
-        messages = {}
-        for member in self._evaluators():
-            due = [p for p in self._config.protocols() if (member.task, p) not in known]
-            if due:
-                asked = ConfigRecord({"protocols": ",".join(due), "seed": self._config.seed})
-                asked["iteration"] = iteration
-                content = RecordDict({records.ARRAYS: arrays, records.CONFIG: asked})
-                messages[member.name] = Message(content, member.node, MessageType.EVALUATE)
-        replies = exchange(self._grid, messages, timeout=self._config.wait.replies)
-        for done, (name, reply) in enumerate(replies, start=1):
-            if reply is None or reply.has_error():
-                cause = "no reply" if reply is None else reason_of(reply)
-                raise RunStopped(f"iteration {iteration} was not evaluated at {name}: {cause}")
-            try:
-                rows = self._score_rows(iteration, self._members[name], reply)
-            except Refused as reason:
-                raise RunStopped(f"iteration {iteration}, scores of {name}: {reason}") from reason
-            self._journal.append(SCORES, rows)
-            figures = ", ".join(f"{row['protocol']} {row['value']:.3f}" for row in rows)
-            self._say(f"evaluated {iteration}: {done}/{len(messages)} {name} {figures}")
-
-    def _evaluators(self) -> list[Member]:
-        """Everybody; with shards the first alone, for all have the same test split."""
-        members = list(self._members.values())
-        shards = self._config.partition.kind == "shards"
-        return members[:1] if shards else longest_first(members)
-
-    def _score_rows(self, iteration: int, member: Member, reply: Message) -> list[dict[str, Any]]:
-        metrics = records.metrics_of(reply.content)
-        size = int(metrics.pop(records.EXAMPLES))
-        if extra := metrics.keys() - set(self._config.protocols()):
-            raise Refused(f"unexpected protocol {min(extra)[:80]!r}")
-        metric = records.config_of(reply.content, records.CONTRIBUTOR).get("metric", "")
-        return [
-            {
-                "iteration": iteration,
-                "task": member.task,
-                "protocol": protocol,
-                "group": "seen" if member.name in self._seen else "unseen",
-                "metric": metric,
-                "value": value,
-                "n_test": size,
-                "seed": self._config.seed,
-            }
-            for protocol, value in metrics.items()
-        ]
-
-    def _report_time(self, iteration: int) -> None:
-        done, left = iteration - self._first + 1, self._config.iterations - iteration
-        if done and left:
-            minutes = (time.monotonic() - self._started) / done * left / 60
-            self._say(f"iteration {iteration} done; about {minutes:.1f} min left")
-
-
-def window() -> int:
-    """Return how many contributors to keep busy at once: a simulation's workers and one.
-
-    The runner says how many workers there are; elsewhere every contributor works on a
-    machine of its own, and all are asked at once.
-    """
-    workers = int(os.environ.get(WORKERS, "0"))
-    return workers + 1 if workers else 0
-
-
-def strategy(config: Config, inbox: Inbox) -> Strategy:
-    """Return ColDFusion with the chosen rule, or the Flower strategy that is named.
-
-    Raises:
-        ConfigError: ``fusion.strategy`` names no Flower strategy.
-        FusionError: no such rule or option.
-    """
-    if not config.fusion.strategy:
-        rule = load(config.fusion.rule, **config.rule_options())
-        return ColDFusion(rule, inbox=inbox, seed=config.seed)
-    return stock_strategy(config)
-
-
-def stock_strategy(config: Config) -> Strategy:
-    """Build the Flower strategy that ``fusion.strategy`` names; it trains the cohort.
-
-    Evaluation is ours (`_Run.after_round`), so the strategy's own is switched off.
-
-    Raises:
-        ConfigError: it cannot be imported, or does not take FedAvg's arguments.
-    """
-    name = config.fusion.strategy
-    module, _, attribute = name.partition(":")
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-        made = kind(
-            fraction_evaluate=0.0,
-            min_train_nodes=1,
-            min_available_nodes=1,
-            **config.rule_options(),
-        )
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"fusion.strategy {name!r} is not usable: {error}. Expected module:class, such as "
-            "flwr.serverapp.strategy:FedAvg; its options go into fusion.options"
-        ) from error
-    if not isinstance(made, Strategy):
-        raise ConfigError(f"fusion.strategy {name!r} is no flwr.serverapp.strategy.Strategy")
-    return made
 
 
 def _now() -> str:

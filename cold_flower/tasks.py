@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower import sources
-from cold_flower.config import Config, Scalar, flatten
+from cold_flower.config import Config, Partition, Scalar, flatten
 from cold_flower.errors import TaskError
 from cold_flower.seeds import derive
 from strategies.names import NAME, unknown
@@ -213,7 +213,7 @@ def read_split(task: Task, split: str, known: tuple[str, ...] = ()) -> tuple[Row
     return Rows(texts, numbers), labels
 
 
-def load(task: Task, config: Config, shard: int | None = None) -> Data:
+def load(task: Task, config: Config, shard: int | None = None, iteration: int = 0) -> Data:
     """Load a contributor's data: train, dev and test, drawn from the run's seed.
 
     Dev is the task's validation split; where it has none, dev is carved out of train:
@@ -222,8 +222,11 @@ def load(task: Task, config: Config, shard: int | None = None) -> Data:
 
     Args:
         task: the entry.
-        config: sizes and seed; the draws do not depend on the iteration.
-        shard: which shard of the task's train split; None is the whole task.
+        config: sizes and seed.
+        shard: which shard of the task's train split; None is the whole task. With
+            ``partition.fresh`` there is one more than contributors, to evaluate with.
+        iteration: draws the shards anew where ``partition.fresh`` is set (section 6:
+            disjoint within an iteration, independent across them); else without effect.
 
     Raises:
         TaskError: see `read_split`; or fewer rows than the shards need.
@@ -231,15 +234,10 @@ def load(task: Task, config: Config, shard: int | None = None) -> Data:
     train, labels = read_split(task, "train")
     test, _ = read_split(task, "test", labels)
     own = shard is None and bool(task.splits.get("validation"))
-    order = _order(len(train), config.seed, task.name, "train")
+    drawn = ("train", iteration) if config.partition.fresh else ("train",)
+    order = _order(len(train), config.seed, task.name, *drawn)
     if shard is not None:
-        size, wanted = config.partition.examples, config.partition.shards
-        if size * wanted > len(train):
-            raise TaskError(
-                f"{task.where}: {wanted} shards of {size} need {size * wanted} training "
-                f"examples, there are {len(train)}"
-            )
-        order = order[shard * size : (shard + 1) * size]
+        order = _shard(task, config.partition, order, shard)
     most = config.finetune.dev_examples
     if own:
         dev, _ = read_split(task, "validation", labels)
@@ -255,7 +253,34 @@ def load(task: Task, config: Config, shard: int | None = None) -> Data:
     return Data(train.take(kept), dev, test.take(tested), labels)
 
 
-def _order(size: int, seed: int, task: str, purpose: str) -> list[int]:
+def _shard(task: Task, partition: Partition, order: list[int], shard: int) -> list[int]:
+    size, shards = partition.size, partition.shards
+    if not size:
+        raise TaskError(f"{task.where}: partition.total is {partition.total} for {shards} shards")
+    wanted = shards + 1 if partition.fresh else shards
+    if size * wanted > len(order):
+        more = " and one to evaluate with" if partition.fresh else ""
+        raise TaskError(
+            f"{task.where}: {shards} shards of {size}{more} need {size * wanted} training "
+            f"examples, there are {len(order)}"
+        )
+    return order[shard * size : (shard + 1) * size]
+
+
+def check_few_shot(task: Task, config: Config, train: int) -> None:
+    """Check that a task has the examples of one few-shot draw.
+
+    Raises:
+        TaskError: with both numbers.
+    """
+    if config.few_shot.examples > train:
+        raise TaskError(
+            f"{task.where}: few-shot.examples is {config.few_shot.examples}, but it has {train} "
+            "training examples"
+        )
+
+
+def _order(size: int, seed: int, task: str, *purpose: str | int) -> list[int]:
     order = list(range(size))
-    random.Random(derive(seed, task, purpose)).shuffle(order)
+    random.Random(derive(seed, task, *purpose)).shuffle(order)
     return order

@@ -43,6 +43,8 @@ class Arrival:
     metrics: Mapping[str, float] = field(default_factory=dict)
     sha256: str = ""
     path: Path | None = None
+    where: Mapping[str, str] = field(default_factory=dict)
+    """What it was computed on: see `records.WHEREABOUTS`."""
 
     def weights(self) -> Weights:
         """Open the accepted body."""
@@ -121,8 +123,8 @@ class Inbox(Grid):
         base = fingerprint(records.unpack(arrays))
         asked = {self._names[m.metadata.dst_node_id]: self._stamped(m, base) for m in listed}
         self.arrivals = self._on_disk(asked, base)
-        if self.arrivals:
-            self._say(f"already here: {', '.join(self.arrivals)}")
+        here = f" (already here: {', '.join(self.arrivals)})" if self.arrivals else ""
+        self._say(f"iteration {self.iteration}: asking {len(asked)} contributors{here}")
         replies = [self._reread(asked[name], arrival) for name, arrival in self.arrivals.items()]
         wanted = {name: m for name, m in asked.items() if name not in self.arrivals}
         arriving = exchange(
@@ -166,7 +168,8 @@ class Inbox(Grid):
                 if about["base"] == base:
                     metrics = json.loads(about["metrics"])
                     sha256 = fingerprint(Weights(path).items())
-                    found[name] = Arrival(name, "accepted", "", metrics, sha256, path)
+                    where = json.loads(about["where"])
+                    found[name] = Arrival(name, "accepted", "", metrics, sha256, path, where)
         return found
 
     def _take(
@@ -179,10 +182,12 @@ class Inbox(Grid):
         try:
             metrics = records.metrics_of(reply.content)
             self._check_about(name, reply.content, base)
-            sha256 = self._spill(name, reply.content, template, base, metrics)
+            where = records.whereabouts_of(reply.content, records.CONTRIBUTION)
+            about = {"base": base, "metrics": json.dumps(metrics), "where": json.dumps(where)}
+            sha256 = self._spill(name, reply.content, template, about)
         except Refused as reason:
             return Arrival(name, "refused", str(reason))
-        return Arrival(name, "accepted", "", metrics, sha256, self._path(name))
+        return Arrival(name, "accepted", "", metrics, sha256, self._path(name), where)
 
     def _check_about(self, name: str, content: RecordDict, base: str) -> None:
         about = records.config_of(content, records.CONTRIBUTION)
@@ -192,17 +197,11 @@ class Inbox(Grid):
                 raise Refused(f"{key} is {str(about.get(key))[:80]!r}, expected {value!r}")
 
     def _spill(
-        self,
-        name: str,
-        content: RecordDict,
-        template: Template,
-        base: str,
-        metrics: Mapping[str, float],
+        self, name: str, content: RecordDict, template: Template, about: Mapping[str, str]
     ) -> str:
         """Write a reply's body to disk, emptying the reply; return its fingerprint."""
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"base": base, "metrics": json.dumps(dict(metrics))}
         seen = Fingerprint()
         body = seen.passing(finite(records.body_of(content, template)))
         write_safetensors(path, template, body, about)

@@ -20,6 +20,7 @@ CONFIG = "config"  # ConfigRecord to a contributor: iteration, base, seed, ...
 METRICS = "metrics"  # MetricRecord from a contributor
 CONTRIBUTOR = "contributor"  # ConfigRecord: answer to a query
 CONTRIBUTION = "contribution"  # ConfigRecord beside a trained body
+WHEREABOUTS = ("device", "visible-gpus", "worker")  # in the above: what it was computed on
 EXAMPLES = "num-examples"  # the key in METRICS that Flower's strategies weigh by
 
 
@@ -117,6 +118,12 @@ def metrics_of(content: RecordDict) -> dict[str, float]:
 def config_of(content: RecordDict, key: str) -> dict[str, Any]:
     """Return a ConfigRecord as a dict; empty where there is none."""
     return dict(content.config_records.get(key, {}))
+
+
+def whereabouts_of(content: RecordDict, key: str) -> dict[str, str]:
+    """Return what a reply says of the place where it was computed; for the record only."""
+    about = config_of(content, key)
+    return {name: str(about[name])[:80] for name in WHEREABOUTS if name in about}
 
 
 def train_reply(

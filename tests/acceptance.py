@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cold_flower.journal import CONTRIBUTIONS, SCORES, Journal
+from cold_flower.journal import CONTRIBUTIONS, PROGRESS, SCORES, Journal
 from cold_flower.report import gains, mean_and_sem
 from cold_flower.repository import Repository
 
@@ -73,10 +73,8 @@ def determinism(folder: Path) -> bool:
     ]
     bases = [[Repository(r).manifest(i)["sha256"] for i in range(3)] for r in runs]
     scores = [sorted(json.dumps(row) for row in Journal(r).rows(SCORES)) for r in runs]
-    arrived = [(r / "progress.log").read_text() for r in runs]
-    orders = [
-        [line.split()[2] for line in t.splitlines() if "finetuned in" in line] for t in arrived
-    ]
+    arrived = [[event["line"] for event in Journal(r).rows(PROGRESS)] for r in runs]
+    orders = [[line.split()[1] for line in a if "finetuned in" in line] for a in arrived]
     print(f"bases {bases[0]}\narrived as {orders[0]}\n       and {orders[1]}")
     assert len(Journal(runs[0]).rows(CONTRIBUTIONS)) == 16
     return bases[0] == bases[1] and scores[0] == scores[1] and orders[0] != orders[1]

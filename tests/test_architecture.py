@@ -21,6 +21,8 @@ FLWR = {
     "cold_flower/roster.py",
     "cold_flower/client_app.py",
     "cold_flower/server_app.py",
+    "cold_flower/evaluation.py",
+    "cold_flower/strategy.py",
 }
 
 

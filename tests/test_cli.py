@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from cold_flower import cli, experiments
+from cold_flower.config import Config, flatten
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.journal import Journal
+from cold_flower.resources import allocate, this_machine
 from cold_flower.simulate import simulate
 from tests.conftest import REAL, needs_real
 from tests.test_tasks import suite, write
@@ -66,6 +69,20 @@ WRONG = {
         ["demo", "--set", "contributors-per-iteration=9"],
         "contributors-per-iteration is 9, but only 8 contributors are seen",
     ),
+    "a fold": (["demo", "--set", "folds=3", "--set", "unseen=", "--set", "fold=3"],
+               "fold is 3, expected 0 to 2"),
+    "a draw": (["demo", "--set", "few-shot.examples=361"],
+               "few-shot.examples is 361, but it has 360 training examples"),
+    "shards": (
+        ["demo", "--set", "partition.kind=shards", "--set", "tasks=music", "--set", "unseen=",
+         "--set", "partition.examples=50"],
+        "10 shards of 50 need 500 training examples, there are 400",
+    ),
+    "a GPU that is not there": (["demo", "--gpus-per-contributor", "0.5"], "no GPU here"),
+    "a GPU fraction": (["demo", "--fake-gpus", "2", "--gpus-per-contributor", "1.5"],
+                       "a fraction from 0.01 to 1"),
+    "cores": (["demo", "--cpus-per-contributor", "9999"], "expected 1 to"),
+    "a place to log to": (["demo", "--set", "log=wandb"], "pip install wandb"),
     "a hub model without network": (
         ["demo", "--set", "base-model=no/such"],
         "base-model 'no/such' cannot be loaded",
@@ -140,8 +157,9 @@ def test_a_relative_base_model_is_found_by_the_run(tmp_path, monkeypatch) -> Non
 def test_an_environment_that_ray_cannot_use(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "prefix", "/home/ann/my project/.venv")
     config = experiments.configure("demo", {"run-dir": str(tmp_path / "run")})
+    allocation = allocate(this_machine(), contributors=12, footprint=1e9)
     with pytest.raises(RunError, match="path has a space: '/home/ann/my project"):
-        simulate(config, 12, print)
+        simulate(config, 12, allocation, print)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -149,10 +167,24 @@ def test_lists(tmp_path) -> None:
     for command, words in (
         ("rules", "average"),
         ("suites", "paper: 36 tasks"),
-        ("experiments", "real_small"),
+        ("experiments", "MNLI, 5 contributors with 5,000 fresh examples"),
+        ("keys", "finetune.head = "),
+        ("--help", "simulate demo"),
     ):
         done = cold_flower(command, cwd=tmp_path)
         assert done.returncode == 0
+        assert words in done.stdout
+
+
+def test_a_dry_run_shows_what_would_happen_and_leaves_nothing(tmp_path) -> None:
+    done = cold_flower("simulate", "demo", "--dry-run", "--set", "seed=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+    configuration = done.stdout.split("Cohorts")[0]
+    table = flatten(tomllib.loads(configuration))
+    assert table["seed"] == 3
+    assert table.keys() == Config().flat().keys()
+    for words in ("16 ", "34,560 training examples", "108 ", "0.4 MB a body", "2 contributors at"):
         assert words in done.stdout
 
 
@@ -177,5 +209,5 @@ def test_a_setting_keeps_a_default_that_was_asked_for() -> None:
 def test_real_small_fits_the_real_copies() -> None:
     given = [f"suite={REAL}/data/suite.toml", f"base-model={REAL}/models/minilm"]
     config = experiments.configure("real_small", experiments.parse_settings(given))
-    whole = experiments.check(config)
+    whole = experiments.check(config).plan
     assert (len(whole.seen), len(whole.unseen)) == (24, 6)

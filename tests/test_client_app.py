@@ -1,13 +1,16 @@
 """The ClientApp under anybody's ServerApp."""
 
+import os
+
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 
 from cold_flower.client_app import app
 from cold_flower.config import Config
-from cold_flower.contributor import Contributor, resolve
+from cold_flower.contributor import Contributor
 from cold_flower.model import starting_model
+from cold_flower.plan import resolve
 from strategies import records
 from strategies.fusion import fingerprint
 
@@ -66,7 +69,9 @@ def test_training_without_a_query_and_without_our_keys(arrays, tiny) -> None:
     assert metrics["num-examples"] == 24
     about = records.config_of(reply, "contribution")
     base = fingerprint(records.unpack(arrays))
-    assert about == {"contributor": "travel", "iteration": 2, "base": base}
+    wanted = {"contributor": "travel", "iteration": 2, "base": base}
+    assert {key: about[key] for key in wanted} == wanted
+    assert (about["device"], about["worker"]) == ("cpu", os.getpid())
     assert fingerprint(records.unpack(reply.array_records["arrays"])) != base
 
 
@@ -108,6 +113,40 @@ def test_a_body_that_does_not_fit_is_named(arrays) -> None:
     other = records.pack([("w", torch.zeros(1))])
     reply = send(MessageType.TRAIN, {"arrays": other}, context())
     assert "ModelError: the body does not fit" in reply.error.reason
+
+
+def test_a_gpu_that_is_full_names_the_ways_out(arrays, monkeypatch) -> None:
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has")
+
+    monkeypatch.setattr(Contributor, "finetune", full)
+    reason = send(MessageType.TRAIN, {"arrays": arrays}, context()).error.reason
+    assert reason.startswith("out of GPU memory (CUDA out of memory)")
+    for word in ("finetune.micro-batch-size", "finetune.max-length", "--gpus-per-contributor"):
+        assert word in reason
+
+
+def test_a_draw_that_is_too_large_gives_both_numbers(arrays) -> None:
+    config = ConfigRecord({"protocols": "few-shot"})
+    sent = {"arrays": arrays, "config": config}
+    reply = send(MessageType.EVALUATE, sent, context(0, **{"few-shot.examples": 25}))
+    assert "few-shot.examples is 25, but it has 24 training examples" in reply.error.reason
+
+
+def test_fresh_shards_leave_no_tokens_and_evaluate_beside_the_contributors(own_home) -> None:
+    keys = {"partition.kind": "shards", "partition.fresh": True, "partition.shards": 2}
+    config = Config.from_flat({**RUN, **keys, "tasks": "music", "partition.examples": 30})
+    first, second = (Contributor(config, i) for i in range(2))
+    of = {
+        "first": first.splits(1),
+        "second": second.splits(1),
+        "scored": first.splits(1, evaluation=True),
+    }
+    ids = {name: splits.train.ids.tolist() for name, splits in of.items()}
+    assert len({str(v) for v in ids.values()}) == 3
+    assert first.splits(2).train.ids.tolist() != ids["first"]
+    assert second.splits(1, evaluation=True).train.ids.tolist() == ids["scored"]
+    assert not own_home.exists()
 
 
 def test_tokens_are_made_once_and_kept(own_home, monkeypatch) -> None:

@@ -2,7 +2,7 @@
 
 from cold_flower import demo
 from cold_flower.config import Config
-from cold_flower.contributor import resolve
+from cold_flower.plan import resolve
 from cold_flower.tasks import load, load_suite
 
 

@@ -155,7 +155,7 @@ def test_what_had_arrived_is_not_asked_for_again(tmp_path) -> None:
         tmp_path / "cut", lambda m: None if m.metadata.dst_node_id == 33 else trained(m)
     )
     with pytest.raises(QuorumError):
-        start(first, timeout=0.02)
+        start(first, timeout=0.5)
     for keep_arrays in (False, True):  # a stock strategy resumes as well
         grid, second = make(tmp_path / "cut", keep_arrays=keep_arrays)
         if not keep_arrays:

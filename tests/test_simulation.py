@@ -141,12 +141,12 @@ def test_sigterm_stops_everything_that_was_started(tmp_path) -> None:
         env={**os.environ, "COLD_FLOWER_TEST_MARK": str(tmp_path)},
     )
     deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "progress.log").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "run" / "progress.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "interrupted; what arrived is kept: --resume" in stderr
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "what arrived is kept: add --resume" in stderr
     assert _marked(str(tmp_path)) == []
 
 
@@ -160,6 +160,22 @@ def _marked(mark: str) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def test_gpus_are_shared_as_asked(tmp_path) -> None:
+    """Two pretended GPUs, half for each: four Ray actors, two on each GPU."""
+    done = simulate(
+        tmp_path, "run", "--fake-gpus", "2", "--gpus-per-contributor", "0.5",
+        "--set", "tasks=weather,kitchen,sports,travel,music,garden,office,market",
+        "--set", "contributors-per-iteration=0", "--set", "iterations=1",
+    )  # fmt: skip
+    assert "4 contributors at once, 4 cores each, 0.5 of a GPU each" in done.stdout
+    seen = {(r["worker"], r["visible_gpus"]) for r in rows(tmp_path / "run", "contributions.jsonl")}
+    workers, gpus = zip(*sorted(seen), strict=True)
+    assert len(set(workers)) == len(workers) > 1  # each worker stays with its GPU
+    assert set(gpus) <= {"0", "1"}
+    manifest = Repository(tmp_path / "run").manifest(1)
+    assert {c["device"] for c in manifest["contributors"]} == {"cpu"}
 
 
 @needs_real

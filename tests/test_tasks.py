@@ -9,8 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from cold_flower.config import Config
-from cold_flower.contributor import plan, resolve
-from cold_flower.errors import ConfigError, TaskError
+from cold_flower.errors import TaskError
 from cold_flower.tasks import load, load_suite, read_split, suite_names
 from tests.conftest import REAL, needs_real
 
@@ -206,28 +205,35 @@ def test_shards_are_disjoint_and_limited(tmp_path) -> None:
         load(task(tmp_path), config, 0)
 
 
-def test_the_plan() -> None:
-    demo = plan(resolve(Config()))
-    assert (len(demo.seen), len(demo.unseen)) == (8, 4)
-    assert not set(demo.seen) & set(demo.unseen)
-    with pytest.raises(ConfigError, match="task in unseen .*Did you mean 'market'"):
-        plan(Config.from_flat({"unseen": "markt"}))
-    with pytest.raises(ConfigError, match="no task contributes"):
-        plan(Config.from_flat({"tasks": "market", "unseen": "market"}))
-    with pytest.raises(ConfigError, match="unseen names a task twice: market, market"):
-        plan(Config.from_flat({"unseen": "market, market"}))
-    with pytest.raises(ConfigError, match="splits one task"):
-        plan(Config.from_flat({"partition.kind": "shards"}))
-    keys = {"partition.kind": "shards", "tasks": "market", "partition.shards": 3}
-    assert plan(Config.from_flat(keys)).names == ("shard-000", "shard-001", "shard-002")
+def test_fresh_shards_are_disjoint_within_an_iteration_and_drawn_anew(tmp_path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "data", ".csv", split=split)
+    keys = {"partition.kind": "shards", "partition.shards": 3, "partition.examples": 5}
+    config = Config.from_flat({**keys, "partition.fresh": True})
+
+    def texts(shard, iteration):
+        data = load(task(tmp_path), config, shard, iteration)
+        return [*data.train.texts, *data.dev.texts]
+
+    rows = [t for shard in range(4) for t in texts(shard, 1)]  # the last one evaluates
+    assert len(rows) == len(set(rows)) == 20
+    assert texts(0, 1) == texts(0, 1) != texts(0, 2)
+    fixed = Config.from_flat(keys)
+    assert load(task(tmp_path), fixed, 0, 1).train == load(task(tmp_path), fixed, 0, 2).train
+    more = Config.from_flat({**keys, "partition.fresh": True, "partition.shards": 4})
+    words = "4 shards of 5 and one to evaluate with need 25 training examples, there are 20"
+    with pytest.raises(TaskError, match=words):
+        load(task(tmp_path), more, 0, 1)
 
 
-def test_a_recipe_moves_only_keys_that_were_left_alone() -> None:
-    recipe = load_suite("demo").recipe
-    resolved = resolve(Config.from_flat({"finetune.batch-size": 99}))
-    assert resolved.finetune.batch_size == 99
-    assert resolved.finetune.max_epochs == recipe["finetune.max-epochs"]
-    assert resolve(resolved) == resolved
+def test_a_total_is_split_evenly(tmp_path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "data", ".csv", split=split)
+    keys = {"partition.kind": "shards", "partition.shards": 3, "partition.total": 19}
+    config = Config.from_flat(keys)
+    assert [len(load(task(tmp_path), config, i).train) for i in range(3)] == [5, 5, 5]  # and 1 dev
+    with pytest.raises(TaskError, match="partition.total is 2 for 3 shards"):
+        load(task(tmp_path), Config.from_flat({**keys, "partition.total": 2}), 0)
 
 
 def test_the_paper_suite_has_its_36_tasks() -> None:

@@ -1,0 +1,154 @@
+"""Have the contributors score a base; ask for nothing that is known.
+
+A score is known by (sha256 of the base, task, protocol, seed): a base that did not change,
+or an evaluation that was cut off, costs nothing again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from cold_flower.config import Config
+from cold_flower.journal import SCORES, Journal
+from cold_flower.plan import Plan
+from cold_flower.report import summary
+from cold_flower.roster import Member, longest_first
+from strategies import records
+from strategies.errors import Refused, RunStopped
+from strategies.exchange import exchange, reason_of
+
+COSTLY_FIRST = ("finetuned", "few-shot", "frozen")
+
+
+class Evaluation:
+    """Evaluates the bases of one run.
+
+    Args:
+        grid: Flower's.
+        config: the run's.
+        plan: who evaluates, and whose task is unseen.
+        members: who is there, by name.
+        journal: where the scores go.
+        spread: ask for one protocol at a time, so that the workers of a simulation share
+            the work; a site of its own gets one message with all of them.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        config: Config,
+        plan: Plan,
+        members: Mapping[str, Member],
+        journal: Journal,
+        *,
+        spread: bool,
+    ) -> None:
+        self._grid = grid
+        self._config = config
+        self._plan = plan
+        self._members = members
+        self._journal = journal
+        self._spread = spread
+        self._evaluators = [m for m in members.values() if m.name in plan.evaluated]
+
+    def due(self, iteration: int) -> bool:
+        """Return whether this iteration's base is evaluated: the first and last always are."""
+        return iteration % self._config.evaluate.every == 0 or iteration == self._config.iterations
+
+    def evaluate(
+        self, iteration: int, arrays: ArrayRecord, sha256: str, say: Callable[..., None]
+    ) -> None:
+        """Score one base; the rows are in the journal as soon as each reply is there.
+
+        Raises:
+            RunStopped: a contributor did not answer, or not as it should.
+        """
+        self._reuse(iteration, sha256)
+        work = self._work(iteration, arrays)
+        if not work:
+            return
+        busy = 0.0
+        say(f"evaluating {iteration}", done=0, of=len(work))
+        replies = exchange(
+            self._grid,
+            {key: message for key, (_, message) in work.items()},
+            timeout=self._config.wait.replies,
+        )
+        for done, (key, reply) in enumerate(replies, start=1):
+            member, _ = work[key]
+            if reply is None or reply.has_error():
+                cause = "no reply" if reply is None else reason_of(reply)
+                raise RunStopped(
+                    f"iteration {iteration} was not evaluated at {member.name}: {cause}"
+                )
+            try:
+                rows = self._rows(iteration, member, reply, sha256)
+            except Refused as reason:
+                raise RunStopped(
+                    f"iteration {iteration}, scores of {member.name}: {reason}"
+                ) from reason
+            self._journal.append(SCORES, rows)
+            about = records.config_of(reply.content, records.CONTRIBUTOR)
+            busy += float(about.get("seconds", 0.0))
+            figures = ", ".join(f"{row['protocol']} {row['value']:.3f}" for row in rows)
+            line = f"{done}/{len(work)} {member.name} {figures}"
+            say(line, done=done, of=len(work), busy=busy)
+        scores = summary(self._journal.rows(SCORES), iteration)
+        say(f"base {iteration}: {scores}", scores=scores)
+
+    def _reuse(self, iteration: int, sha256: str) -> None:
+        """Copy the rows of an earlier iteration with the same base."""
+        if self._config.partition.fresh:
+            return  # every iteration is evaluated with training examples of its own
+        rows = self._journal.rows(SCORES)
+        there = {(r["task"], r["protocol"]) for r in rows if r["iteration"] == iteration}
+        same = {(r["task"], r["protocol"]): r for r in rows if r["base"] == sha256}
+        copies = [{**row, "iteration": iteration} for k, row in same.items() if k not in there]
+        self._journal.append(SCORES, copies)
+
+    def _work(self, iteration: int, arrays: ArrayRecord) -> dict[str, tuple[Member, Message]]:
+        """Return the messages to send, those that take longest first."""
+        known = {
+            (row["task"], row["protocol"])
+            for row in self._journal.rows(SCORES)
+            if row["iteration"] == iteration
+        }
+        asked = [p for p in COSTLY_FIRST if p in self._config.protocols()]
+        batches: Sequence[Sequence[str]] = [[p] for p in asked] if self._spread else [asked]
+        work = {}
+        for batch in batches:
+            for member in longest_first(self._evaluators):
+                due = [p for p in batch if (member.task, p) not in known]
+                if due:
+                    protocols = ",".join(due)
+                    config = ConfigRecord({"protocols": protocols, "seed": self._config.seed})
+                    config["iteration"] = iteration
+                    content = RecordDict({records.ARRAYS: arrays, records.CONFIG: config})
+                    message = Message(content, member.node, MessageType.EVALUATE)
+                    work[f"{member.name} {protocols}"] = (member, message)
+        return work
+
+    def _rows(
+        self, iteration: int, member: Member, reply: Message, sha256: str
+    ) -> list[dict[str, Any]]:
+        metrics = records.metrics_of(reply.content)
+        size = int(metrics.pop(records.EXAMPLES))
+        if extra := metrics.keys() - set(self._config.protocols()):
+            raise Refused(f"unexpected protocol {min(extra)[:80]!r}")
+        metric = records.config_of(reply.content, records.CONTRIBUTOR).get("metric", "")
+        return [
+            {
+                "iteration": iteration,
+                "task": member.task,
+                "protocol": protocol,
+                "group": "unseen" if member.name in self._plan.unseen else "seen",
+                "metric": metric,
+                "value": value,
+                "n_test": size,
+                "seed": self._config.seed,
+                "base": sha256,
+            }
+            for protocol, value in metrics.items()
+        ]

@@ -1,0 +1,72 @@
+"""Kept heads (``finetune.head = "keep"``): a contributor's own classifiers, on its own disk.
+
+The head that iteration k trained is stored as such, and a later iteration begins with the
+newest one from before it: that of k-1 where the contributor took part in k-1. So an
+iteration that is repeated after a crash begins with the same head as the first time.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cold_flower.errors import ModelError
+
+
+class Heads:
+    """One contributor's heads in one run.
+
+    Args:
+        folder: the contributor's own.
+        run: which run; comes over the wire, so only its hash becomes a path.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self._folder = folder / "heads" / hashlib.sha256(run.encode()).hexdigest()[:16]
+
+    def save(self, iteration: int, model: Any) -> None:
+        """Store the head of a trained model, whole or not at all."""
+        head = head_of(model)
+        if not head:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{iteration:04d}.safetensors"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        save_file(head, temporary)
+        temporary.replace(path)
+
+    def load_into(self, model: Any, iteration: int) -> int | None:
+        """Put the newest head from before ``iteration`` into a model; return whose it was.
+
+        Raises:
+            ModelError: it does not fit the model.
+        """
+        earlier = [p for p in self._folder.glob("[0-9]*.safetensors") if int(p.stem) < iteration]
+        if not earlier:
+            return None
+        path = max(earlier, key=lambda p: int(p.stem))
+        found = load_file(path)
+        own = head_of(model)
+        shapes = {name: tuple(t.shape) for name, t in own.items()}
+        if shapes != {name: tuple(t.shape) for name, t in found.items()}:
+            raise ModelError(
+                f"the kept head {path} does not fit this model and task: remove it, or set "
+                "finetune.head = fresh"
+            )
+        model.load_state_dict(found, strict=False)  # the body is not in it
+        return int(path.stem)
+
+
+def head_of(model: Any) -> dict[str, Tensor]:
+    """Return the model's state outside its body, on the CPU; empty where the body is all."""
+    if model.base_model is model:
+        return {}
+    prefix = f"{model.base_model_prefix}."
+    return {
+        name: tensor.detach().cpu()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(prefix)
+    }

@@ -1,0 +1,195 @@
+"""How a simulation's contributors are mapped onto this machine's cores and GPUs.
+
+Ray's fractions are bookkeeping: half a GPU means that two contributors see the same one,
+not that either is held to half of its memory. So the automatic choice rests on an estimate.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cold_flower.config import Config
+from cold_flower.errors import ConfigError
+from cold_flower.model import Base
+
+GB = 1e9
+PROCESS = 0.8 * GB  # a worker before it has a model: libraries, or a CUDA context
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to share."""
+
+    cores: int
+    memory: float
+    """Bytes of main memory that are available."""
+    gpus: tuple[float, ...] = ()
+    """Free bytes of each GPU."""
+    fake: bool = False
+    """The GPUs are names only: contributors are mapped onto them and compute on cores."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How many contributors work at once, and what each gets."""
+
+    workers: int
+    cpus: int
+    gpus: float
+    """Fraction of a GPU; 0 is none."""
+    machine: Machine
+    why: str
+
+    def federation(self, contributors: int) -> str:
+        """Return Flower's ``--federation-config``; it admits exactly ``workers`` Ray actors."""
+        return (
+            f"num-supernodes={contributors} client-resources-num-cpus={self.cpus} "
+            f"client-resources-num-gpus={self.gpus} init-args-num-cpus={self.workers * self.cpus} "
+            f"init-args-num-gpus={len(self.machine.gpus)}"
+        )
+
+
+def this_machine(fake_gpus: int = 0) -> Machine:
+    """Look at this machine; ``fake_gpus`` pretends GPUs, to see the mapping without any.
+
+    Pretended GPUs come with 8 cores each and share the main memory.
+    """
+    if fake_gpus:
+        memory = _memory()
+        return Machine(8 * fake_gpus, memory, (memory / fake_gpus,) * fake_gpus, fake=True)
+    import torch
+
+    found: tuple[float, ...] = ()
+    if torch.cuda.device_count():  # asked in a process of its own: a context costs memory
+        code = (
+            "import torch; "
+            "[print(torch.cuda.mem_get_info(i)[0]) for i in range(torch.cuda.device_count())]"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        if done.returncode:
+            raise ConfigError(
+                f"there are GPUs here, but CUDA fails: {done.stderr.strip().splitlines()[-1]}. "
+                "CUDA_VISIBLE_DEVICES='' runs on cores."
+            )
+        found = tuple(float(line) for line in done.stdout.split())
+    return Machine(_cores(), _memory(), found)
+
+
+def _cores() -> int:
+    """Return the cores that this process may use (`taskset` and containers limit them)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory() -> float:
+    known = Path("/proc/meminfo")
+    if known.exists():
+        for line in known.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024.0
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def parameters(base: Base) -> int:
+    """Count a body's parameters, without making them."""
+    import torch
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModel.from_config(base.config).parameters())
+
+
+def footprint(config: Config, base: Base) -> float:
+    """Estimate the bytes that one finetuning takes.
+
+    Weights, gradients, AdamW's two moments and the best weights so far, 4 bytes each;
+    activations of 34 bytes per token, layer and hidden unit in 16 bit (Korthikanti et al.
+    2022, eq. 2, without the attention matrix), twice that in 32 bit; and the process.
+    """
+    options, shape = config.finetune, base.config
+    tokens = (options.micro_batch_size or options.batch_size) * options.max_length
+    each = 68 if options.precision == "fp32" else 34
+    layers: int = shape.num_hidden_layers * (2 if shape.is_encoder_decoder else 1)
+    hidden: int = shape.hidden_size
+    return PROCESS + 20.0 * parameters(base) + each * tokens * layers * hidden
+
+
+def allocate(
+    machine: Machine,
+    *,
+    contributors: int,
+    footprint: float,
+    cpus: int | None = None,
+    gpus: float | None = None,
+) -> Allocation:
+    """Choose how many contributors work at once.
+
+    Without a GPU one per core; with GPUs as many on each as the estimate says fit. Never
+    more than there is work for, nor than there are cores.
+
+    Args:
+        machine: from `this_machine`.
+        contributors: how many could work at once.
+        footprint: bytes of one finetuning.
+        cpus: cores for each; None chooses.
+        gpus: fraction of a GPU for each; None chooses.
+
+    Raises:
+        ConfigError: a fraction or a number of cores that cannot be placed.
+    """
+    _check(machine, cpus, gpus)
+    needs = f"a contributor takes an estimated {footprint / GB:.1f} GB"
+    if machine.gpus and gpus != 0:
+        free = min(machine.gpus)
+        each = max(1, int(free // footprint)) if gpus is None else int(1 / gpus + 1e-9)
+        most = min(each * len(machine.gpus), machine.cores // (cpus or 1), contributors)
+        # All of a GPU where there are enough, so that none stands idle while others share.
+        each = min(each, -(-most // len(machine.gpus)))
+        workers = min(most, each * len(machine.gpus))
+        fraction = int(10_000 / each) / 10_000 if gpus is None else gpus  # Ray's resolution
+        kind = "GPUs that are only pretended" if machine.fake else "GPU(s)"
+        why = (
+            f"{len(machine.gpus)} {kind} with at least {free / GB:.1f} GB free, "
+            f"{machine.cores} cores; {needs}"
+        )
+        if free < footprint * each and not machine.fake:
+            why += " (MORE than fits: raise --gpus-per-contributor or lower finetune.*-batch-size)"
+        return Allocation(workers, cpus or max(1, machine.cores // workers), fraction, machine, why)
+    fit = max(1, int(machine.memory // footprint))
+    workers = min(machine.cores // (cpus or 1), contributors, fit)
+    without = "GPUs are left alone" if machine.gpus else "no GPU here"
+    why = (
+        f"{without}, {machine.cores} cores, {machine.memory / GB:.0f} GB of memory available; "
+        f"{needs}"
+    )
+    return Allocation(workers, cpus or 1, 0.0, machine, why)
+
+
+def _check(machine: Machine, cpus: int | None, gpus: float | None) -> None:
+    if cpus is not None and not 1 <= cpus <= machine.cores:
+        raise ConfigError(
+            f"--cpus-per-contributor is {cpus}, expected 1 to {machine.cores}: "
+            f"there are {machine.cores} cores"
+        )
+    if gpus is None:
+        return
+    if not 0 <= gpus <= 1 or 0 < gpus < 0.01:
+        raise ConfigError(
+            f"--gpus-per-contributor is {gpus:g}: a contributor uses one GPU or shares it, so "
+            "expected is a fraction from 0.01 to 1, or 0 for none"
+        )
+    if gpus and not machine.gpus:
+        raise ConfigError(
+            f"--gpus-per-contributor is {gpus:g}, but there is no GPU here (torch sees none). "
+            "Leave it away to run on cores; --fake-gpus N shows the mapping without GPUs."
+        )
+
+
+def describe(allocation: Allocation) -> str:
+    """Say in one line what was chosen and why."""
+    cores = f"{allocation.cpus} core{'s' if allocation.cpus > 1 else ''} each"
+    share = f", {allocation.gpus:g} of a GPU each" if allocation.gpus else ""
+    return f"{allocation.workers} contributors at once, {cores}{share} ({allocation.why})"

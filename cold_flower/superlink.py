@@ -1,0 +1,103 @@
+"""A SuperLink of our own: started in an empty directory, stopped with all that it started."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from cold_flower.errors import RunError
+
+CONNECTION = "cold-flower"
+START_SECONDS = 60
+
+
+def tool(name: str) -> str:
+    """Return a command of the environment that this runs in."""
+    return str(Path(sys.executable).parent / name)
+
+
+@contextmanager
+def superlink(scratch: Path, environment: Mapping[str, str], log: Any) -> Iterator[None]:
+    """Start a SuperLink in an empty directory on a free port; stop it and its children."""
+    home = Path(environment["FLWR_HOME"])
+    empty = scratch / "empty"
+    for folder in (home, empty):
+        folder.mkdir()
+    port = _free_port()
+    command = [tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1"]
+    command += ["--port", str(port)]  # state in memory: it ends with the run
+    connection = {"address": f"127.0.0.1:{port}", "insecure": True}
+    (home / "config.toml").write_text(
+        tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
+    )
+    process = subprocess.Popen(
+        command, cwd=empty, env=environment, stdout=log, stderr=log, start_new_session=True
+    )
+    try:
+        _wait_healthy(process, port)
+        yield
+    finally:
+        _stop(process)
+
+
+def _wait_healthy(process: "subprocess.Popen[bytes]", port: int) -> None:
+    local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RunError(f"flower-superlink ended at once with code {process.returncode}")
+        with suppress(OSError):
+            local.open(f"http://127.0.0.1:{port}/health", timeout=1).close()
+            return
+        time.sleep(0.1)
+    raise RunError(f"flower-superlink did not come up within {START_SECONDS} s")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _stop(process: "subprocess.Popen[bytes]", patience: float = 15) -> None:
+    """Stop a process and all that it started, some of it in sessions of its own."""
+    family: list[int] = []
+    with suppress(OSError):  # no `ps` here: the SuperLink stops its children, too
+        family = _descendants(process.pid)
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(patience)
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and any(map(_alive, family)):
+        time.sleep(0.05)
+    for pid in [*family, process.pid]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def _descendants(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True)
+    pairs = [tuple(map(int, line.split())) for line in listed.stdout.splitlines()]
+    found = [pid]
+    for parent in found:  # grows while it is walked
+        found += [child for child, its_parent in pairs if its_parent == parent]
+    return found[1:]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

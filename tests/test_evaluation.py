@@ -1,0 +1,126 @@
+"""Who is asked to score a base, for what, and what is not asked again."""
+
+import pytest
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+
+from cold_flower.config import Config
+from cold_flower.evaluation import Evaluation
+from cold_flower.journal import SCORES, Journal
+from cold_flower.plan import plan
+from cold_flower.roster import Member
+from strategies import records
+from strategies.errors import RunStopped
+from tests.conftest import FakeGrid, error_reply
+
+TASKS = {"music": 30, "market": 90, "travel": 60}
+KEYS = {"tasks": "music,market,travel", "unseen": "travel", "iterations": 9}
+VALUE = {"frozen": 0.25, "finetuned": 0.5, "few-shot": 0.125}
+ARRAYS = records.pack([])
+
+
+def answer(message: Message, **changes) -> Message:
+    asked = records.config_of(message.content, "config")["protocols"].split(",")
+    metrics = {"num-examples": 40, **{p: VALUE[p] for p in asked}, **changes}
+    about = ConfigRecord({"metric": "accuracy", "seconds": 2.0})
+    content = RecordDict({"metrics": MetricRecord(metrics), "contributor": about})
+    return Message(content, reply_to=message)
+
+
+class Fixture:
+    def __init__(self, folder, client=answer, spread=True, **keys) -> None:
+        config = Config.from_flat({**KEYS, **keys})
+        whole = plan(config)
+        nodes = {name: node for node, name in enumerate(whole.names)}
+        self.names = {node: name for name, node in nodes.items()}
+        members = {
+            name: Member(name, node, whole.tasks[name].name, 5, TASKS.get(name, 10))
+            for name, node in nodes.items()
+        }
+        self.grid = FakeGrid(client, nodes.values())
+        self.journal = Journal(folder)
+        self.events: list[dict] = []
+        self.evaluation = Evaluation(self.grid, config, whole, members, self.journal, spread=spread)
+
+    def evaluate(self, iteration, sha256="a"):
+        before = len(self.grid.sent)
+        say = lambda line, **about: self.events.append({"line": line, **about})  # noqa: E731
+        self.evaluation.evaluate(iteration, ARRAYS, sha256, say)
+        return [
+            (
+                self.names[m.metadata.dst_node_id],
+                records.config_of(m.content, "config")["protocols"],
+            )
+            for m in self.grid.sent[before:]
+        ]
+
+
+def test_workers_share_protocols_and_the_longest_goes_first(tmp_path) -> None:
+    run = Fixture(tmp_path)
+    assert run.evaluate(0) == [
+        ("market", "finetuned"),
+        ("travel", "finetuned"),
+        ("music", "finetuned"),
+        ("market", "frozen"),
+        ("travel", "frozen"),
+        ("music", "frozen"),
+    ]
+    rows = run.journal.rows(SCORES)
+    assert len(rows) == 6
+    assert {r["group"] for r in rows if r["task"] == "travel"} == {"unseen"}
+    assert all(r["base"] == "a" and r["n_test"] == 40 for r in rows)
+    assert [event.get("busy") for event in run.events[1:3]] == [2.0, 4.0]
+    assert run.events[-1]["scores"] == (
+        "frozen seen 25.0, finetuned seen 50.0, frozen unseen 25.0, finetuned unseen 50.0"
+    )
+
+
+def test_a_site_of_its_own_gets_one_message(tmp_path) -> None:
+    asked = Fixture(tmp_path, spread=False).evaluate(0)
+    assert asked == [(name, "finetuned,frozen") for name in ("market", "travel", "music")]
+
+
+def test_nothing_is_computed_twice(tmp_path) -> None:
+    def dies(message):
+        busy = message.metadata.dst_node_id == 1
+        return error_reply(message, "boom") if busy else answer(message)
+
+    cut = Fixture(tmp_path, dies)
+    with pytest.raises(RunStopped, match="not evaluated at market: boom"):
+        cut.evaluate(1, "b")
+    there = {(r["task"], r["protocol"]) for r in cut.journal.rows(SCORES)}
+    resumed = Fixture(tmp_path)
+    assert len(there) + len(resumed.evaluate(1, "b")) == 6
+    assert resumed.evaluate(1, "b") == []
+    # A later base with the same bytes has the same scores.
+    assert resumed.evaluate(2, "b") == []
+    rows = resumed.journal.rows(SCORES)
+    assert len(rows) == 12
+    one, two = ([{**r, "iteration": 0} for r in rows if r["iteration"] == i] for i in (1, 2))
+    assert one == two
+    assert len(resumed.evaluate(3, "c")) == 6
+
+
+def test_fresh_shards_are_scored_anew_with_their_own_sample(tmp_path) -> None:
+    keys = {"partition.kind": "shards", "partition.fresh": True, "tasks": "music", "unseen": ""}
+    run = Fixture(tmp_path, **keys)
+    expected = [("shard-000", "finetuned"), ("shard-000", "frozen")]
+    assert run.evaluate(0, "a") == expected
+    assert run.evaluate(1, "a") == expected
+    assert run.evaluate(1, "a") == []
+
+
+def test_only_the_fixed_evaluation_tasks_are_asked(tmp_path) -> None:
+    run = Fixture(tmp_path, **{"evaluate.tasks": "travel", "evaluate.protocols": "few-shot"})
+    assert run.evaluate(0) == [("travel", "few-shot")]
+
+
+def test_when_a_base_is_evaluated(tmp_path) -> None:
+    run = Fixture(tmp_path, **{"evaluate.every": 4})
+    assert [i for i in range(10) if run.evaluation.due(i)] == [0, 4, 8, 9]
+
+
+def test_scores_that_were_not_asked_for_are_refused(tmp_path) -> None:
+    run = Fixture(tmp_path, lambda m: answer(m, best=1.0))
+    with pytest.raises(RunStopped, match="unexpected protocol 'best'"):
+        run.evaluate(0)
+    assert run.journal.rows(SCORES) == []

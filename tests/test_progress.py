@@ -1,0 +1,91 @@
+"""The state of a run, from its events, with hand-made times."""
+
+import pytest
+from rich.console import Console
+
+from cold_flower.progress import Progress, clock, display, panel, phases
+
+
+def finetune(time, iteration, done, busy, left):
+    return {
+        "time": time, "line": "x", "phase": "finetune", "iteration": iteration, "done": done,
+        "of": 2, "busy": busy, "left": {"finetune": left, "evaluate": left + 1},
+    }  # fmt: skip
+
+
+def evaluate(time, iteration, done, busy, left):
+    event = {**finetune(time, iteration, done, busy, left), "phase": "evaluate"}
+    return {**event, "left": {"finetune": left, "evaluate": left}}
+
+
+EVENTS = [
+    {"time": 103.0, "line": "ready", "iterations": 2},
+    evaluate(110.0, 0, 0, 0.0, 2),
+    evaluate(114.0, 0, 1, 4.0, 2),
+    evaluate(120.0, 0, 2, 9.0, 2),
+    finetune(121.0, 1, 0, 0.0, 1),
+    finetune(131.0, 1, 1, 9.0, 1),
+    finetune(141.0, 1, 2, 28.0, 1),
+    {"time": 143.0, "line": "published", "published": 1},
+    evaluate(144.0, 1, 0, 0.0, 1),
+]
+
+
+def after(count: int) -> Progress:
+    progress = Progress(started=100.0)
+    for event in EVENTS[:count]:
+        progress.take(event)
+    return progress
+
+
+def test_time_goes_to_the_phase_it_was_spent_in() -> None:
+    progress = after(len(EVENTS))
+    assert progress.seconds == {"start": 10, "finetune": 20, "fuse": 3, "evaluate": 11}
+    assert (progress.phase, progress.iteration, progress.iterations) == ("evaluate", 1, 2)
+    assert progress.busy == 37
+    assert progress.idle(2) == pytest.approx(1 - 37 / (2 * 31))
+    assert "start 10 s, finetune 20 s, fuse 3 s, evaluate 11 s" in phases(progress, 2)
+
+
+def test_the_time_left_is_what_phases_took_so_far() -> None:
+    assert after(1).left(104.0) is None
+    assert after(3).left(114.0) is None  # nothing is known of finetuning
+    # Half of the first finetuning is done in 10 s, the same again; then an evaluation of 11,
+    # one more finetuning of 20 and the last evaluation.
+    assert after(6).left(131.0) == pytest.approx(10 + 11 + 20 + 11)
+    # In the second evaluation, 4 s of an expected 11; one of each is to come.
+    assert after(len(EVENTS)).left(148.0) == pytest.approx(7 + 20 + 11)
+
+
+def test_what_a_resumed_run_finds_was_worked_before() -> None:
+    progress = Progress(started=0.0)
+    progress.take(finetune(5.0, 3, 1, 100.0, 0))
+    progress.take(finetune(9.0, 3, 2, 104.0, 0))
+    assert progress.busy == 4
+    assert progress.phase == "fuse"
+
+
+def test_plain_lines_where_there_is_no_terminal() -> None:
+    console = Console(width=80, record=True, force_terminal=False)
+    with display(console, Progress(started=100.0)) as show:
+        for event in EVENTS[:8]:
+            show(event)
+    lines = console.export_text().splitlines()
+    assert lines[0] == "ready"
+    assert len(lines) == 8
+    assert lines[-1].startswith("published (about 0:00:") or lines[-1] == "published"
+
+
+def test_the_panel_fits_a_terminal_of_80() -> None:
+    progress = after(6)
+    progress.scores = "frozen seen 50.1 (+3.0)"
+    console = Console(width=80, record=True)
+    console.print(panel(progress, 131.0))
+    text = console.export_text()
+    for words in ("iteration 1 of 2", "finetune", "1/2", "0:00:31", "about 0:00:52 left", "+3.0"):
+        assert words in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_clock() -> None:
+    assert [clock(s) for s in (0, 61.9, 36_000)] == ["0:00:00", "0:01:01", "10:00:00"]
