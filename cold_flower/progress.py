@@ -127,9 +127,10 @@ def panel(progress: Progress, now: float) -> RenderableType:
     left = progress.left(now)
     row = Table.grid(padding=(0, 1))
     of = f" of {progress.iterations}" if progress.iterations else ""
+    where = f"iteration {progress.iteration}{of}" if progress.iteration else "start"
     bar = ProgressBar(total=max(1, progress.of), completed=progress.done, width=30)
     row.add_row(
-        Text(f"iteration {progress.iteration}{of}", style="bold"),
+        Text(where, style="bold"),
         Text(f"{progress.phase:8}", style="cyan"),
         bar,
         f"{progress.done}/{progress.of}" if progress.of else "",

@@ -1,26 +1,32 @@
 """The matrices that take too long for every commit: ``make acceptance``, run by hand.
 
-    python -m tests.acceptance [demo] [determinism] [real]
+    python -m tests.acceptance [demo] [determinism] [interrupt] [real]
 
 - demo: five seeds; after the last iteration the fused base must beat the start frozen on
   seen tasks, frozen on unseen tasks and finetuned, by more than the standard error over
   tasks, for at least four.
 - determinism: one seed twice, the second time on one core, so that replies arrive in
   another order: the same sha256 of every base.
+- interrupt: Ctrl-C, twice, before the run exists, while contributors finetune and while
+  they evaluate: exit code 130, no process left, and after --resume the bases and scores of
+  an uninterrupted run.
 - real: real_small with three seeds and once under stock FedAvg (needs COLD_FLOWER_REAL).
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from cold_flower.journal import CONTRIBUTIONS, PROGRESS, SCORES, Journal
 from cold_flower.report import gains, mean_and_sem
 from cold_flower.repository import Repository
+from tests.test_simulation import MARK, marked
 
 COLD_FLOWER = str(Path(sys.executable).parent / "cold-flower")
 
@@ -65,19 +71,77 @@ def demo(folder: Path) -> bool:
     return good >= 4
 
 
+def outcome(folder: Path) -> tuple[list[str], list[str]]:
+    """Return what a run is judged by: the sha256 of each base, and all scores."""
+    bases = [Repository(folder).manifest(i)["sha256"] for i in range(3)]
+    return bases, sorted(json.dumps(row) for row in Journal(folder).rows(SCORES))
+
+
 def determinism(folder: Path) -> bool:
     """One seed on all cores and on one."""
     runs = [
         run(folder / "two-cores", "demo"),
         run(folder / "one-core", "demo", prefix=("taskset", "-c", "0")),
     ]
-    bases = [[Repository(r).manifest(i)["sha256"] for i in range(3)] for r in runs]
-    scores = [sorted(json.dumps(row) for row in Journal(r).rows(SCORES)) for r in runs]
-    arrived = [[event["line"] for event in Journal(r).rows(PROGRESS)] for r in runs]
+    outcomes = [outcome(r) for r in runs]
+    arrived = [[event["line"] for event in events(r)] for r in runs]
     orders = [[line.split()[1] for line in a if "finetuned in" in line] for a in arrived]
-    print(f"bases {bases[0]}\narrived as {orders[0]}\n       and {orders[1]}")
+    print(f"bases {outcomes[0][0]}\narrived as {orders[0]}\n       and {orders[1]}")
     assert len(Journal(runs[0]).rows(CONTRIBUTIONS)) == 16
-    return bases[0] == bases[1] and scores[0] == scores[1] and orders[0] != orders[1]
+    return outcomes[0] == outcomes[1] and orders[0] != orders[1]
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """Read the events of a run that is going on."""
+    path = folder / PROGRESS
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def interrupt(folder: Path) -> bool:
+    """Ctrl-C at three moments."""
+    want = outcome(run(folder / "uninterrupted", "demo"))
+    moments = {
+        "before-the-run": lambda events: True,
+        "finetuning": lambda events: any(
+            e.get("phase") == "finetune" and e["done"] == 1 for e in events
+        ),
+        "evaluating": lambda events: any(
+            e.get("phase") == "evaluate" and (e["iteration"], e["done"]) == (1, 5) for e in events
+        ),
+    }
+    good = True
+    for name, reached in moments.items():
+        there = folder / name
+        command = [COLD_FLOWER, "simulate", "demo", "--run-dir", str(there)]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches the whole group, as from a terminal
+            env={**os.environ, MARK: name},
+        )
+        time.sleep(8)
+        while not reached(events(there)):
+            time.sleep(0.1)
+        started = time.monotonic()
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.3)
+        said = process.communicate(timeout=60)[1].strip()
+        took = time.monotonic() - started
+        left = marked(name)
+        kept = sorted(p.relative_to(there).as_posix() for p in there.glob("*"))
+        inbox = [p.stem for p in there.glob("incoming/*/*")]
+        print(f"{name}: exit {process.returncode} after {took:.1f} s, processes left {left}")
+        print(f"  says: {said}\n  on disk: {kept}, inbox {inbox}")
+        resume = ["--resume"] if (there / "config.json").exists() else []
+        subprocess.run([*command, *resume], check=True, stdout=subprocess.DEVNULL)
+        same = outcome(there) == want
+        print(f"  resumed: same bases and scores: {same}", flush=True)
+        good &= process.returncode == 130 and not left and same
+    return good
 
 
 def real(folder: Path) -> bool:
@@ -105,7 +169,7 @@ def real(folder: Path) -> bool:
 
 def main() -> None:
     """Run what is named, or all; exit with 1 if anything does not hold."""
-    known = {"demo": demo, "determinism": determinism, "real": real}
+    known = {"demo": demo, "determinism": determinism, "interrupt": interrupt, "real": real}
     chosen = sys.argv[1:] or [k for k in known if k != "real" or "COLD_FLOWER_REAL" in os.environ]
     folder = Path(tempfile.mkdtemp(prefix="cold-flower-acceptance-"))
     print(f"runs in {folder}")

@@ -25,6 +25,7 @@ SMALL = [
     "--set", "evaluate.protocols=frozen",
     "--set", "iterations=2",
 ]  # fmt: skip
+MARK = "COLD_FLOWER_TEST_MARK"  # in the environment of all that a run starts
 pytestmark = pytest.mark.real
 
 
@@ -138,7 +139,7 @@ def test_sigterm_stops_everything_that_was_started(tmp_path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "COLD_FLOWER_TEST_MARK": str(tmp_path)},
+        env={**os.environ, MARK: str(tmp_path)},
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "progress.jsonl").exists() and time.monotonic() < deadline:
@@ -147,15 +148,15 @@ def test_sigterm_stops_everything_that_was_started(tmp_path) -> None:
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "what arrived is kept: add --resume" in stderr
-    assert _marked(str(tmp_path)) == []
+    assert marked(str(tmp_path)) == []
 
 
-def _marked(mark: str) -> list[int]:
+def marked(mark: str) -> list[int]:
     """Return the processes that carry the mark in their environment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if f"COLD_FLOWER_TEST_MARK={mark}".encode() in (folder / "environ").read_bytes():
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
                 found.append(int(folder.name))
         except OSError:
             continue
