@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cold_flower import evaluate as protocols
-from cold_flower import sources, tasks
+from cold_flower import sources, tasks, text_to_text
 from cold_flower.config import Config, split
 from cold_flower.encode import Encoded, encode
 from cold_flower.errors import ConfigError, NoTaskError
@@ -121,6 +121,7 @@ class Contributor:
     def splits(self) -> Splits:
         """Return the tokenised data; tokenised once, then read from its own folder."""
         about = {
+            "layout": 2,  # of the file; 1 had no label names
             "task": [str(value) for value in astuple(self.task)],
             "shard": self._shard,
             "seed": self.config.seed,
@@ -140,24 +141,25 @@ class Contributor:
             self._tokenise(path)
         with safe_open(path, framework="pt") as file:
             read = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
+            labels = tuple(json.loads(file.metadata()["labels"]))
         train, dev, test = (
             Encoded(**{key: read[f"{name}.{key}"] for key in ENCODED}, padding=int(read["padding"]))
             for name in ("train", "dev", "test")
         )
-        classes = int(read["classes"])
-        return Splits(train, dev, test, classes, self.task.kind, self.task.metric)
+        return Splits(train, dev, test, labels, self.task.kind, self.task.metric)
 
     def _tokenise(self, path: Path) -> None:
         data = tasks.load(self.task, self.config, self._shard)
+        text_to_text.check(self.base, self.task, data.labels)
         limit = self.config.finetune.max_length
-        tensors: dict[str, Tensor] = {"classes": torch.tensor(len(data.labels))}
+        tensors: dict[str, Tensor] = {}
         for name, rows in (("train", data.train), ("dev", data.dev), ("test", data.test)):
             made = encode(self.base.tokenizer, rows.texts, rows.labels, max_length=limit)
             tensors |= {f"{name}.{key}": getattr(made, key) for key in ENCODED}
             tensors["padding"] = torch.tensor(made.padding)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file(tensors, temporary)
+        save_file(tensors, temporary, {"labels": json.dumps(data.labels)})
         temporary.replace(path)
 
     def finetune(

@@ -89,6 +89,7 @@ def check(config: Config) -> Plan:
     """
     from cold_flower.model import load_base
     from cold_flower.server_app import stock_strategy
+    from cold_flower.text_to_text import check as check_labels
     from strategies.fusion import load
 
     config.protocols()
@@ -108,10 +109,11 @@ def check(config: Config) -> Plan:
         raise ConfigError(
             f"quorum is {config.quorum}, but an iteration asks {len(asked)} contributors"
         )
-    load_base(config.base_model)
+    base = load_base(config.base_model)
     if config.partition.kind == "shards":
-        tasks.load(whole.tasks[whole.names[0]], config, 0)
+        task = whole.tasks[whole.names[0]]
+        check_labels(base, task, tasks.load(task, config, 0).labels)
     else:
         for task in whole.tasks.values():
-            tasks.load(task, config)
+            check_labels(base, task, tasks.load(task, config).labels)
     return whole

@@ -27,7 +27,7 @@ CONFIG = Config.from_flat(
 @pytest.fixture(scope="module")
 def data(tiny):
     train = some(tiny, 60)
-    return Splits(train, train, train, 3, "classification", "accuracy")
+    return Splits(train, train, train, ("a", "b", "c"), "classification", "accuracy")
 
 
 def test_protocols_are_independent_and_leave_the_body_alone(tiny, data) -> None:
