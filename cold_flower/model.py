@@ -130,9 +130,8 @@ def starting_model(base: Base, seed: int) -> tuple[Any, dict[str, Tensor]]:
             body = AutoModelForSequenceClassification.from_config(base.config)
             load_body(body, {**body_of(body), **body_of(model)})
             return model, body_of(body)
-        architecture = (base.config.architectures or [""])[0]
-        if base.text_to_text:
-            architecture = _TEXT_TO_TEXT[0]
+        named = (base.config.architectures or [""])[0]
+        architecture = _TEXT_TO_TEXT[0] if base.text_to_text else named
         own_class = getattr(transformers, architecture, transformers.AutoModel)
         quiet = {"dtype": torch.float32, "use_safetensors": True}
         try:
@@ -209,12 +208,10 @@ def classifier(base: Base, body: State, *, labels: Sequence[str], kind: str, see
 
 def _text_to_text(config: Any, body: State, words: Sequence[Sequence[int]]) -> TextToText:
     model = transformers.T5ForConditionalGeneration(config)
-    # Whether the head is tied, only the weights tell: transformers sets the config's
-    # tie_word_embeddings to true for T5 1.1 as well, whose head is one of its own.
-    own = "lm_head.weight" in body
-    model.lm_head.weight = (
-        nn.Parameter(body["lm_head.weight"].clone()) if own else (model.shared.weight)
-    )
+    # transformers makes every T5 with a tied head, whatever its config says, and unties it
+    # where the checkpoint has a head of its own (T5 1.1): only the weights tell.
+    if "lm_head.weight" in body:
+        model.lm_head.weight = nn.Parameter(body["lm_head.weight"].clone())
     return TextToText(model, words)
 
 

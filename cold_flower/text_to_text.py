@@ -57,7 +57,7 @@ def check(base: "Base", task: "Task", labels: Sequence[str]) -> None:
     first: dict[tuple[int, ...], str] = {}
     for name, tokens in zip(labels, label_tokens(base.tokenizer, labels), strict=True):
         other = first.setdefault(tuple(tokens), name)
-        if other is not name:
+        if other != name:
             raise TaskError(
                 f"{task.where}: the labels {other!r} and {name!r} are the same tokens to the "
                 f"tokenizer of {base.name!r} ({tokens}): give other words in the suite's labels."

@@ -1,15 +1,17 @@
 """Body and head by name, for every family; strict loading; what is published."""
 
 import json
+import math
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, mse_loss
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
+from cold_flower.config import Finetune
 from cold_flower.encode import encode
 from cold_flower.errors import ModelError
-from cold_flower.finetune import autocast, logits_of
+from cold_flower.finetune import autocast, finetune, logits_of
 from cold_flower.model import (
     FAMILIES,
     body_of,
@@ -121,6 +123,20 @@ def test_the_loss_is_float32_whatever_the_products_are(folders, family) -> None:
                 out = model(**batch, labels=targets)
             assert out.loss.dtype == torch.float32
             assert torch.allclose(out.loss, want(out.logits.float(), targets), atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_in_bfloat16(folders, family) -> None:
+    base = load_base(str(folders(family, STARTS[family][0])))
+    _, body = starting_model(base, seed=0)
+    model = classifier(base, body, labels=ABC, kind="classification", seed=1)
+    options = Finetune(learning_rate=1e-3, batch_size=8, max_epochs=2, precision="bf16")
+    data = some(base, 24)
+    outcome = finetune(model, data, data, options=options, metric="accuracy", seed=0)
+    assert math.isfinite(outcome.train_loss)
+    trained = body_of(model)
+    assert all(trained[k].dtype == torch.float32 for k in body)
+    assert not all(torch.equal(trained[k], body[k]) for k in body)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
