@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cold_flower import evaluate as protocols
-from cold_flower import sources, tasks
+from cold_flower import sources, tasks, text_to_text
 from cold_flower.config import Config
 from cold_flower.encode import Encoded, encode
 from cold_flower.errors import NoTaskError
@@ -91,12 +91,13 @@ class Contributor:
         return _read(path, self.task)
 
     def _encode(self, data: tasks.Data) -> Splits:
+        text_to_text.check(self.base, self.task, data.labels)
         limit = self.config.finetune.max_length
         train, dev, test = (
             encode(self.base.tokenizer, rows.texts, rows.labels, max_length=limit)
             for rows in (data.train, data.dev, data.test)
         )
-        return Splits(train, dev, test, len(data.labels), self.task.kind, self.task.metric)
+        return Splits(train, dev, test, data.labels, self.task.kind, self.task.metric)
 
     def finetune(
         self, body: State, *, iteration: int, seed: int, run: str = ""
@@ -145,21 +146,22 @@ class Contributor:
 
 
 def _save(data: Splits, path: Path) -> None:
-    tensors = {"classes": torch.tensor(data.labels), "padding": torch.tensor(data.train.padding)}
+    tensors = {"padding": torch.tensor(data.train.padding)}
     for name in SPLITS:
         made = getattr(data, name)
         tensors |= {f"{name}.{key}": getattr(made, key) for key in ENCODED}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, temporary)
+    save_file(tensors, temporary, {"labels": json.dumps(data.labels)})
     temporary.replace(path)
 
 
 def _read(path: Path, task: tasks.Task) -> Splits:
     with safe_open(path, framework="pt") as file:
         read = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
+        labels = tuple(json.loads(file.metadata()["labels"]))
     train, dev, test = (
         Encoded(**{key: read[f"{name}.{key}"] for key in ENCODED}, padding=int(read["padding"]))
         for name in SPLITS
     )
-    return Splits(train, dev, test, int(read["classes"]), task.kind, task.metric)
+    return Splits(train, dev, test, labels, task.kind, task.metric)

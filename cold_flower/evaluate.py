@@ -1,26 +1,25 @@
 """The paper's two goals and its few-shot test, measured at a contributor (section 4.3).
 
-- **frozen** (ColD-Frozen): freeze the body, train the head: linear probing.
+- **frozen** (ColD-Frozen): freeze the body, train the head: linear probing (T5: the LM head).
 - **finetuned** (ColD): finetune everything, as a contributor does.
 - **few-shot**: finetune everything on a few labelled examples.
 
 Needs torch and transformers alone, neither flwr nor datasets.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from torch import Tensor
 
 from cold_flower import finetune as loop
-from cold_flower.config import Config, Probe
+from cold_flower import probe
+from cold_flower.config import Config
 from cold_flower.encode import Encoded
-from cold_flower.model import Base, State, classifier, head_parameters
-from cold_flower.seeds import derive, seeded
+from cold_flower.model import Base, State, classifier
+from cold_flower.seeds import derive
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Splits:
     train: Encoded
     dev: Encoded
     test: Encoded
-    labels: int
-    """Classes; 1 for regression."""
+    labels: tuple[str, ...]
+    """Class names; one empty name for regression."""
     kind: str
     metric: str
 
@@ -101,103 +100,19 @@ def stratified(labels: Tensor, size: int, seed: int) -> list[int]:
 
 
 def frozen(base: Base, body: State, data: Splits, config: Config, seed: int) -> float:
-    """Train the head alone on the body's features, each computed once; score on test."""
+    """Train the head alone on a frozen body (`cold_flower.probe`); score on test."""
     model = _model(base, body, data, seed)
     precision = config.finetune.precision
-    train = features(model, data.train, precision)
-    test = features(model, data.test, precision)
-    train_head(
-        model,
-        train,
-        data.train.labels,
-        options=config.probe,
-        batch=config.finetune.batch_size,
-        seed=derive(seed, "probe"),
-    )
-    return loop.measure(data.metric, head_logits(model, test).cpu(), data.test.labels)
-
-
-@dataclass(frozen=True)
-class Features:
-    """All that the supported heads read of a body's output, float32 [examples, hidden]."""
-
-    first: Tensor
-    """The first token's last hidden state."""
-    pooled: Tensor | None
-    """The pooler's output, of bodies that have one (BERT)."""
-
-
-def features(model: Any, data: Encoded, precision: str) -> Features:
-    """Run the frozen body once over the data."""
-    size, hidden = len(data), model.config.hidden_size
-    first = torch.empty(size, hidden, device=model.device)
-    pooled: Tensor | None = None
-    for out, indices in loop.outputs(model, model.base_model, data, precision):
-        first[indices] = out.last_hidden_state[:, 0].float()
-        if out.get("pooler_output") is not None:
-            pooled = torch.empty_like(first) if pooled is None else pooled
-            pooled[indices] = out.pooler_output.float()
-    return Features(first, pooled)
-
-
-class _Cached(nn.Module):
-    """Stands where the body stood: "input_ids" are rows of the features."""
-
-    def __init__(self, known: Features) -> None:
-        super().__init__()
-        self._known = known
-
-    def forward(self, input_ids: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        pooled = self._known.pooled
-        return BaseModelOutputWithPooling(
-            last_hidden_state=self._known.first[input_ids][:, None],  # [batch, 1, hidden]
-            pooler_output=None if pooled is None else pooled[input_ids],
-        )
-
-
-class _swapped:
-    """Put cached features in the place of a model's body for a while."""
-
-    def __init__(self, model: Any, known: Features) -> None:
-        self._model, self._name = model, model.base_model_prefix
-        self._body, self._known = model.base_model, known
-
-    def __enter__(self) -> None:
-        setattr(self._model, self._name, _Cached(self._known))
-
-    def __exit__(self, *_: object) -> None:
-        setattr(self._model, self._name, self._body)
-
-
-def train_head(
-    model: Any, known: Features, labels: Tensor, *, options: Probe, batch: int, seed: int
-) -> None:
-    """Train the model's own head (its dropout included) on cached features, by AdamW."""
-    parameters = head_parameters(model)
-    total = options.epochs * math.ceil(len(labels) / batch)
-    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, fused=True)
-    schedule = loop.linear_decay(optimizer, total, 0.0, 0.0)
-    generator = torch.Generator().manual_seed(derive(seed, "order"))
-    targets = labels.to(model.device)
-    model.train()
-    with _swapped(model, known), seeded(derive(seed, "dropout")):
-        for _ in range(options.epochs):
-            order = torch.randperm(len(labels), generator=generator).to(model.device)
-            for rows in order.split(batch):
-                loss_rows = model(input_ids=rows).logits
-                loop.loss_of(loss_rows, targets[rows]).backward()
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad(set_to_none=True)
-
-
-def head_logits(model: Any, known: Features) -> Tensor:
-    """Return the head's outputs on cached features, float32 [examples, labels]."""
-    model.eval()
-    with torch.inference_mode(), _swapped(model, known):
-        rows = torch.arange(len(known.first), device=model.device)
-        logits: Tensor = model(input_ids=rows).logits
-    return logits.float()
+    options, batch = config.probe, config.finetune.batch_size
+    seed = derive(seed, "probe")
+    if base.text_to_text:
+        probe.train_lm_head(model, data.train, precision, options=options, batch=batch, seed=seed)
+        # The test's states, for every class, would be too many to keep.
+        return loop.score(model, data.test, data.metric, precision)
+    train = probe.features(model, data.train, precision)
+    test = probe.features(model, data.test, precision)
+    probe.train_head(model, train, data.train.labels, options=options, batch=batch, seed=seed)
+    return loop.measure(data.metric, probe.head_logits(model, test).cpu(), data.test.labels)
 
 
 def _model(base: Base, body: State, data: Splits, seed: int) -> Any:

@@ -109,6 +109,7 @@ def check(config: Config) -> Checked:
     Raises:
         ColdFlowerError, FusionError: the first thing that is wrong.
     """
+    from cold_flower import text_to_text
     from cold_flower.model import load_base
     from cold_flower.strategy import stock_strategy
     from strategies.fusion import load
@@ -131,12 +132,14 @@ def check(config: Config) -> Checked:
             f"quorum is {config.quorum}, but an iteration asks {len(asked)} contributors"
         )
     trackers.check(config)
-    load_base(config.base_model)
+    base = load_base(config.base_model)
     shards = config.partition.kind == "shards"
     loaded = {
         name: tasks.load(whole.tasks[name], config, 0 if shards else None)
         for name in (whole.names[:1] if shards else whole.names)
     }
+    for name, data in loaded.items():
+        text_to_text.check(base, whole.tasks[name], data.labels)
     sizes = {name: loaded[whole.names[0] if shards else name] for name in whole.names}
     train = {name: len(data.train) for name, data in sizes.items()}
     if "few-shot" in config.protocols():

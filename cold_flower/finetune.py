@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
 
 from cold_flower.config import Finetune
 from cold_flower.encode import Encoded, sorted_batches, training_batches
@@ -54,7 +53,7 @@ def finetune(
     """Finetune ``model`` in place; it ends with the weights that did best on dev.
 
     Args:
-        model: a sequence-classification model on its device.
+        model: a sequence-classification model on its device; it computes its own loss.
         train: what to learn.
         dev: for early stopping and the choice of weights; None keeps the last weights.
         options: learning rate, batch size, epochs, early stopping, precision.
@@ -142,18 +141,11 @@ def _step(model: Any, data: Encoded, indices: list[int], options: Finetune) -> T
         part = indices[start : start + size]
         labels = data.labels[part].to(model.device)
         with autocast(model.device, options.precision):
-            logits = model(**data.batch(part, model.device)).logits
-        loss = loss_of(logits, labels) * (len(part) / len(indices))
+            loss = model(**data.batch(part, model.device), labels=labels).loss
+        loss = loss * (len(part) / len(indices))
         loss.backward()
         total += loss.detach()
     return total
-
-
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean loss: cross-entropy, or the squared error for float labels."""
-    if labels.is_floating_point():
-        return mse_loss(logits.squeeze(-1).float(), labels)
-    return cross_entropy(logits.float(), labels)
 
 
 class _Best:
@@ -198,19 +190,18 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 def logits_of(model: Any, data: Encoded, precision: str) -> Tensor:
     """Return the model's outputs, float32 [examples, labels], in the data's order."""
-    return torch.cat([out.logits for out, _ in outputs(model, model, data, precision)])[
-        _inverse(data)
-    ]
+    batches = evaluation_batches(model, data, precision)
+    return torch.cat([model(**batch).logits for batch, _ in batches])[_inverse(data)].float()
 
 
-def outputs(
-    model: Any, module: Any, data: Encoded, precision: str
-) -> Iterator[tuple[Any, list[int]]]:
-    """Run a module over the data, by length, without gradients or dropout."""
+def evaluation_batches(
+    model: Any, data: Encoded, precision: str
+) -> Iterator[tuple[dict[str, Tensor], list[int]]]:
+    """Yield batches by length and their indices, to run without gradients or dropout."""
     model.eval()
     with torch.inference_mode(), autocast(model.device, precision):
         for indices in sorted_batches(data.lengths(), EVALUATION_BATCH):
-            yield module(**data.batch(indices, model.device)), indices
+            yield data.batch(indices, model.device), indices
 
 
 def _inverse(data: Encoded) -> Tensor:
@@ -219,7 +210,7 @@ def _inverse(data: Encoded) -> Tensor:
 
 def score(model: Any, data: Encoded, metric: str, precision: str) -> float:
     """Return the metric of the model on the data."""
-    return measure(metric, logits_of(model, data, precision).float().cpu(), data.labels)
+    return measure(metric, logits_of(model, data, precision).cpu(), data.labels)
 
 
 def measure(metric: str, logits: Tensor, labels: Tensor) -> float:

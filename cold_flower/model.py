@@ -3,13 +3,14 @@
 The **body** is ``model.base_model`` of the sequence-classification model, under the
 names of its state dict without prefix, in float32, without tied aliases and integer
 buffers. Everything else of that model is the **head**. Tensors of the starting model
-that are not in the body (an LM head, RoBERTa's pooler) are never fused.
+that are not in the body (an LM head, RoBERTa's pooler) are never fused. A text-to-text
+model (T5) has no head beside it: all of it is the body.
 """
 
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,22 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from cold_flower import demo
 from cold_flower.errors import ModelError
 from cold_flower.seeds import derive, seeded
+from cold_flower.text_to_text import TextToText, label_tokens
 
-FAMILIES = ("bert", "distilbert", "electra", "mpnet", "roberta")
+FAMILIES = (
+    "bert",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "modernbert",
+    "mpnet",
+    "roberta",
+    "t5",
+)
 """The model types that are tested: body and head by name, the probe's features."""
+
+# T5 with its decoder and LM head: the class's name, and the name that old checkpoints give.
+_TEXT_TO_TEXT = ("T5ForConditionalGeneration", "T5WithLMHeadModel")
 
 State = Mapping[str, Tensor]
 
@@ -39,6 +53,11 @@ class Base:
 
     sha256: str
     """Fingerprint of shape and tokenizer: contributors must agree on both."""
+
+    @property
+    def text_to_text(self) -> bool:
+        """Return whether a class is scored by its label's words instead of by a head."""
+        return bool(self.config.model_type == "t5")
 
 
 # Of a config: what does not change the model, but differs between copies of it.
@@ -71,9 +90,16 @@ def load_base(name: str) -> Base:
             f"sequence-classification class. Supported: {', '.join(FAMILIES)}."
         )
     tokenizer = _load(AutoTokenizer, name)
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "mpnet") else 0
-    room = config.max_position_embeddings - offset  # positions start behind the padding's
-    tokenizer.model_max_length = min(tokenizer.model_max_length, room)
+    if config.model_type == "t5":  # its positions are relative: no limit but the tokenizer's
+        if (config.architectures or [""])[0] not in _TEXT_TO_TEXT:
+            raise ModelError(
+                f"base-model {name!r} is {config.architectures}: text to text needs the decoder "
+                f"and the LM head, so a checkpoint of {_TEXT_TO_TEXT[0]}"
+            )
+    else:
+        offset = config.pad_token_id + 1 if config.model_type in ("roberta", "mpnet") else 0
+        room = config.max_position_embeddings - offset  # positions start behind the padding's
+        tokenizer.model_max_length = min(tokenizer.model_max_length, room)
     return Base(name, config, tokenizer, _fingerprint(config, tokenizer))
 
 
@@ -104,11 +130,14 @@ def starting_model(base: Base, seed: int) -> tuple[Any, dict[str, Tensor]]:
             body = AutoModelForSequenceClassification.from_config(base.config)
             load_body(body, {**body_of(body), **body_of(model)})
             return model, body_of(body)
-        architecture = (base.config.architectures or [""])[0]
+        named = (base.config.architectures or [""])[0]
+        architecture = _TEXT_TO_TEXT[0] if base.text_to_text else named
         own_class = getattr(transformers, architecture, transformers.AutoModel)
         quiet = {"dtype": torch.float32, "use_safetensors": True}
         try:
             model = own_class.from_pretrained(base.name, **quiet)
+            if base.text_to_text:
+                return model, body_of(model)
             classifier = AutoModelForSequenceClassification.from_pretrained(base.name, **quiet)
         except Exception as error:  # a broken file may raise anything
             raise ModelError(
@@ -154,15 +183,36 @@ def load_body(model: Any, body: State) -> None:
     model.base_model.load_state_dict(dict(body), strict=False)
 
 
-def classifier(base: Base, body: State, *, labels: int, kind: str, seed: int) -> Any:
-    """Return a sequence-classification model: this body, a fresh head from the seed."""
+def classifier(base: Base, body: State, *, labels: Sequence[str], kind: str, seed: int) -> Any:
+    """Return a sequence-classification model: this body, a fresh head from the seed.
+
+    Args:
+        base: shape and tokenizer.
+        body: the weights.
+        labels: class names, of which text to text makes its classes; one for regression.
+        kind: ``classification`` or ``regression``.
+        seed: of the head; text to text has none.
+    """
     config = type(base.config).from_dict(base.config.to_dict())
-    config.num_labels = labels
-    config.problem_type = "regression" if kind == "regression" else "single_label_classification"
     with seeded(seed):
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        if base.text_to_text:
+            model: Any = _text_to_text(config, body, label_tokens(base.tokenizer, labels))
+        else:
+            number = kind == "regression"
+            config.num_labels = len(labels)
+            config.problem_type = "regression" if number else "single_label_classification"
+            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     load_body(model, body)
     return model.to(device())
+
+
+def _text_to_text(config: Any, body: State, words: Sequence[Sequence[int]]) -> TextToText:
+    model = transformers.T5ForConditionalGeneration(config)
+    # transformers makes every T5 with a tied head, whatever its config says, and unties it
+    # where the checkpoint has a head of its own (T5 1.1): only the weights tell.
+    if "lm_head.weight" in body:
+        model.lm_head.weight = nn.Parameter(body["lm_head.weight"].clone())
+    return TextToText(model, words)
 
 
 def device() -> torch.device:

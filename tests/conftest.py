@@ -104,6 +104,9 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+_framed = {"bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2}
+
+
 def _tiny_config(family: str) -> Any:
     words = len(demo.SPECIAL) + demo.CONCEPTS * demo.WORDS
     common = {"vocab_size": words, "max_position_embeddings": 40}
@@ -120,6 +123,36 @@ def _tiny_config(family: str) -> Any:
         "roberta": lambda: transformers.RobertaConfig(**usual),
         "electra": lambda: transformers.ElectraConfig(**usual, embedding_size=8),
         "mpnet": lambda: transformers.MPNetConfig(**usual),
+        # As DeBERTa-v3: relative positions alone, in buckets; no token types.
+        "deberta-v2": lambda: transformers.DebertaV2Config(
+            **usual,
+            type_vocab_size=0,
+            position_biased_input=False,
+            relative_attention=True,
+            position_buckets=4,
+            pos_att_type=["p2c", "c2p"],
+            share_att_key=True,
+            norm_rel_ebd="layer_norm",
+        ),
+        # Local attention that is shorter than the texts, but in every second layer.
+        "modernbert": lambda: transformers.ModernBertConfig(
+            **{**usual, "num_hidden_layers": 3},
+            local_attention=4,
+            global_attn_every_n_layers=2,
+            **_framed,
+        ),
+        # T5 1.0: the head shares the embedding.
+        "t5": lambda: transformers.T5Config(
+            vocab_size=words,
+            d_model=16,
+            d_kv=8,
+            d_ff=32,
+            num_layers=2,
+            num_heads=2,
+            pad_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
+        ),
         "distilbert": lambda: transformers.DistilBertConfig(
             **common, dim=16, hidden_dim=32, n_layers=2, n_heads=2, pad_token_id=1
         ),
@@ -128,13 +161,16 @@ def _tiny_config(family: str) -> Any:
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that writes a tiny random model of a class into a folder."""
 
-    def write(family: str, class_name: str) -> Path:
+    def write(family: str, class_name: str, **changes: Any) -> Path:
         folder = tmp_path_factory.mktemp(class_name)
         torch.manual_seed(7)
-        model = getattr(transformers, class_name)(_tiny_config(family))
+        config = _tiny_config(family)
+        for key, value in changes.items():
+            setattr(config, key, value)
+        model = getattr(transformers, class_name)(config)
         model.save_pretrained(folder)
         demo.tokenizer().save_pretrained(folder)
         return folder

@@ -157,6 +157,7 @@ def test_tokens_are_made_once_and_kept(own_home, monkeypatch) -> None:
     again = Contributor(config, 0).splits()
     assert torch.equal(first.train.ids, again.train.ids)
     assert torch.equal(first.test.labels, again.test.labels)
+    assert first.labels == again.labels == ("train", "ship")
 
 
 def test_a_changed_file_is_read_again(tmp_path) -> None:

@@ -1,15 +1,18 @@
 """The protocols."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
 from cold_flower.config import Config
+from cold_flower.encode import encode
 from cold_flower.evaluate import Splits, evaluate, stratified
-from cold_flower.model import starting_model
+from cold_flower.model import load_base, starting_model
 from strategies.fusion import fingerprint
 from tests.test_encode import some
+from tests.test_model import ENCODERS, STARTS
 
 CONFIG = Config.from_flat(
     {
@@ -27,7 +30,7 @@ CONFIG = Config.from_flat(
 @pytest.fixture(scope="module")
 def data(tiny):
     train = some(tiny, 60)
-    return Splits(train, train, train, 3, "classification", "accuracy")
+    return Splits(train, train, train, ("a", "b", "c"), "classification", "accuracy")
 
 
 def test_protocols_are_independent_and_leave_the_body_alone(tiny, data) -> None:
@@ -39,6 +42,23 @@ def test_protocols_are_independent_and_leave_the_body_alone(tiny, data) -> None:
     assert fingerprint(body.items()) == before
     assert evaluate(tiny, body, data, ["few-shot"], CONFIG, 1)["few-shot"] == together["few-shot"]
     assert together["finetuned"] > together["frozen"]  # it memorises what it is tested on
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_regression_heads(folders, family) -> None:
+    """Every encoder learns a number, the share of one word in a text, by each protocol."""
+    base = load_base(str(folders(family, STARTS[family][0], initializer_range=0.1)))
+    _, body = starting_model(base, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    ones = torch.randint(9, (48,), generator=generator).tolist()
+    texts = [(" ".join(["nome"] * n + ["karo"] * (8 - n)),) for n in ones]
+    rows = encode(base.tokenizer, texts, [n / 8 for n in ones], max_length=16)
+    data = Splits(rows, rows, rows, ("",), "regression", "pearson")
+    config = replace(CONFIG, few_shot=replace(CONFIG.few_shot, draws=1, epochs=10))
+    scores = evaluate(base, body, data, ["frozen", "finetuned", "few-shot"], config, seed=1)
+    assert scores["finetuned"] > 0.9
+    assert scores["few-shot"] > 0.5
+    assert scores["frozen"] > 0.5
 
 
 def test_a_draw_keeps_the_classes_shares() -> None:

@@ -1,12 +1,17 @@
 """Body and head by name, for every family; strict loading; what is published."""
 
+import json
+import math
+
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification
+from torch.nn.functional import cross_entropy, mse_loss
+from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
+from cold_flower.config import Finetune
+from cold_flower.encode import encode
 from cold_flower.errors import ModelError
-from cold_flower.evaluate import features, head_logits
-from cold_flower.finetune import logits_of
+from cold_flower.finetune import autocast, finetune, logits_of
 from cold_flower.model import (
     FAMILIES,
     body_of,
@@ -18,6 +23,7 @@ from cold_flower.model import (
     save_starting_model,
     starting_model,
 )
+from cold_flower.probe import features, head_logits
 from cold_flower.repository import WEIGHTS, Repository
 from strategies.fusion import Weights, fingerprint
 from tests.test_encode import some
@@ -29,8 +35,13 @@ STARTS = {
     "distilbert": ("DistilBertModel", "DistilBertForMaskedLM"),
     "electra": ("ElectraModel", "ElectraForPreTraining"),
     "mpnet": ("MPNetModel", "MPNetForMaskedLM"),
+    "deberta-v2": ("DebertaV2Model", "DebertaV2ForMaskedLM", "DebertaV2ForSequenceClassification"),
+    "modernbert": ("ModernBertModel", "ModernBertForMaskedLM"),
+    "t5": ("T5ForConditionalGeneration",),
 }
 PAIRS = [(family, name) for family, names in STARTS.items() for name in names]
+ENCODERS = sorted(set(FAMILIES) - {"t5"})
+ABC = ("nome", "karo", "zoda")  # the labels of three classes
 
 
 def test_every_supported_family_is_tested() -> None:
@@ -42,9 +53,9 @@ class TestFamilies:
     def test_the_body_is_the_classifiers_base_model(self, folders, family, start) -> None:
         base = load_base(str(folders(family, start)))
         model, body = starting_model(base, seed=0)
-        want = AutoModelForSequenceClassification.from_config(base.config).base_model.state_dict()
-        floats = {k for k, t in want.items() if t.is_floating_point()}
-        assert body.keys() == floats
+        kind = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForSequenceClassification
+        want = kind.from_config(base.config).base_model
+        assert body.keys() == {name for name, _ in want.named_parameters()}  # a tied one once
         assert all(t.dtype == torch.float32 for t in body.values())
         shared = body_of(model).keys() & body.keys()
         assert shared, "the checkpoint's own tensors reach the body"
@@ -75,19 +86,77 @@ class TestFamilies:
         head = [k for k in file.keys() if k.removeprefix(prefix_of(model)) not in body]
         assert all(torch.equal(own[k], model.state_dict()[k]) for k in head)
 
-    def test_the_probe_sees_what_the_whole_model_sees(self, folders, family, start) -> None:
-        base = load_base(str(folders(family, start)))
-        _, body = starting_model(base, seed=0)
-        model = classifier(base, body, labels=3, kind="classification", seed=1)
-        data = some(base, 9)
-        whole = logits_of(model, data, "fp32")
-        cached = head_logits(model, features(model, data, "fp32"))
-        assert torch.allclose(whole, cached, atol=1e-5)
+
+POOLINGS = {"modernbert": ("cls", "mean")}  # what a family's head may read
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling"), [(f, p) for f in ENCODERS for p in POOLINGS.get(f, ("",))]
+)
+def test_the_probe_sees_what_the_whole_model_sees(folders, family, pooling) -> None:
+    changes = {"initializer_range": 0.5}  # at 0.02 all examples look alike in so small a model
+    if pooling:
+        changes["classifier_pooling"] = pooling
+    base = load_base(str(folders(family, STARTS[family][-1], **changes)))
+    _, body = starting_model(base, seed=0)
+    model = classifier(base, body, labels=ABC, kind="classification", seed=1)
+    data = some(base, 9)
+    whole = logits_of(model, data, "fp32")
+    cached = head_logits(model, features(model, data, "fp32"))
+    assert torch.allclose(whole, cached, atol=1e-5)
+    assert whole.std(0).min() > 0.1, "the examples differ"
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_the_loss_is_float32_whatever_the_products_are(folders, family) -> None:
+    base = load_base(str(folders(family, STARTS[family][0])))
+    _, body = starting_model(base, seed=0)
+    batch = some(base, 8).batch(range(8), torch.device("cpu"))
+    cases = (
+        ("classification", ABC, torch.arange(8) % 3, cross_entropy),
+        ("regression", ("",), torch.arange(8) / 8, lambda a, b: mse_loss(a[:, 0], b)),
+    )
+    for kind, labels, targets, want in cases:
+        model = classifier(base, body, labels=labels, kind=kind, seed=1).eval()
+        for precision in ("fp32", "bf16"):
+            with autocast(model.device, precision):
+                out = model(**batch, labels=targets)
+            assert out.loss.dtype == torch.float32
+            assert torch.allclose(out.loss, want(out.logits.float(), targets), atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_in_bfloat16(folders, family) -> None:
+    base = load_base(str(folders(family, STARTS[family][0])))
+    _, body = starting_model(base, seed=0)
+    model = classifier(base, body, labels=ABC, kind="classification", seed=1)
+    options = Finetune(learning_rate=1e-3, batch_size=8, max_epochs=2, precision="bf16")
+    data = some(base, 24)
+    outcome = finetune(model, data, data, options=options, metric="accuracy", seed=0)
+    assert math.isfinite(outcome.train_loss)
+    trained = body_of(model)
+    assert all(trained[k].dtype == torch.float32 for k in body)
+    assert not all(torch.equal(trained[k], body[k]) for k in body)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_has_the_positions_that_there_are(folders, family) -> None:
+    folder = folders(family, STARTS[family][0])
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["model_max_length"] = 10**30  # as many tokenizers say
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    base = load_base(str(folder))
+    data = encode(base.tokenizer, [("nome " * 100,)], [0], max_length=64)
+    room = {"roberta": 38, "mpnet": 38, "t5": 64}.get(family, 40)
+    assert data.lengths().tolist() == [room]
+    _, body = starting_model(base, seed=0)
+    model = classifier(base, body, labels=ABC, kind="classification", seed=1)
+    assert logits_of(model, data, "fp32").shape == (1, 3)
 
 
 def test_a_head_is_fresh_from_its_seed_and_never_in_the_body(tiny) -> None:
     _, body = starting_model(tiny, seed=0)
-    a, b, c = (classifier(tiny, body, labels=3, kind="classification", seed=s) for s in (1, 1, 2))
+    a, b, c = (classifier(tiny, body, labels=ABC, kind="classification", seed=s) for s in (1, 1, 2))
     assert fingerprint(a.state_dict().items()) == fingerprint(b.state_dict().items())
     assert fingerprint(a.state_dict().items()) != fingerprint(c.state_dict().items())
     assert fingerprint(body_of(a).items()) == fingerprint(body_of(c).items())
@@ -99,7 +168,7 @@ def test_making_a_model_leaves_the_global_generator_alone(tiny) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     _, body = starting_model(tiny, seed=0)
-    classifier(tiny, body, labels=3, kind="classification", seed=1)
+    classifier(tiny, body, labels=ABC, kind="classification", seed=1)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -119,7 +188,7 @@ def test_a_model_that_is_not_supported_or_not_there(tmp_path, folders) -> None:
     from cold_flower import demo
 
     demo.tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"GPT2LMHeadModel.*Supported: bert, distilbert"):
+    with pytest.raises(ModelError, match=r"GPT2LMHeadModel.*Supported: bert, deberta-v2"):
         load_base(str(tmp_path))
     with pytest.raises(ModelError, match=r"'no-such/model' cannot be loaded.*absolute path"):
         load_base("no-such/model")

@@ -1,0 +1,259 @@
+"""T5 as a classifier: likelihoods against T5's own loss and by hand; the frozen head."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+from cold_flower import experiments, tasks
+from cold_flower.config import Config, Finetune
+from cold_flower.contributor import Contributor
+from cold_flower.encode import encode
+from cold_flower.errors import ModelError, TaskError
+from cold_flower.evaluate import Splits, evaluate
+from cold_flower.finetune import autocast, finetune, logits_of
+from cold_flower.model import (
+    body_of,
+    classifier,
+    load_base,
+    prefix_of,
+    save_starting_model,
+    starting_model,
+)
+from cold_flower.probe import train_lm_head
+from cold_flower.repository import Repository
+from cold_flower.text_to_text import IGNORED, check, label_tokens, log_likelihood
+from strategies.fusion import Weights, fingerprint
+from tests.test_encode import some
+
+LABELS = ("nome", "karo zoda", "futu mafa nome")  # of one, two and three tokens
+CPU = torch.device("cpu")
+
+
+def untie(folder) -> None:
+    """Make a T5 1.1 of it: a head of its own, and outputs that are not scaled."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    model.lm_head.weight = torch.nn.Parameter(model.shared.weight.detach().flip(0) / 4)
+    model.config.scale_decoder_outputs = False
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def base(folders, request):
+    folder = folders("t5", "T5ForConditionalGeneration")
+    if request.param == "untied":
+        untie(folder)
+    return load_base(str(folder))
+
+
+@pytest.fixture(scope="module")
+def body(base):
+    return starting_model(base, seed=0)[1]
+
+
+def model(base, body, labels=LABELS):
+    return classifier(base, body, labels=labels, kind="classification", seed=0).eval()
+
+
+def learnable(base, n, seed=0):
+    """Texts of two words, of which the first tells the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (n,), generator=generator).tolist()
+    noise = torch.randint(2, (n,), generator=generator).tolist()
+    first, second = ("zoda", "futu", "mafa"), ("nome", "karo")
+    texts = [(f"{first[i]} {second[j]}",) for i, j in zip(labels, noise, strict=True)]
+    return encode(base.tokenizer, texts, labels, max_length=16)
+
+
+def test_the_loss_of_one_example_is_t5s_own_times_its_tokens(base, body) -> None:
+    made = model(base, body)
+    own = AutoModelForSeq2SeqLM.from_pretrained(base.name).eval()
+    data = some(base, 3)
+    for label, words in enumerate(label_tokens(base.tokenizer, LABELS)):
+        batch = data.batch([label], CPU)
+        theirs = own(**batch, labels=torch.tensor([words])).loss * len(words)
+        ours = made(**batch, labels=torch.tensor([label])).loss
+        assert torch.allclose(ours, theirs, rtol=1e-5)
+        assert words[-1] == base.tokenizer.eos_token_id
+        assert len(words) == label + 2
+
+
+def test_a_classes_score_is_the_sum_of_its_tokens_log_softmax(base, body) -> None:
+    made, data = model(base, body), some(base, 4)
+    batch = data.batch(range(4), CPU)
+    got = made(**batch).logits
+    assert got.shape == (4, 3)
+    start = base.config.decoder_start_token_id
+    for label, words in enumerate(label_tokens(base.tokenizer, LABELS)):
+        shifted = torch.tensor([[start, *words[:-1]]] * 4)
+        out = made.base_model(**batch, decoder_input_ids=shifted).logits.log_softmax(-1)
+        want = sum(out[:, place, token] for place, token in enumerate(words))
+        assert torch.allclose(got[:, label], want, rtol=1e-5)
+
+
+def test_what_is_trained_is_what_is_scored(base, body) -> None:
+    made, data = model(base, body), some(base, 9)
+    batch = data.batch(range(9), CPU)
+    for precision, close in (("fp32", 1e-6), ("bf16", 2e-2)):
+        with autocast(CPU, precision):
+            loss = made(**batch, labels=data.labels).loss
+            scores = made(**batch).logits
+        assert loss.dtype == scores.dtype == torch.float32
+        assert torch.allclose(loss, -scores[range(9), data.labels].mean(), rtol=close)
+
+
+def test_likelihoods_by_hand() -> None:
+    logits = torch.zeros(2, 2, 4)
+    logits[1, 0, 3] = torch.tensor(3.0).log()  # 3 of 6 beside three times 1
+    targets = torch.tensor([[0, IGNORED], [3, 1]])
+    want = torch.tensor([1 / 4, 1 / 2 * 1 / 4]).log()
+    assert torch.allclose(log_likelihood(logits, targets), want)
+
+
+def test_padding_changes_nothing(base, body) -> None:
+    made, data = model(base, body), some(base, 9)
+    together = logits_of(made, data, "fp32")
+    alone = torch.cat([logits_of(made, data.take([i]), "fp32") for i in range(9)])
+    assert torch.allclose(together, alone, rtol=1e-4)
+    assert together.std(0).min() > 1e-3, "the examples differ"
+
+
+def test_micro_batches_equal_the_whole_batch(base, body) -> None:
+    made = []
+    for micro in (0, 3):
+        m = model(base, body)
+        for module in m.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if hasattr(module, "dropout") and isinstance(module.dropout, float):
+                module.dropout = 0.0
+        options = Finetune(batch_size=8, micro_batch_size=micro, max_epochs=1, precision="fp32")
+        finetune(m, some(base, 20), None, options=options, metric="accuracy", seed=0)
+        made.append(body_of(m))
+    assert all(torch.allclose(made[0][k], made[1][k], atol=1e-5) for k in body)
+    assert not torch.equal(made[0]["shared.weight"], body["shared.weight"])
+
+
+def test_all_of_it_is_the_body_and_a_tied_head_is_in_it_once(base, body) -> None:
+    made = model(base, body)
+    assert body_of(made).keys() == body.keys() == {n for n, _ in made.base_model.named_parameters()}
+    assert fingerprint(body_of(made).items()) == fingerprint(body.items())
+    tied = made.base_model.lm_head.weight is made.base_model.shared.weight
+    assert tied == ("lm_head.weight" not in body)
+
+
+def test_what_is_published_is_a_t5_with_the_same_scores(base, body, tmp_path) -> None:
+    start, _ = starting_model(base, seed=0)
+    assert prefix_of(start) == ""
+    made = model(base, body)
+    options = Finetune(learning_rate=1e-3, batch_size=8, max_epochs=1, precision="fp32")
+    finetune(made, some(base, 20), None, options=options, metric="accuracy", seed=0)
+    repository = Repository(tmp_path)
+    repository.create(lambda to: save_starting_model(start, base, to), body, prefix_of(start), {})
+    repository.publish(1, 0, Weights(body_of(made)), {})
+    path = str(repository.path(1))
+    again = load_base(path)
+    assert again.sha256 == base.sha256
+    loaded, loaded_body = starting_model(again, seed=0)
+    assert fingerprint(loaded_body.items()) == fingerprint(body_of(made).items())
+    data = some(base, 3)
+    got = model(again, body_of(AutoModelForSeq2SeqLM.from_pretrained(path)))
+    assert torch.equal(logits_of(got, data, "fp32"), logits_of(made, data, "fp32"))
+    assert type(loaded).__name__ == "T5ForConditionalGeneration"
+
+
+def test_frozen_trains_the_untied_head_alone(base, body) -> None:
+    made, data = model(base, body), learnable(base, 30)
+    options = Config().probe
+    train_lm_head(made, data, "fp32", options=replace(options, epochs=2), batch=8, seed=0)
+    after = dict(made.base_model.state_dict())
+    head = after.pop("lm_head.weight")
+    assert not torch.equal(head, body.get("lm_head.weight", body["shared.weight"]))
+    assert all(torch.equal(after[k], body[k]) for k in body.keys() & after.keys())
+    assert [n for n, p in made.named_parameters() if p.requires_grad] == [
+        "base_model.lm_head.weight"
+    ]
+
+
+def test_the_cached_states_are_what_the_head_reads(base, body) -> None:
+    made, data = model(base, body), learnable(base, 6)
+    states = made.states(**data.batch(range(6), CPU), labels=data.labels)
+    targets = made.words[data.labels]
+    cached = log_likelihood(made.base_model.lm_head(states), targets)
+    whole = made(**data.batch(range(6), CPU)).logits[range(6), data.labels]
+    assert torch.allclose(cached, whole, rtol=1e-5)
+
+
+def test_the_protocols_learn_and_leave_the_body_alone(base, body) -> None:
+    train, test = learnable(base, 60), learnable(base, 30, seed=1)
+    data = Splits(train, train, test, LABELS, "classification", "accuracy")
+    config = Config.from_flat(
+        {
+            "finetune.learning-rate": 1e-2,
+            "finetune.batch-size": 8,
+            "finetune.max-epochs": 15,
+            "finetune.precision": "fp32",
+            "probe.learning-rate": 3e-2,
+            "few-shot.examples": 30,
+            "few-shot.draws": 1,
+            "few-shot.batch-size": 8,
+        }
+    )
+    before = fingerprint(body.items())
+    scores = evaluate(base, body, data, ["frozen", "finetuned", "few-shot"], config, seed=1)
+    assert fingerprint(body.items()) == before
+    assert scores["frozen"] > 0.6  # of three classes
+    assert scores["finetuned"] > 0.9
+    assert scores["few-shot"] > 0.5
+    assert evaluate(base, body, data, ["frozen"], config, seed=1)["frozen"] == scores["frozen"]
+
+
+def task(**changes):
+    entry = tasks.load_suite("demo").tasks["travel"]
+    return replace(entry, **{"labels": LABELS, **changes})
+
+
+def test_classes_without_words_are_refused(base) -> None:
+    check(base, task(), LABELS)
+    with pytest.raises(TaskError, match=r"task travel \(suite demo\): no label words.*labels = \["):
+        check(base, task(labels=()), ("0", "1", "-1"))
+    with pytest.raises(TaskError, match=r"'0' and '1' are the same tokens"):
+        check(base, task(labels=("0", "1")), ("0", "1"))  # given, so looked at: both unknown
+    with pytest.raises(TaskError, match=r"'lorem' and 'ipsum' are the same tokens"):
+        check(base, task(), ("nome", "lorem", "ipsum"))
+    with pytest.raises(TaskError, match=r"kind is regression.*encoder"):
+        check(base, task(kind="regression", labels=()), ("",))
+    check(load_base("demo"), task(kind="regression", labels=()), ("",))
+
+
+@pytest.mark.parametrize("labels", ["", 'labels = ["train", "ship"]'])
+def test_that_is_said_before_anything_starts_and_at_a_contributor(base, tmp_path, labels) -> None:
+    suite = tmp_path / "mine.toml"
+    suite.write_text(
+        f"""
+        [tasks.travel]
+        source = "demo"
+        text = ["text"]
+        label = "label"
+        {labels}
+        splits = {{ train = "train", test = "test" }}
+        """
+    )
+    keys = {"suite": str(suite), "base-model": base.name, "contributors-per-iteration": 0}
+    config = Config.from_flat(keys)
+    words = "'train' and 'ship' are the same tokens" if labels else "no label words"
+    with pytest.raises(TaskError, match=rf"task travel \(suite {suite}\): .*{words}"):
+        experiments.check(config)
+    with pytest.raises(TaskError, match=words):
+        Contributor(config, 0).splits()
+    shards = {"partition.kind": "shards", "partition.shards": 2, "partition.examples": 9}
+    with pytest.raises(TaskError, match=words):
+        experiments.check(Config.from_flat({**config.flat(), **shards}))
+    # an encoder has a head for any classes
+    experiments.check(Config.from_flat({**config.flat(), "base-model": "demo"}))
+
+
+def test_a_t5_without_a_decoder_is_refused(folders) -> None:
+    with pytest.raises(ModelError, match=r"T5EncoderModel.*a checkpoint of T5ForConditional"):
+        load_base(str(folders("t5", "T5EncoderModel")))
