@@ -79,5 +79,6 @@ def table(rows: Sequence[Row], title: str) -> Table:
     if len(iterations) > 1 and iterations[0] == 0:
         found = [mean_and_sem(gains(rows, *column, iterations[-1])) for column in columns(rows)]
         made.add_row("gain", *(f"{100 * mean:+.1f}" for mean, _ in found), style="bold")
-        made.add_row("± SEM", *(f"{100 * sem:.1f}" for _, sem in found))
+        if not all(math.isnan(sem) for _, sem in found):  # one task has none
+            made.add_row("± SEM", *(f"{100 * sem:.1f}" for _, sem in found))
     return made

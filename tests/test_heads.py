@@ -15,7 +15,7 @@ def body(tiny):
     return starting_model(tiny, seed=0)[1]
 
 
-def make(tiny, body, seed, labels=3):
+def make(tiny, body, seed, labels=("a", "b", "c")):
     return classifier(tiny, body, labels=labels, kind="classification", seed=seed)
 
 
@@ -42,7 +42,7 @@ def test_runs_do_not_share_heads_and_names_from_the_wire_stay_inside(tiny, body,
 
 
 def test_a_head_of_another_shape_is_named(tiny, body, tmp_path) -> None:
-    Heads(tmp_path, "run").save(1, make(tiny, body, 1, labels=2))
+    Heads(tmp_path, "run").save(1, make(tiny, body, 1, labels=("a", "b")))
     with pytest.raises(ModelError, match="0001.safetensors does not fit.*finetune.head = fresh"):
         Heads(tmp_path, "run").load_into(make(tiny, body, 1), 2)
 

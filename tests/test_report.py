@@ -5,7 +5,7 @@ import math
 import pytest
 from rich.console import Console
 
-from cold_flower.report import gains, mean_and_sem, table
+from cold_flower.report import gains, mean_and_sem, summary, table
 
 
 def rows(values):
@@ -45,3 +45,16 @@ def test_the_table_shows_points_and_the_gain() -> None:
     assert "60.0" in text
     assert text.split("gain")[1].split() == ["+20.0", "-10.0", "±", "SEM", "10.0", "nan"]
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_one_task_has_no_standard_error() -> None:
+    console = Console(width=100, record=True)
+    console.print(table([row for row in ROWS if row["task"] == "a"], "a run"))
+    text = console.export_text()
+    assert "+10.0" in text
+    assert "SEM" not in text
+
+
+def test_a_summary_in_one_line() -> None:
+    assert summary(ROWS, 0) == "frozen seen 40.0, frozen unseen 40.0"
+    assert summary(ROWS, 2) == "frozen seen 60.0 (+20.0), frozen unseen 30.0 (-10.0)"

@@ -13,6 +13,7 @@ from cold_flower.encode import encode
 from cold_flower.errors import ModelError, TaskError
 from cold_flower.evaluate import Splits, evaluate
 from cold_flower.finetune import autocast, finetune, logits_of
+from cold_flower.heads import head_of
 from cold_flower.model import (
     body_of,
     classifier,
@@ -54,6 +55,10 @@ def body(base):
 
 def model(base, body, labels=LABELS):
     return classifier(base, body, labels=labels, kind="classification", seed=0).eval()
+
+
+def test_there_is_no_head_to_keep(base, body) -> None:
+    assert head_of(model(base, body)) == {}
 
 
 def learnable(base, n, seed=0):
