@@ -46,7 +46,7 @@ def superlink(scratch: Path, environment: Mapping[str, str], log: Any) -> Iterat
         _wait_healthy(process, port)
         yield
     finally:
-        _stop(process)
+        _stop(process, f"FLWR_HOME={home}")
 
 
 def _wait_healthy(process: "subprocess.Popen[bytes]", port: int) -> None:
@@ -69,35 +69,61 @@ def _free_port() -> int:
     return port
 
 
-def _stop(process: "subprocess.Popen[bytes]", patience: float = 15) -> None:
-    """Stop a process and all that it started, some of it in sessions of its own."""
-    family: list[int] = []
-    with suppress(OSError):  # no `ps` here: the SuperLink stops its children, too
-        family = _descendants(process.pid)
+def _stop(process: "subprocess.Popen[bytes]", mark: str, patience: float = 15) -> None:
+    """Stop a process and all that it started, some of it in sessions of its own.
+
+    Args:
+        process: the SuperLink.
+        mark: ``NAME=value`` in the environment of all of them. Ray starts processes while
+            it is being stopped, and they outlive their parents.
+        patience: seconds for an orderly end.
+    """
+    family = _descendants(process.pid)
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(patience)
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and any(map(_alive, family)):
+    started = time.monotonic()
+    while left := [pid for pid in family | _marked(mark) if _alive(pid)]:
+        waited = time.monotonic() - started
+        if waited > 10:  # not even SIGKILL ends them: nothing more can be done
+            break
+        if waited > 5:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
-    for pid in [*family, process.pid]:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
 
 
-def _descendants(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True)
+def _descendants(pid: int) -> set[int]:
+    try:
+        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True)
+    except OSError:  # no `ps` here: the SuperLink stops its children, too
+        return set()
     pairs = [tuple(map(int, line.split())) for line in listed.stdout.splitlines()]
     found = [pid]
     for parent in found:  # grows while it is walked
         found += [child for child, its_parent in pairs if its_parent == parent]
-    return found[1:]
+    return set(found[1:])
+
+
+def _marked(mark: str) -> set[int]:
+    """Find processes by their environment (Linux; elsewhere nothing is found)."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended, or is not ours
+            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.add(int(folder.name))
+    return found
 
 
 def _alive(pid: int) -> bool:
+    """Return whether a process still runs; one that ended and waits for its parent does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return True
+    if not Path("/proc/self").exists():  # not Linux
+        return True
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
