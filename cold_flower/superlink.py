@@ -98,12 +98,12 @@ def _descendants(pid: int) -> set[int]:
     try:
         listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True)
     except OSError:  # no `ps` here: the SuperLink stops its children, too
-        return set()
+        return {pid}
     pairs = [tuple(map(int, line.split())) for line in listed.stdout.splitlines()]
     found = [pid]
     for parent in found:  # grows while it is walked
         found += [child for child, its_parent in pairs if its_parent == parent]
-    return set(found[1:])
+    return set(found)
 
 
 def _marked(mark: str) -> set[int]:
