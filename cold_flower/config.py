@@ -96,6 +96,12 @@ class Fusion:
     rule: str = _key("average", "a fusion rule, or package.module:function")
     options: str = _key("", "the rule's options, a TOML inline table: {beta = 0.2}")
     strategy: str = _key("", "a Flower strategy instead: flwr.serverapp.strategy:FedAvg")
+    clip: str = _key("", "bound each contribution's norm: median (of the cohort's), or a number")
+    learning_rate: float = _key(0.0, "fusion learning rate; 0 = 1 with sgd, 0.001 with adam")
+    optimizer: str = _key("sgd", "what makes a step of the fused update", choices=("sgd", "adam"))
+    momentum: float = _key(0.0, "of sgd; beta1 of adam, there 0 = 0.9")
+    nesterov: bool = _key(False, "Nesterov momentum, with sgd")
+    anchor: float = _key(0.0, "share by which each base is pulled back to the starting model")
 
 
 @dataclass(frozen=True)

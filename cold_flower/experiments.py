@@ -111,14 +111,10 @@ def check(config: Config) -> Checked:
     """
     from cold_flower import text_to_text
     from cold_flower.model import load_base
-    from cold_flower.strategy import stock_strategy
-    from strategies.fusion import load
+    from cold_flower.strategy import check as check_fusion
 
     config.protocols()
-    if config.fusion.strategy:
-        stock_strategy(config)
-    else:
-        load(config.fusion.rule, **config.rule_options())
+    check_fusion(config)
     whole = plan(config)
     asked = cohort(
         whole.seen,

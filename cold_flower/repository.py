@@ -24,6 +24,7 @@ from strategies.fusion import Template, Weights, write_safetensors
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
+STATE = "fusion-state.safetensors"  # the memory of the fusion's optimizer, where it has one
 
 
 class Repository:
@@ -64,6 +65,11 @@ class Repository:
             raise RunError(f"no iteration {iteration} in {self.folder}; there: {there}") from error
         return found
 
+    def state(self) -> Path | None:
+        """Return where the fusion's memory of the latest base lies; none at the start."""
+        latest = self.latest()
+        return self.path(latest) / STATE if latest else None
+
     def body(self, iteration: int) -> Weights:
         """Open an iteration's body, lazily."""
         start = self.manifest(0)
@@ -103,6 +109,8 @@ class Repository:
         parent: int,
         body: Weights,
         manifest: Mapping[str, Any],
+        *,
+        state: Path | None = None,
     ) -> None:
         """Publish a new base and make it the head of the lineage.
 
@@ -111,6 +119,7 @@ class Repository:
             parent: the iteration it was made from.
             body: the new body, matched by name.
             manifest: what to record beside the lineage.
+            state: the fusion's memory after this iteration, to be kept with it.
         """
         start = self.manifest(0)
         prefix, names = start["prefix"], start["body"]
@@ -118,8 +127,10 @@ class Repository:
 
         def fill(folder: Path) -> None:
             for file in self.path(parent).iterdir():
-                if file.name not in (WEIGHTS, MANIFEST):
+                if file.name not in (WEIGHTS, MANIFEST, STATE):
                     shutil.copy2(file, folder)
+            if state:
+                shutil.copy2(state, folder / STATE)
             template = known.template()
             fused = {prefix + name for name in names}
             rest = [name for name in template if name not in fused]

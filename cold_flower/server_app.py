@@ -8,6 +8,7 @@ published and evaluated (`_Run.after_round`).
 import os
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ from cold_flower.plan import plan, resolve
 from cold_flower.repository import Repository
 from cold_flower.roster import gather, longest_first
 from cold_flower.schedule import cohort
-from cold_flower.strategy import strategy
+from cold_flower.strategy import stages, strategy
 from strategies import records
+from strategies.diagnostics import diagnose
 from strategies.errors import StrategyError
 from strategies.fusion import Weights, fingerprint
 from strategies.inbox import Inbox
-from strategies.screening import measure
 
 app = ServerApp()
 
@@ -113,7 +114,7 @@ class _Run:
             iterations=config.iterations,
         )
         with self._tracker:
-            strategy(config, self._inbox).start(
+            strategy(config, self._inbox, self._repository).start(
                 self._inbox,
                 records.pack(body.items()),
                 num_rounds=max(0, config.iterations - first + 1),
@@ -196,16 +197,12 @@ class _Run:
         fused = Weights(records.Tensors(arrays))
         arrivals = sorted(self._inbox.arrivals.values(), key=lambda a: a.name)
         accepted = [arrival for arrival in arrivals if arrival.path]
-        updates = measure(
-            self._repository.body(parent),
-            [arrival.weights() for arrival in accepted],
-            fused,
-        )
-        sizes = dict(zip((a.name for a in accepted), updates, strict=True))
+        found = diagnose(self._repository.body(parent), [a.weights() for a in accepted])
+        place = {arrival.name: i for i, arrival in enumerate(accepted)}
         rows = []
         for arrival in arrivals:
-            update = sizes.get(arrival.name)
             numbers = {k: v for k, v in arrival.metrics.items() if k != records.EXAMPLES}
+            i = place.get(arrival.name)
             rows.append(
                 {
                     **numbers,
@@ -214,19 +211,25 @@ class _Run:
                     "reason": arrival.reason,
                     "examples": int(arrival.metrics.get(records.EXAMPLES, 0)),
                     "sha256": arrival.sha256,
-                    "diff-norm": update.norm if update else None,
-                    "cosine": update.cosine if update else None,
+                    "diff-norm": None if i is None else found.norms[i],
+                    "cosine": None if i is None else found.cosines[i],
+                    "leave-one-out": None if i is None else found.without[i],
+                    "layers": {} if i is None else {k: v[i] for k, v in found.layers.items()},
                     **arrival.where,
                 }
             )
         manifest = {
             "rule": self._config.fusion.strategy or self._config.fusion.rule,
             "options": self._config.rule_options(),
+            "stages": {k.replace("_", "-"): v for k, v in asdict(stages(self._config)).items()},
             "contributors": rows,
+            "cosines": {a.name: found.pairwise[place[a.name]] for a in accepted},
+            "sign-conflicts": found.conflicts,
             "sha256": fingerprint(fused.items()),
             "time": _now(),
         }
-        self._repository.publish(iteration, parent, fused, manifest)
+        state = self._inbox.state if self._inbox.state.exists() else None
+        self._repository.publish(iteration, parent, fused, manifest, state=state)
         self._record_contributions(iteration)
         self._inbox.drop()
 

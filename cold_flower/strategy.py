@@ -1,27 +1,73 @@
 """Which Flower strategy fuses: ours with a fusion rule, or one that the user names."""
 
 import importlib
+from dataclasses import replace
 
 from flwr.serverapp.strategy import Strategy
 
-from cold_flower.config import Config
+from cold_flower.config import Config, Fusion
 from cold_flower.errors import ConfigError
+from cold_flower.repository import Repository
 from strategies.cold_fusion import ColDFusion
 from strategies.fusion import load
 from strategies.inbox import Inbox
+from strategies.stages import Stages, staged
 
 
-def strategy(config: Config, inbox: Inbox) -> Strategy:
-    """Return ColDFusion with the chosen rule, or the Flower strategy that is named.
+def strategy(config: Config, inbox: Inbox, repository: Repository) -> Strategy:
+    """Return ColDFusion with the chosen rule and stages, or the Flower strategy that is named.
 
     Raises:
         ConfigError: ``fusion.strategy`` names no Flower strategy.
         FusionError: no such rule or option.
     """
+    check(config)
+    if config.fusion.strategy:
+        return stock_strategy(config)
+    fuse = staged(
+        load(config.fusion.rule, **config.rule_options()),
+        stages(config),
+        start=lambda: repository.body(0),
+        before=repository.state,
+        after=lambda: inbox.state,
+    )
+    return ColDFusion(fuse, inbox=inbox, seed=config.seed)
+
+
+def check(config: Config) -> None:
+    """Check the ``fusion.*`` keys.
+
+    Raises:
+        ConfigError, FusionError: naming what is wrong.
+    """
     if not config.fusion.strategy:
-        rule = load(config.fusion.rule, **config.rule_options())
-        return ColDFusion(rule, inbox=inbox, seed=config.seed)
-    return stock_strategy(config)
+        load(config.fusion.rule, **config.rule_options())
+        stages(config)
+        return
+    stock_strategy(config)
+    plain = replace(Fusion(), strategy=config.fusion.strategy, options=config.fusion.options)
+    if config.fusion != plain:
+        raise ConfigError(
+            "fusion.strategy replaces rule and stages: leave fusion.rule, clip, learning-rate, "
+            "optimizer, momentum, nesterov and anchor alone"
+        )
+
+
+def stages(config: Config) -> Stages:
+    """Return the stages around the rule.
+
+    Raises:
+        FusionError: an option out of its range.
+    """
+    chosen = config.fusion
+    return Stages(
+        clip=chosen.clip,
+        learning_rate=chosen.learning_rate,
+        optimizer=chosen.optimizer,
+        momentum=chosen.momentum,
+        nesterov=chosen.nesterov,
+        anchor=chosen.anchor,
+    )
 
 
 def stock_strategy(config: Config) -> Strategy:

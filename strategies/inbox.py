@@ -156,6 +156,11 @@ class Inbox(Grid):
         )
         return Message(content, message.metadata.dst_node_id, MessageType.TRAIN)
 
+    @property
+    def state(self) -> Path:
+        """Where a rule's stages leave their memory; no contributor can have that name."""
+        return self._path("_state")
+
     def _path(self, name: str) -> Path:
         return self._folder / f"{self.iteration:04d}" / f"{name}.safetensors"
 

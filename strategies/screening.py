@@ -1,13 +1,12 @@
 """Checks on what comes back, before it is fused: pure functions, values in, reason out."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from strategies.errors import Refused
-from strategies.fusion import Template, Weights
+from strategies.fusion import Template
 
 
 def check_template(given: Mapping[str, tuple[str, tuple[int, ...]]], expected: Template) -> None:
@@ -43,35 +42,3 @@ def finite(items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         if not torch.isfinite(tensor).all():
             raise Refused(f"{name} holds NaN or infinity")
         yield name, tensor
-
-
-@dataclass(frozen=True)
-class Update:
-    """How far a contributor went, and how much with the others (paper, section 9)."""
-
-    norm: float
-    """L2 norm of theta_i - theta over the whole body."""
-    cosine: float
-    """Cosine of theta_i - theta with the fused step; 0 where either is zero."""
-
-
-def measure(base: Weights, given: Sequence[Weights], fused: Weights) -> list[Update]:
-    """Measure each contribution's difference from the base, a tensor at a time."""
-    squares = [0.0] * len(given)
-    dots = [0.0] * len(given)
-    step_square = 0.0
-    for key, (dtype, _) in base.template().items():
-        if not dtype.is_floating_point:
-            continue
-        theta = base.get(key).double()
-        step = (fused.get(key).double() - theta).flatten()
-        step_square += float(step @ step)
-        for i, weights in enumerate(given):
-            difference = (weights.get(key).double() - theta).flatten()
-            squares[i] += float(difference @ difference)
-            dots[i] += float(difference @ step)
-    scales = [(square * step_square) ** 0.5 for square in squares]
-    return [
-        Update(norm=square**0.5, cosine=dot / scale if scale else 0.0)
-        for square, dot, scale in zip(squares, dots, scales, strict=True)
-    ]

@@ -1,4 +1,4 @@
-"""Checks on contributions, and the figures about them."""
+"""Checks on contributions."""
 
 import math
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from strategies.errors import Refused
-from strategies.fusion import Weights
-from strategies.screening import check_template, finite, measure
+from strategies.screening import check_template, finite
 
 EXPECTED = {"w": (torch.float32, (2, 3)), "b": (torch.float32, (3,))}
 GOOD = {"w": ("float32", (2, 3)), "b": ("float32", (3,))}
@@ -35,15 +34,3 @@ def test_another_form_is_refused_by_name(given, reason) -> None:
 def test_what_is_not_finite_is_refused(value) -> None:
     with pytest.raises(Refused, match="w holds NaN or infinity"):
         list(finite([("w", torch.tensor([0.0, value]))]))
-
-
-def test_norm_and_cosine_by_hand() -> None:
-    base = Weights({"w": torch.zeros(2), "n": torch.tensor([7])})
-    given = [
-        Weights({"w": torch.tensor(v), "n": torch.tensor([7])}, name=n)
-        for n, v in (("a", [3.0, 4.0]), ("b", [3.0, -4.0]), ("c", [0.0, 0.0]))
-    ]
-    fused = Weights({"w": torch.tensor([2.0, 0.0]), "n": torch.tensor([7])})
-    a, b, c = measure(base, given, fused)
-    assert (a.norm, b.norm, c.norm) == (5.0, 5.0, 0.0)
-    assert (a.cosine, b.cosine, c.cosine) == pytest.approx((0.6, 0.6, 0.0))

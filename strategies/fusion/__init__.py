@@ -19,6 +19,7 @@ from torch import Tensor
 from strategies.errors import FusionError
 from strategies.fusion._weights import (
     Fingerprint,
+    SafetensorsWriter,
     Template,
     Weights,
     fingerprint,
@@ -30,6 +31,7 @@ from strategies.names import unknown
 __all__ = [
     "Fingerprint",
     "Rule",
+    "SafetensorsWriter",
     "Template",
     "Weights",
     "fingerprint",

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import safe_open
@@ -125,45 +125,76 @@ class Fingerprint:
         return hashlib.sha256(b"".join(digest for _, digest in sorted(self._digests))).hexdigest()
 
 
+class SafetensorsWriter:
+    """Writes tensors as they come, to a file that appears whole or not at all.
+
+    A context manager: it writes under a temporary name and, at the end of the block,
+    fsyncs and renames; an exception leaves nothing behind.
+
+    Args:
+        path: the file.
+        template: the tensors to come, in their order.
+        metadata: strings for the file's header.
+    """
+
+    def __init__(
+        self, path: Path, template: Template, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        self._due = list(template.items())[::-1]
+        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        end = 0
+        for name, (dtype, shape) in template.items():
+            start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
+            header[name] = {
+                "dtype": _CODES[dtype],
+                "shape": list(shape),
+                "data_offsets": [start, end],
+            }
+        text = json.dumps(header).encode()
+        self._header = text + b" " * (-len(text) % 8)
+
+    def __enter__(self) -> Self:
+        self._file = self._temporary.open("wb")
+        self._file.write(len(self._header).to_bytes(8, "little") + self._header)
+        return self
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write the next tensor of the template.
+
+        Raises:
+            ValueError: it is not the one that is due, or has another dtype or shape.
+        """
+        wanted, form = self._due.pop() if self._due else ("", None)
+        if (name, (tensor.dtype, tuple(tensor.shape))) != (wanted, form):
+            raise ValueError(f"expected tensor {wanted or 'none'} {form}, got {name}")
+        self._file.write(_raw(tensor))
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            with self._file:
+                if kind is None:
+                    if self._due:
+                        raise ValueError(f"tensor {self._due[-1][0]} was not written")
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+            if kind is None:
+                self._temporary.replace(self._path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
 def write_safetensors(
     path: Path,
     template: Template,
     items: Iterable[tuple[str, Tensor]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors to ``path`` as they come; the file appears whole or not at all.
-
-    Args:
-        path: the file; written under a temporary name, fsynced, renamed.
-        template: the tensors to come, in their order.
-        items: exactly the template's tensors in its order; an exception raised by the
-            iterator leaves nothing behind.
-        metadata: strings for the file's header.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for name, (dtype, shape) in template.items():
-        start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
-        header[name] = {
-            "dtype": _CODES[dtype],
-            "shape": list(shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for (name, tensor), (wanted, form) in zip(items, template.items(), strict=True):
-                if (name, (tensor.dtype, tuple(tensor.shape))) != (wanted, form):
-                    raise ValueError(f"expected tensor {wanted} {form}, got {name}")
-                file.write(_raw(tensor))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write exactly the template's tensors, in its order: see `SafetensorsWriter`."""
+    with SafetensorsWriter(path, template, metadata) as writer:
+        for name, tensor in items:
+            writer.write(name, tensor)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

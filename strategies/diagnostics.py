@@ -1,0 +1,72 @@
+"""How the contributions of an iteration lie to each other (paper, section 9): one pass."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from strategies.fusion import Weights
+from strategies.fusion._deltas import blocks, deltas, learned, stack
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Figures about the differences d_i = theta_i - theta; lists are in the order given."""
+
+    norms: list[float]
+    """L2 norm of each."""
+    cosines: list[float]
+    """Cosine of each with their mean; 0 where either is zero."""
+    without: list[float]
+    """Leave-one-out distance: how far their mean moves without it; 0 for one alone."""
+    pairwise: list[list[float]]
+    """Cosine of each with each."""
+    conflicts: float
+    """Share of the coordinates on which two of them have opposite signs."""
+    layers: dict[str, list[float]]
+    """L2 norm of each in each layer, by the layer's name."""
+
+
+def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
+    """Measure an iteration's contributions, at least one."""
+    n = len(given)
+    differences = deltas(base, given)
+    layers: dict[str, Tensor] = {}
+    total = torch.zeros(n, n, dtype=torch.float64)
+    conflicts = size = 0
+    for key, shape in learned(base):
+        products = torch.zeros(n, n, dtype=torch.float64)
+        for rows in blocks(shape, n):
+            block = stack(differences, key, rows)
+            opposed = (block.amax(0) > 0) & (block.amin(0) < 0)
+            conflicts, size = conflicts + int(opposed.sum()), size + opposed.numel()
+            wide = block.double()
+            products += wide @ wide.T
+        total += products
+        layer = layer_of(key)
+        layers[layer] = layers.get(layer, 0) + products.diagonal()
+    norms = total.diagonal().sqrt()
+    mean = total.sum().sqrt() / n  # its norm
+    to_mean = total.sum(1) / n  # <d_i, mean>
+    # ||mean - mean without i|| = ||mean - d_i|| / (n - 1)
+    apart = (mean**2 - 2 * to_mean + total.diagonal()).clamp(min=0).sqrt() / max(1, n - 1)
+    return Diagnosis(
+        norms=norms.tolist(),
+        cosines=_ratio(to_mean, norms * mean).tolist(),
+        without=(apart if n > 1 else torch.zeros(1)).tolist(),
+        pairwise=_ratio(total, norms[:, None] * norms[None, :]).tolist(),
+        conflicts=conflicts / size if size else 0.0,
+        layers={name: squares.sqrt().tolist() for name, squares in layers.items()},
+    )
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    return torch.where(below > 0, above / below, 0.0)
+
+
+def layer_of(key: str) -> str:
+    """Return which layer a tensor belongs to: its name up to the first number, or part."""
+    numbered = re.match(r"(.*?\.\d+)\.", key)
+    return numbered.group(1) if numbered else key.split(".")[0]

@@ -1,0 +1,252 @@
+"""What stands around a fusion rule: clip -> rule -> step (learning rate, optimizer) -> anchor.
+
+A rule combines one iteration's contributions and remembers nothing. The stages bound what
+goes in (clip), decide how far the base follows what comes out (step), and how far it may
+drift (anchor); only the step has a memory, a safetensors file beside each iteration.
+
+- **clip**: d_i * min(1, C / ||d_i||), C the median of the norms or fixed.
+- **step**, sgd: v = momentum * v + d; theta + rate * v, Nesterov: theta + rate * (d +
+  momentum * v), as in FedAvgM (Hsu et al., arXiv 1909.06335) and DiLoCo (Douillard et al.,
+  arXiv 2311.08105). Paper, section 8: "restrict the effect of each iteration".
+- **step**, adam: FedAdam (Reddi et al., arXiv 2003.00295), with bias correction. There eta
+  is 0.1 and tau 1e-3, which moves every weight by up to 0.1 and destroys a finetuned
+  encoder. Here both are 1e-3: no weight moves further than 1e-3, nor than its own mean
+  update does.
+- **anchor**: theta + anchor * (theta_0 - theta). Paper, section 8: "regularizing the
+  distance from the pretrained model".
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from strategies.errors import FusionError
+from strategies.fusion import Rule, SafetensorsWriter, Template, Weights, read_metadata
+from strategies.fusion._deltas import Difference, blocks, learned
+
+BETA2, TAU = 0.99, 1e-3  # of adam
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages' options; the defaults do nothing.
+
+    Raises:
+        FusionError: an option out of its range.
+    """
+
+    clip: str = ""
+    """``median``, a number, or empty."""
+    learning_rate: float = 0.0
+    """0 is the optimizer's own: 1 for sgd, 1e-3 for adam."""
+    optimizer: str = "sgd"
+    momentum: float = 0.0
+    """Of sgd; beta1 of adam, where 0 stands for 0.9."""
+    nesterov: bool = False
+    anchor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.clip not in ("", "median") and not _positive(self.clip):
+            raise FusionError(f"clip is 'median' or a number above 0, got {self.clip!r}")
+        if self.optimizer not in ("sgd", "adam"):
+            raise FusionError(f"optimizer is sgd or adam, got {self.optimizer!r}")
+        if not 0 <= self.momentum < 1:
+            raise FusionError(f"momentum is at least 0 and below 1, got {self.momentum:g}")
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise FusionError("nesterov goes with optimizer sgd and a momentum above 0")
+        if not 0 <= self.anchor <= 1:
+            raise FusionError(f"anchor is a share from 0 to 1, got {self.anchor:g}")
+        if not 0 <= self.learning_rate < math.inf:
+            raise FusionError(f"learning-rate is at least 0, got {self.learning_rate:g}")
+
+    @property
+    def rate(self) -> float:
+        """Return the fusion learning rate."""
+        return self.learning_rate or (1e-3 if self.optimizer == "adam" else 1.0)
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        """Name what is kept of each tensor between iterations."""
+        if self.optimizer == "adam":
+            return ("momentum", "variance")
+        return ("momentum",) if self.momentum else ()
+
+
+def _positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
+
+
+def staged(
+    rule: Rule,
+    stages: Stages,
+    *,
+    start: Callable[[], Weights],
+    before: Callable[[], Path | None],
+    after: Callable[[], Path],
+) -> Rule:
+    """Put the stages around a rule; without any, return the rule itself.
+
+    Args:
+        rule: from `strategies.fusion.load`.
+        stages: their options.
+        start: opens theta_0, the pretrained model, for the anchor.
+        before: where the last iteration left the memory; None at the first.
+        after: where to leave it now.
+
+    The result is called as the rule is; exhausting what it yields writes the memory.
+    """
+    if stages == Stages():
+        return rule
+
+    def fuse(
+        base: Weights, given: Sequence[Weights], *, seed: int = 0
+    ) -> Iterator[tuple[str, Tensor]]:
+        wide: list[Weights] = [_Wide(weights) for weights in given]
+        theta = _Wide(base)
+        if stages.clip and wide:
+            wide = clipped(theta, wide, stages.clip)
+        fused = rule(theta, wide, seed=seed)
+        anchor = start() if stages.anchor else None
+        with _Memory(stages, base, before, after) as memory:
+            for key, (dtype, _) in base.template().items():
+                name, tensor = next(fused)
+                if name != key:
+                    raise FusionError(f"the rule yields {name} where {key} is due")
+                if dtype.is_floating_point:
+                    old = theta.get(key)
+                    new = old + memory.step(key, tensor.float() - old)
+                    if anchor:
+                        new += stages.anchor * (anchor.get(key).float() - new)
+                    tensor = new.to(dtype)
+                yield key, tensor
+
+    return fuse
+
+
+class _Wide(Weights):
+    """A model seen in float32: the stages compute in it, whatever comes in."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.name, self.examples = weights.name, weights.examples
+        self._weights = weights
+
+    def keys(self) -> list[str]:
+        return self._weights.keys()
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        return ((key, self.get(key)) for key in self.keys())
+
+    def get(self, key: str, rows: slice = slice(None)) -> Tensor:
+        found = self._weights.get(key, rows)
+        return found.float() if found.is_floating_point() else found
+
+    def template(self) -> Template:
+        return {
+            key: (torch.float32 if dtype.is_floating_point else dtype, shape)
+            for key, (dtype, shape) in self._weights.template().items()
+        }
+
+
+class _Clipped(_Wide):
+    """A contribution whose difference from the base is shortened."""
+
+    def __init__(self, base: Weights, weights: Weights, factor: float) -> None:
+        super().__init__(weights)
+        self._base, self._factor = base, factor
+
+    def get(self, key: str, rows: slice = slice(None)) -> Tensor:
+        found = super().get(key, rows)
+        if not found.is_floating_point():
+            return found
+        theta = self._base.get(key, rows)
+        return theta + self._factor * (found - theta)
+
+
+def clipped(base: Weights, given: Sequence[Weights], clip: str) -> list[Weights]:
+    """Shorten the differences (at least one) that are longer than ``clip``, or their median."""
+    norms = [norm(base, weights) for weights in given]
+    bound = statistics.median(norms) if clip == "median" else float(clip)
+    return [
+        _Clipped(base, weights, bound / size) if size > bound else weights
+        for weights, size in zip(given, norms, strict=True)
+    ]
+
+
+def norm(base: Weights, weights: Weights) -> float:
+    """Return the L2 norm of a contribution's difference over the whole body."""
+    difference = Difference(base, weights)
+    squares = 0.0
+    for key, shape in learned(base):
+        for rows in blocks(shape, 1):
+            squares += float(difference.get(key, rows).double().square().sum())
+    return math.sqrt(squares)
+
+
+class _Memory:
+    """The optimizer's state: read a tensor at a time, written as the next one is made."""
+
+    def __init__(
+        self,
+        stages: Stages,
+        base: Weights,
+        before: Callable[[], Path | None],
+        after: Callable[[], Path],
+    ) -> None:
+        self._stages = stages
+        self._old: Weights | None = None
+        self._writer: SafetensorsWriter | None = None
+        self._open = ExitStack()
+        self.steps = 1
+        if not stages.memory:
+            return
+        if path := before():
+            if not path.exists():
+                raise FusionError(f"the optimizer's state is missing: {path}")
+            self._old = Weights(path)
+            self.steps += int(read_metadata(path)["steps"])
+        template = {
+            f"{kind}.{key}": (torch.float32, shape)
+            for key, shape in learned(base)
+            for kind in stages.memory
+        }
+        self._writer = SafetensorsWriter(after(), template, {"steps": str(self.steps)})
+
+    def __enter__(self) -> "_Memory":
+        if self._writer:
+            self._open.enter_context(self._writer)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.__exit__(*error)  # type: ignore[arg-type]
+
+    def step(self, key: str, update: Tensor) -> Tensor:
+        """Return by how much the base moves, for a fused update: both float32."""
+        stages, rate = self._stages, self._stages.rate
+        if not stages.memory:
+            return update.mul_(rate)
+        if stages.optimizer == "sgd":
+            momentum = self._next("momentum", key, update, stages.momentum, 1.0)
+            ahead = update + stages.momentum * momentum if stages.nesterov else momentum
+            return rate * ahead
+        beta = stages.momentum or 0.9
+        momentum = self._next("momentum", key, update, beta, 1 - beta)
+        variance = self._next("variance", key, update.square(), BETA2, 1 - BETA2)
+        mean = momentum / (1 - beta**self.steps)
+        spread = (variance / (1 - BETA2**self.steps)).sqrt_()
+        return rate * mean / (spread + TAU)
+
+    def _next(self, kind: str, key: str, value: Tensor, keep: float, take: float) -> Tensor:
+        name = f"{kind}.{key}"
+        made = take * value if self._old is None else keep * self._old.get(name) + take * value
+        assert self._writer is not None
+        self._writer.write(name, made)
+        return made
