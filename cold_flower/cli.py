@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cold_flower.errors import ColdFlowerError
+from cold_flower.errors import ColdFlowerError, ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -190,16 +190,50 @@ def suites() -> None:
 
 
 @app.command()
-def rules() -> None:
-    """List the fusion rules with their options and defaults."""
-    import importlib
-
+def rules(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", show_default=False)] = "",
+) -> None:
+    """Explain the fusion rules (or NAME alone): options, source, when to use which."""
     from strategies import fusion
+    from strategies.names import unknown
 
-    for name in fusion.names():
-        rule = importlib.import_module(f"strategies.fusion.{name}")
-        options = {k: p.default for k, p in fusion.options(getattr(rule, name)).items()}
-        typer.echo(f"{name:24} {(rule.__doc__ or '').splitlines()[0]} Options: {options or 'none'}")
+    if name and name not in fusion.names():
+        raise ConfigError(unknown("fusion rule", name, fusion.names()))
+    for rule in [name] if name else fusion.names():
+        typer.echo(fusion.explain(rule) + "\n")
+
+
+@app.command()
+def fuse(
+    rule: str,
+    model: list[str],
+    base: Annotated[str, typer.Option(help="What the models were finetuned from.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An option of the rule; may be repeated."),
+    ] = None,
+) -> None:
+    """Fuse finetuned models that lie on a disk: transformers folders, or models of the hub.
+
+    RULE is one of `cold-flower rules`, each MODEL a finetuned copy of the base. Their bodies
+    are fused; heads, tokenizer and configuration are the base's.
+
+    Examples:
+    * `cold-flower fuse average --base roberta-base --out fused runs/a runs/b runs/c`
+
+    * `cold-flower fuse ties --option density=0.3 --base ./base --out ./fused ./a ./b`
+    """
+    from cold_flower import offline
+    from strategies.fusion import load
+
+    chosen = offline.parse_options(option or [])
+    combine = load(rule, **chosen)
+    theta, models = offline.Folder(base), [offline.Folder(name) for name in model]
+    card = offline.card(rule, chosen, base, model)
+    for key in offline.fuse(combine, theta, models, out, card):
+        typer.echo(f"{key}: not in every model, left as the base's")
+    typer.echo(f"{len(models)} models fused by {rule}: {out}")
 
 
 def main() -> None:

@@ -22,20 +22,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from cold_flower import demo
 from cold_flower.errors import ModelError
+from cold_flower.families import PREFIXES
 from cold_flower.seeds import derive, seeded
 from cold_flower.text_to_text import TextToText, label_tokens
-
-FAMILIES = (
-    "bert",
-    "deberta-v2",
-    "distilbert",
-    "electra",
-    "modernbert",
-    "mpnet",
-    "roberta",
-    "t5",
-)
-"""The model types that are tested: body and head by name, the probe's features."""
 
 # T5 with its decoder and LM head: the class's name, and the name that old checkpoints give.
 _TEXT_TO_TEXT = ("T5ForConditionalGeneration", "T5WithLMHeadModel")
@@ -84,10 +73,10 @@ def load_base(name: str) -> Base:
         shape, words = demo.config(), demo.tokenizer()
         return Base(name, shape, words, _fingerprint(shape, words))
     config = _load(AutoConfig, name)
-    if config.model_type not in FAMILIES:
+    if config.model_type not in PREFIXES:
         raise ModelError(
             f"base-model {name!r} is {config.architectures or config.model_type}: no tested "
-            f"sequence-classification class. Supported: {', '.join(FAMILIES)}."
+            f"sequence-classification class. Supported: {', '.join(PREFIXES)}."
         )
     tokenizer = _load(AutoTokenizer, name)
     if config.model_type == "t5":  # its positions are relative: no limit but the tokenizer's

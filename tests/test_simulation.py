@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModel, AutoTokenizer
 
-from cold_flower.repository import Repository
+from cold_flower.repository import STATE, Repository
 from strategies.fusion import fingerprint
 from tests.conftest import REAL, needs_real
 from tests.test_cli import COLD_FLOWER, cold_flower
@@ -25,6 +25,7 @@ SMALL = [
     "--set", "evaluate.protocols=frozen",
     "--set", "iterations=2",
 ]  # fmt: skip
+MEMORY = ["--set", "fusion.momentum=0.5", "--set", "fusion.clip=median"]  # outlives a resume
 MARK = "COLD_FLOWER_TEST_MARK"  # in the environment of all that a run starts
 pytestmark = pytest.mark.real
 
@@ -48,7 +49,7 @@ def body_of(run: Path, iteration: int) -> str:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cwd = tmp_path_factory.mktemp("with space and_underscore")
-    done = simulate(cwd, "run")
+    done = simulate(cwd, "run", *MEMORY)
     assert "± SEM" in done.stdout
     return cwd / "run"
 
@@ -98,12 +99,16 @@ def test_heads_and_data_stay_with_the_contributors(finished) -> None:
 
 
 def test_an_extended_run_equals_one_of_full_length(finished, tmp_path) -> None:
-    short = simulate(tmp_path, "short", "--set", "iterations=1")
+    short = simulate(tmp_path, "short", *MEMORY, "--set", "iterations=1")
     assert "iteration 1" in short.stdout
-    longer = simulate(tmp_path, "short", "--resume")
+    longer = simulate(tmp_path, "short", *MEMORY, "--resume")
     assert "iteration 2 published" in longer.stdout
     assert "iteration 1 published" not in longer.stdout  # that was the other run
     assert body_of(tmp_path / "short", 2) == body_of(finished, 2)
+    memory = [
+        (run / "iterations/0002" / STATE).read_bytes() for run in (tmp_path / "short", finished)
+    ]
+    assert memory[0] == memory[1]
     assert len(rows(tmp_path / "short", "scores.jsonl")) == len(rows(finished, "scores.jsonl"))
 
 

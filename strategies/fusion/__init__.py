@@ -12,6 +12,7 @@ by contributor name, non-empty, with the base's keys and shapes: `load` sees to 
 import importlib
 import inspect
 import pkgutil
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
@@ -34,6 +35,7 @@ __all__ = [
     "SafetensorsWriter",
     "Template",
     "Weights",
+    "explain",
     "fingerprint",
     "load",
     "names",
@@ -54,6 +56,15 @@ def options(rule: Rule) -> dict[str, inspect.Parameter]:
     """Return a rule's options by name: its keyword-only parameters without ``seed``."""
     parameters = inspect.signature(rule).parameters.values()
     return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "seed"}
+
+
+def explain(name: str) -> str:
+    """Return a rule's name, options with defaults, and what its file says at the top."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    known = options(getattr(module, name)).values()
+    signature = ", ".join(f"{p.name} = {p.default!r}" for p in known)
+    text = textwrap.indent((module.__doc__ or "").strip(), "    ")
+    return f"{name}({signature})\n{text}"
 
 
 def load(name: str, **chosen: object) -> Rule:

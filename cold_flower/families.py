@@ -1,0 +1,13 @@
+"""The model families that are tested, without loading any library."""
+
+PREFIXES = {
+    "bert": "bert",
+    "deberta-v2": "deberta",
+    "distilbert": "distilbert",
+    "electra": "electra",
+    "modernbert": "model",
+    "mpnet": "mpnet",
+    "roberta": "roberta",
+    "t5": "",
+}
+"""What stands before a body's names in a file that has a head, too; T5 is all body."""

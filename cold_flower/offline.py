@@ -1,0 +1,257 @@
+"""Fuse transformers folders that lie on a disk: ``cold-flower fuse``.
+
+Needs neither flwr nor transformers for the families we know, so it starts fast; tensors are
+mapped, fused a block at a time, and written as they come.
+"""
+
+import json
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cold_flower import __version__
+from cold_flower.errors import ConfigError, ModelError
+from cold_flower.families import PREFIXES
+from strategies.errors import FusionError
+from strategies.fusion import Rule, Template, Weights, write_safetensors
+
+WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "README.md"
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".ckpt")
+
+
+class Folder(Mapping[str, Tensor]):
+    """The tensors of a transformers folder, in one file or in shards; read when asked for.
+
+    Args:
+        name: a folder, or a model of the hub.
+
+    Raises:
+        ModelError: it cannot be found, or holds no safetensors.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.path = _path(name)
+        try:
+            self.config: dict[str, Any] = json.loads((self.path / "config.json").read_text())
+            where = dict(self._where())
+            opened = {
+                file: safe_open(self.path / file, framework="pt") for file in set(where.values())
+            }
+            self._files = {key: opened[file] for key, file in where.items()}
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ModelError(
+                f"model {name}: not a readable transformers folder: {error}"
+            ) from error
+
+    def _where(self) -> Iterator[tuple[str, str]]:
+        """Yield each tensor's name and file."""
+        index = self.path / INDEX
+        if index.exists():
+            for key, file in json.loads(index.read_text())["weight_map"].items():
+                if Path(file).name != file:
+                    raise ModelError(f"model {self.name}: {INDEX} leads to {file!r}")
+                yield key, file
+        elif (self.path / WEIGHTS).exists():
+            with safe_open(self.path / WEIGHTS, framework="pt") as file:
+                yield from ((key, WEIGHTS) for key in file.keys())  # noqa: SIM118 - no dict
+        else:
+            raise ModelError(
+                f"model {self.name}: no {WEIGHTS} in {self.path} (other formats are pickles or "
+                "not ours: save it again with save_pretrained)"
+            )
+
+    def __getitem__(self, key: str) -> Tensor:
+        tensor: Tensor = self._files[key].get_tensor(key)  # type: ignore[no-untyped-call]
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @property
+    def body(self) -> dict[str, str]:
+        """Return the body: its names without prefix, and how the file calls them.
+
+        Where a name carries the family's prefix, what does not is the head; a bare model is
+        all body.
+        """
+        prefix = _prefix(self.config.get("model_type", ""), self.name)
+        inside = {key: key.removeprefix(prefix) for key in self if key.startswith(prefix)}
+        found = inside if prefix and inside else {key: key for key in self}
+        return {short: key for key, short in found.items()}
+
+
+def _path(name: str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    except Exception as error:  # the hub's client raises what its many back ends raise
+        raise ModelError(
+            f"model {name}: neither a folder nor to be had from the hub: "
+            f"{(str(error) or repr(error)).splitlines()[0]}"
+        ) from error
+
+
+def _prefix(family: str, name: str) -> str:
+    if family not in PREFIXES:
+        from transformers import AutoModel
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        try:
+            kind = AutoModel._model_mapping[CONFIG_MAPPING[family]]
+        except KeyError as error:
+            raise ModelError(f"model {name}: unknown model_type {family!r}") from error
+        return f"{kind.base_model_prefix}."
+    return f"{PREFIXES[family]}." if PREFIXES[family] else ""
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse ``key=value`` options of a rule; a value is TOML, or else plain text.
+
+    Raises:
+        ConfigError: no ``=``.
+    """
+    chosen: dict[str, Any] = {}
+    for pair in pairs:
+        key, found, text = pair.partition("=")
+        if not found:
+            raise ConfigError(f"--option expects key=value, got {pair!r}")
+        try:
+            chosen[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            chosen[key.strip()] = text
+    return chosen
+
+
+def card(rule: str, options: Mapping[str, Any], base: str, models: Sequence[str]) -> str:
+    """Write the model card: the recipe, and the command that repeats it."""
+    listed = "\n".join(f"- {name}" for name in models)
+    given = "".join(f" --option {key}={json.dumps(value)}" for key, value in options.items())
+    return f"""---
+base_model: {json.dumps(base)}
+tags: [merge, cold-fusion]
+---
+# {len(models)} models fused by {rule}
+
+Made with cold-flower {__version__} from the bodies of
+
+{listed}
+
+and the head, tokenizer and configuration of {base}:
+
+    cold-flower fuse {rule} --base {base}{given} --out ... {" ".join(models)}
+"""
+
+
+def fuse(rule: Rule, base: Folder, models: Sequence[Folder], out: Path, card: str) -> list[str]:
+    """Fuse the models' bodies into a copy of the base; return tensors left as the base's.
+
+    The folder appears whole or not at all. What is outside the body (heads), and what no
+    body needs to have (a pooler that a model was saved without), is the base's.
+
+    Args:
+        rule: from `strategies.fusion.load`.
+        base: what the models were finetuned from; its dtypes, files and head are kept.
+        models: the contributions, named as on the command line.
+        out: a folder that does not exist.
+        card: its README.md.
+
+    Raises:
+        ModelError, FusionError: models that do not fit, by tensor; NaN, by file and tensor;
+            no space; the rule's own conditions.
+    """
+    if out.exists():
+        raise ModelError(f"{out} exists: name a new folder with --out")
+    body, left = _common(base, models)
+    given = [Weights(m, name=m.name, stored_as={k: m.body[k] for k in body}) for m in models]
+    theta = Weights(base, stored_as=body)
+    _check_finite([*given, Weights(base, name=base.name, stored_as=body)])
+    template: Template = {key: (base[key].dtype, tuple(base[key].shape)) for key in base}
+    # In the file's order, the body first: the rule yields in the order of the base's keys.
+    stored = set(body.values())
+    ordered = {body[key]: template[body[key]] for key in theta.keys()}  # noqa: SIM118 - no dict
+    ordered |= {key: form for key, form in template.items() if key not in stored}
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for key, tensor in rule(theta, given):
+            yield body[key], tensor
+        for key in base:
+            if key not in stored:
+                yield key, base[key]
+
+    _check_space(ordered, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        for file in base.path.iterdir():
+            other = file.suffix in _OTHER_WEIGHTS or file.name in (INDEX, CARD, "manifest.json")
+            if file.is_file() and not other:
+                shutil.copy2(file, temporary)
+        (temporary / CARD).write_text(card)
+        write_safetensors(temporary / WEIGHTS, ordered, tensors(), {"format": "pt"})
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return left
+
+
+def _common(base: Folder, models: Sequence[Folder]) -> tuple[dict[str, str], list[str]]:
+    """Return the body that all have, and what of the base's a model lacks (a pooler)."""
+    body, left = base.body, []
+    for model in models:
+        theirs, kind = model.body, model.config.get("model_type")
+        if kind != base.config.get("model_type"):
+            raise ModelError(
+                f"model {model.name} is a {kind}, the base {base.name} a "
+                f"{base.config.get('model_type')}: only models of one architecture can be fused"
+            )
+        for key in [key for key in body if key not in theirs]:
+            spare = "pooler." in key or not base[body[key]].is_floating_point()
+            if not spare:
+                raise ModelError(
+                    f"model {model.name} has no tensor {key}, which the base {base.name} has"
+                )
+            left.append(key)
+            del body[key]
+        for key, stored in body.items():
+            ours, other = tuple(base[stored].shape), tuple(model[theirs[key]].shape)
+            if ours != other:
+                raise ModelError(
+                    f"model {model.name}: {key} has shape {other}, in the base {base.name} it "
+                    f"has {ours} (another vocabulary or size?)"
+                )
+    return body, left
+
+
+def _check_finite(models: Sequence[Weights]) -> None:
+    for model in models:
+        for key, tensor in model.items():
+            if not tensor.is_floating_point():
+                continue
+            # A sum is finite if all are, and fast; only then look closely.
+            total = tensor.sum(dtype=torch.float32)
+            if not torch.isfinite(total) and not torch.isfinite(tensor).all():
+                raise FusionError(f"model {model.name}: tensor {key} holds NaN or infinity")
+
+
+def _check_space(template: Template, out: Path) -> None:
+    needed = sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in template.values())
+    there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise ModelError(f"no space for {out}: it takes {needed:,} bytes, there are {free:,}")

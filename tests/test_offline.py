@@ -1,0 +1,222 @@
+"""`cold-flower fuse`: folders in, a folder out, nothing half-written."""
+
+import errno
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+from cold_flower import offline
+from cold_flower.errors import ConfigError, ModelError
+from cold_flower.families import PREFIXES
+from cold_flower.offline import Folder, fuse
+from strategies.errors import FusionError
+from strategies.fusion import load
+from tests.test_cli import cold_flower
+
+AVERAGE = load("average")
+
+
+@pytest.fixture
+def base(folders):
+    return folders("roberta", "RobertaForMaskedLM")
+
+
+@pytest.fixture
+def finetuned(base, tmp_path):
+    """Return a function that writes a finetuned copy with a head of its own."""
+
+    def write(name, shift, *, dtype=torch.float32, shards=False):
+        torch.manual_seed(len(name))
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+        with torch.no_grad():
+            for parameter in model.base_model.parameters():
+                parameter += shift
+        size = "20KB" if shards else "1GB"
+        model.to(dtype).save_pretrained(tmp_path / name, max_shard_size=size)
+        return str(tmp_path / name)
+
+    return write
+
+
+def state(folder):
+    return AutoModel.from_pretrained(folder, add_pooling_layer=False).state_dict()
+
+
+def test_bodies_are_averaged_and_all_else_is_the_bases(base, finetuned, tmp_path) -> None:
+    a = finetuned("a", 0.25)
+    b = finetuned("b", 0.75, shards=True)
+    assert len(list((tmp_path / "b").glob("*.safetensors"))) > 2
+    done = cold_flower(
+        "fuse", "average", "--base", str(base), "--out", "fused", a, b, cwd=tmp_path
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "fused"
+    before, after = state(base), state(out)
+    for key, tensor in before.items():
+        assert torch.allclose(after[key], tensor + 0.5, atol=1e-6), key
+    files = [load_file(folder / "model.safetensors") for folder in (base, out)]
+    assert files[0].keys() == files[1].keys()
+    heads = [key for key in files[0] if not key.startswith("roberta.")]
+    assert heads
+    assert all(torch.equal(files[0][key], files[1][key]) for key in heads)
+    assert AutoTokenizer.from_pretrained(out).get_vocab()
+    text = (out / "README.md").read_text()
+    assert "2 models fused by average" in text
+    assert f"cold-flower fuse average --base {base}" in text
+    assert not list(tmp_path.glob(".fused*"))
+
+
+def test_mixed_dtypes_keep_the_bases(base, finetuned, tmp_path) -> None:
+    models = [Folder(finetuned("a", 0.5, dtype=torch.bfloat16)), Folder(finetuned("b", 0.5))]
+    fuse(AVERAGE, Folder(str(base)), models, tmp_path / "out", "")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert {t.dtype for t in found.values()} == {torch.float32}
+    key = "roberta.encoder.layer.0.output.dense.weight"
+    start = load_file(base / "model.safetensors")[key]
+    assert torch.allclose(found[key], start + 0.5, atol=2e-3)
+
+
+@pytest.mark.parametrize("family", PREFIXES)
+def test_the_prefixes_are_the_librarys(folders, family) -> None:
+    from tests.test_model import STARTS
+
+    for name in STARTS[family]:
+        folder = Folder(str(folders(family, name)))
+        body = AutoModel.from_pretrained(folder.path).state_dict()
+        floats = {k for k, t in body.items() if t.is_floating_point()}
+        if family == "t5":
+            assert set(folder.body) == set(folder)
+        else:  # a pooler may be there only in memory
+            assert {k for k in floats ^ set(folder.body) if "pooler" not in k} == set()
+
+
+def test_a_family_of_the_library_that_we_do_not_list(tmp_path) -> None:
+    from transformers import AlbertConfig, AlbertForMaskedLM
+
+    shape = AlbertConfig(
+        vocab_size=30, embedding_size=8, hidden_size=8, num_attention_heads=2, intermediate_size=8
+    )
+    AlbertForMaskedLM(shape).save_pretrained(tmp_path / "albert")
+    body = Folder(str(tmp_path / "albert")).body
+    assert "embeddings.word_embeddings.weight" in body
+    assert not [key for key in body if "predictions" in key]
+
+
+def test_a_pooler_that_a_model_lacks_stays_the_bases(folders, tmp_path) -> None:
+    base = folders("bert", "BertModel")
+    without = folders("bert", "BertForMaskedLM")
+    left = fuse(AVERAGE, Folder(str(base)), [Folder(str(without))], tmp_path / "out", "")
+    assert left == ["pooler.dense.bias", "pooler.dense.weight"]
+    files = [load_file(folder / "model.safetensors") for folder in (base, tmp_path / "out")]
+    assert all(torch.equal(files[0][key], files[1][key]) for key in left)
+
+
+def broken(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+KEY = "roberta.embeddings.word_embeddings.weight"
+
+
+def nan(folder):
+    broken(folder, lambda tensors: tensors[KEY].fill_(float("nan")))
+
+
+def other_vocabulary(folder):
+    broken(folder, lambda tensors: tensors.update({KEY: torch.zeros(7, 16)}))
+
+
+def missing(folder):
+    broken(folder, lambda tensors: tensors.pop(KEY))
+
+
+def other_family(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+
+
+def pickle(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:100])
+
+
+def escape(folder):
+    index = {"weight_map": {"x": "../a/model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (nan, "bad: tensor embeddings.word_embeddings.weight holds NaN or infinity"),
+        (other_vocabulary, r"word_embeddings.weight has shape \(7, 16\), .* it has \(389, 16\)"),
+        (missing, "bad has no tensor embeddings.word_embeddings.weight"),
+        (other_family, "bad is a bert, the base .* a roberta"),
+        (pickle, "no model.safetensors in"),
+        (cut, "bad: not a readable transformers folder"),
+        (escape, "leads to '../a/model.safetensors'"),
+        (lambda folder: shutil.rmtree(folder), "bad: neither a folder nor to be had from the hub"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_does_not_fit_is_named_and_nothing_is_left(
+    base, finetuned, tmp_path, harm, words
+) -> None:
+    good, bad = finetuned("good", 0.1), finetuned("bad", 0.2)
+    harm(tmp_path / "bad")
+    there = sorted(tmp_path.iterdir())
+    with pytest.raises((ModelError, FusionError), match=words):
+        fuse(AVERAGE, Folder(str(base)), [Folder(good), Folder(bad)], tmp_path / "out", "")
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_no_space(base, finetuned, tmp_path, monkeypatch) -> None:
+    models = [Folder(finetuned("a", 0.1))]
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(
+        ModelError, match=r"no space for .*out: it takes [\d,]{6,} bytes, there are 1,000"
+    ):
+        fuse(AVERAGE, Folder(str(base)), models, tmp_path / "out", "")
+    monkeypatch.undo()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(offline, "write_safetensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        fuse(AVERAGE, Folder(str(base)), models, tmp_path / "out", "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+
+
+def test_an_existing_folder_is_not_touched(base, finetuned, tmp_path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ModelError, match="exists: name a new folder"):
+        fuse(AVERAGE, Folder(str(base)), [Folder(finetuned("a", 0.1))], tmp_path / "out", "")
+
+
+def test_options_are_toml_or_text() -> None:
+    given = offline.parse_options(["beta=0.2", "then=ties", "weights={a = 2}", 'name="x"'])
+    assert given == {"beta": 0.2, "then": "ties", "weights": {"a": 2}, "name": "x"}
+    with pytest.raises(ConfigError, match="expects key=value, got 'beta'"):
+        offline.parse_options(["beta"])
+
+
+def test_an_unknown_option_lists_the_valid_ones(base, tmp_path) -> None:
+    done = cold_flower(
+        "fuse", "average", "--base", str(base), "--out", "x", "--option", "beta=1", str(base),
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "unknown option of fusion rule average 'beta'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
