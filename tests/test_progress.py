@@ -1,5 +1,7 @@
 """The state of a run, from its events, with hand-made times."""
 
+import io
+
 import pytest
 from rich.console import Console
 
@@ -74,6 +76,18 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     assert lines[0] == "ready"
     assert len(lines) == 8
     assert lines[-1].startswith("published (about 0:00:") or lines[-1] == "published"
+
+
+def test_a_terminal_shows_lines_and_below_them_the_state() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True)
+    with display(console, Progress(started=100.0)) as show:
+        for event in EVENTS:
+            show(event)
+    written = out.getvalue()
+    assert "published" in written
+    assert "left)" not in written  # the state line has it
+    assert "iteration 1 of 2" in written
 
 
 def test_the_panel_fits_a_terminal_of_80() -> None:
