@@ -3,19 +3,13 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cold_flower.errors import ColdFlowerError, ConfigError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from cold_flower.config import Config
-    from cold_flower.experiments import Checked
-    from cold_flower.resources import Allocation
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,6 +43,14 @@ def simulate(
         bool,
         typer.Option("--dry-run", help="Check everything; print configuration, cohorts, cost."),
     ] = False,
+    sweep_over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="KEY=0..4",
+            help="Run once for each value (or KEY=a,b,c); what is done is not run again.",
+        ),
+    ] = None,
     cpus_per_contributor: Annotated[
         int | None, typer.Option(help="Cores for each contributor at work (default: chosen).")
     ] = None,
@@ -78,82 +80,41 @@ def simulate(
 
     * `cold-flower simulate multitask_small --set suite=/data/suite.toml --dry-run`
 
+    * `cold-flower simulate demo --sweep seed=0..4 --run-dir runs/five`
+
     * `cold-flower simulate mine.toml --gpus-per-contributor 0.25`: four share a GPU
     """
-    from rich.console import Console
-
-    from cold_flower import experiments, resources
-    from cold_flower.journal import check_new, check_same
-    from cold_flower.model import load_base
+    from cold_flower import experiments, runner, sweep
 
     settings = experiments.parse_settings(set or [])
-    folder = run_dir or Path("runs") / f"{Path(experiment).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = folder.resolve()
+    sharing = runner.Sharing(cpus_per_contributor, gpus_per_contributor, fake_gpus)
+    name = Path(experiment).stem
+    if axes := sweep.parse(sweep_over or []):
+        folder = run_dir or Path("runs") / name
+        planned = list(sweep.cells(experiment, settings, axes, folder))
+        if dry_run:
+            for cell in planned:
+                typer.echo(f"{cell.name}: {'done' if cell.done else 'to do'}")
+            return
+        _stoppable(lambda: sweep.run(planned, lambda c: runner.run(c, sharing), typer.echo))
+        return
+    folder = (run_dir or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
     settings |= {"run-dir": str(folder), "resume": resume}
     config = experiments.configure(experiment, settings)
-    if resume:
-        check_same(folder, config)
-    elif not dry_run:
-        check_new(folder)
-    started = time.time()
-    checked = experiments.check(config)
-    base = load_base(config.base_model)
-    footprint = resources.footprint(config, base)
-    evaluated = len(checked.plan.evaluated) * len(config.protocols())
-    allocation = resources.allocate(
-        resources.this_machine(fake_gpus),
-        contributors=max(config.contributors_per_iteration or len(checked.plan.seen), evaluated),
-        footprint=footprint,
-        cpus=cpus_per_contributor,
-        gpus=gpus_per_contributor,
-    )
-    console = Console(soft_wrap=not sys.stdout.isatty())
     if dry_run:
-        from cold_flower.preview import preview
-
-        parameters = resources.parameters(base)
-        for part in preview(
-            config, checked, allocation, parameters=parameters, footprint=footprint
-        ):
-            console.print(part, highlight=False)
-        return
-    console.print(
-        f"{config.experiment}: suite {config.suite}, base model {config.base_model}, "
-        f"{config.iterations} iterations, seed {config.seed}; run directory {folder}\n"
-        f"{resources.describe(allocation)}",
-        highlight=False,
-    )
-    _run(config, checked, allocation, console, started)
+        runner.show(config, sharing)
+    else:
+        _stoppable(lambda: runner.run(config, sharing))
 
 
-def _run(
-    config: "Config",
-    checked: "Checked",
-    allocation: "Allocation",
-    console: "Console",
-    started: float,
-) -> None:
-    from cold_flower.journal import CONFIG, SCORES, Journal
-    from cold_flower.progress import Progress, clock, display, phases
-    from cold_flower.report import table
-    from cold_flower.simulate import Stopped, simulate
+def _stoppable(work: Callable[[], None]) -> None:
+    """Turn a stop by Ctrl-C or a signal into the exit code that shells expect."""
+    from cold_flower.simulate import Stopped
 
-    folder = Path(config.run_dir)
-    progress = Progress(started)
     try:
-        with display(console, progress) as show:
-            simulate(config, len(checked.plan.names), allocation, show)
+        work()
     except Stopped as stopped:
-        kept = f"what arrived is kept: add --resume --run-dir {folder}"
-        kept = (
-            kept if (folder / CONFIG).exists() else "the run had not begun, nothing is left of it"
-        )
-        print(f"stopped after {clock(time.time() - started)}; {kept}", file=sys.stderr)
         raise typer.Exit(128 + stopped.signum) from None
-    title = f"{config.experiment}, seed {config.seed}: mean test score, in points"
-    console.print(table(Journal(folder).rows(SCORES), title))
-    console.print(f"{phases(progress, allocation.workers)}", highlight=False)
-    console.print(f"the last base: {folder}/iterations/latest", highlight=False)
 
 
 @app.command()

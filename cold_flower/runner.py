@@ -1,0 +1,115 @@
+"""From a configuration to a finished run: check, share the machine, run, show."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from cold_flower import experiments, resources
+from cold_flower.config import Config
+from cold_flower.experiments import Checked
+from cold_flower.journal import CONFIG, SCORES, Journal, check_new, check_same
+from cold_flower.model import load_base
+from cold_flower.preview import preview
+from cold_flower.progress import Progress, clock, display, phases
+from cold_flower.report import table
+from cold_flower.simulate import Stopped, simulate
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What the user says about cores and GPUs; None leaves the choice to us."""
+
+    cpus: int | None = None
+    gpus: float | None = None
+    fake_gpus: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start."""
+
+    config: Config
+    checked: Checked
+    allocation: resources.Allocation
+    parameters: int
+    footprint: float
+
+
+def prepare(config: Config, sharing: Sharing) -> Prepared:
+    """Check everything and decide how the machine is shared.
+
+    Raises:
+        ColdFlowerError, StrategyError: the first thing that is wrong.
+    """
+    checked = experiments.check(config)
+    base = load_base(config.base_model)
+    footprint = resources.footprint(config, base)
+    evaluations = len(checked.plan.evaluated) * len(config.protocols())
+    cohort = config.contributors_per_iteration or len(checked.plan.seen)
+    allocation = resources.allocate(
+        resources.this_machine(sharing.fake_gpus),
+        contributors=max(cohort, evaluations),
+        footprint=footprint,
+        cpus=sharing.cpus,
+        gpus=sharing.gpus,
+    )
+    return Prepared(config, checked, allocation, resources.parameters(base), footprint)
+
+
+def console() -> Console:
+    """Return where we print; lines in a file are not broken."""
+    return Console(soft_wrap=not sys.stdout.isatty())
+
+
+def show(config: Config, sharing: Sharing) -> None:
+    """Print what a run would do and cost; leave nothing behind."""
+    ready = prepare(config, sharing)
+    parts = preview(
+        config,
+        ready.checked,
+        ready.allocation,
+        parameters=ready.parameters,
+        footprint=ready.footprint,
+    )
+    for part in parts:
+        console().print(part, highlight=False)
+
+
+def run(config: Config, sharing: Sharing) -> None:
+    """Run to the end, showing progress; print the table.
+
+    Raises:
+        ColdFlowerError, StrategyError: what is wrong, before anything started; or why the
+            run failed.
+        Stopped: by Ctrl-C or a signal; where to go on has been said.
+    """
+    folder, out = Path(config.run_dir), console()
+    started = time.time()
+    if config.resume:
+        check_same(folder, config)
+    else:
+        check_new(folder)
+    ready = prepare(config, sharing)
+    out.print(
+        f"{config.experiment}: suite {config.suite}, base model {config.base_model}, "
+        f"{config.iterations} iterations, seed {config.seed}; run directory {folder}\n"
+        f"{resources.describe(ready.allocation)}",
+        highlight=False,
+    )
+    progress = Progress(started)
+    try:
+        with display(out, progress) as event:
+            simulate(config, len(ready.checked.plan.names), ready.allocation, event)
+    except Stopped:
+        begun = (folder / CONFIG).exists()
+        kept = f"what arrived is kept: add --resume --run-dir {folder}"
+        said = kept if begun else "the run had not begun, nothing is left of it"
+        print(f"stopped after {clock(time.time() - started)}; {said}", file=sys.stderr)
+        raise
+    title = f"{config.experiment}, seed {config.seed}: mean test score, in points"
+    out.print(table(Journal(folder).rows(SCORES), title))
+    out.print(phases(progress, ready.allocation.workers), highlight=False)
+    out.print(f"the last base: {folder}/iterations/latest", highlight=False)
