@@ -107,6 +107,58 @@ def simulate(
         _stoppable(lambda: runner.run(config, sharing))
 
 
+@app.command()
+def evaluate(
+    model: str,
+    suite: Annotated[str, typer.Option(help="A built-in suite, or the path of a suite file.")],
+    protocols: Annotated[str, typer.Option(help="Comma-separated.")] = "frozen,finetuned",
+    against: Annotated[
+        Path | None, typer.Option(help="A run to compare with: the gain on each task.")
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where the scores go (default: runs/evaluate-MODEL).")
+    ] = None,
+) -> None:
+    """Score any checkpoint on the tasks of a suite; the same command goes on after a stop.
+
+    MODEL is a transformers folder or a model of the hub, such as the last base of a run.
+
+    Examples:
+    * `cold-flower evaluate roberta-base --suite paper --run-dir runs/start`
+
+    * `cold-flower evaluate runs/mine/iterations/latest --suite paper --against runs/start`
+    """
+    from cold_flower import experiments, runner
+    from cold_flower.journal import CONFIG, SCORES, Journal
+    from cold_flower.report import gain_table
+
+    folder = run_dir or Path("runs") / f"evaluate-{model.strip('/').replace('/', '-')}"
+    there = suite if not suite.endswith(".toml") else str(Path(suite).resolve())
+    given = {
+        "experiment": "evaluate",
+        "suite": there,
+        "base-model": model,
+        "evaluate.protocols": protocols,
+        "iterations": 0,
+        "contributors-per-iteration": 0,
+        **experiments.parse_settings(set or []),
+        "run-dir": str(folder.resolve()),
+        "resume": (folder / CONFIG).exists(),
+    }
+    before = Journal(against).rows(SCORES) if against else []
+    if against and not before:
+        raise ConfigError(f"--against {against}: no {SCORES} there")
+    config = experiments.merge(given)
+    _stoppable(lambda: runner.run(config, runner.Sharing()))
+    if against:
+        title = f"gain of {model} over {against}, in points"
+        runner.console().print(gain_table(before, Journal(folder).rows(SCORES), title))
+
+
 def _stoppable(work: Callable[[], None]) -> None:
     """Turn a stop by Ctrl-C or a signal into the exit code that shells expect."""
     from cold_flower.simulate import Stopped

@@ -75,13 +75,21 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def configure(name: str, settings: dict[str, Any]) -> Config:
+def configure(name: str, settings: Mapping[str, Any]) -> Config:
     """Merge defaults, the suite's recipe, the experiment and ``--set``, in that order.
 
     Raises:
         ConfigError, TaskError: a wrong key or value, an unknown suite.
     """
-    given = {**read(name), **settings}
+    return merge({**read(name), **settings})
+
+
+def merge(given: dict[str, Any]) -> Config:
+    """Merge defaults, the suite's recipe and the keys that are given, in that order.
+
+    Raises:
+        ConfigError, TaskError: a wrong key or value, an unknown suite.
+    """
     config = Config.from_flat(given)
     if config.suite.endswith(".toml") and not Path(config.suite).is_absolute():
         raise ConfigError(f"suite {config.suite!r}: give the absolute path of the file")

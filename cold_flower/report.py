@@ -1,35 +1,13 @@
-"""From score rows to the table at the end of a run."""
+"""From score rows to the tables at the end of a run."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
 
 from cold_flower.config import PROTOCOLS
-
-Row = Mapping[str, Any]
-
-
-def mean_and_sem(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and its standard error (NaN where there are too few values)."""
-    mean = sum(values) / len(values) if values else math.nan
-    if len(values) < 2:
-        return mean, math.nan
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
-
-
-def gains(rows: Sequence[Row], group: str, protocol: str, iteration: int) -> list[float]:
-    """Return each task's score at an iteration minus its score at the start (iteration 0)."""
-    picked = [r for r in rows if r["group"] == group and r["protocol"] == protocol]
-    start = {r["task"]: r["value"] for r in picked if r["iteration"] == 0}
-    return [
-        r["value"] - start[r["task"]]
-        for r in picked
-        if r["iteration"] == iteration and r["task"] in start
-    ]
+from cold_flower.statistics import Row, apart_se, gains, mean_and_sem, pick
 
 
 def summary(rows: Sequence[Row], iteration: int) -> str:
@@ -81,4 +59,40 @@ def table(rows: Sequence[Row], title: str) -> Table:
         made.add_row("gain", *(f"{100 * mean:+.1f}" for mean, _ in found), style="bold")
         if not all(math.isnan(sem) for _, sem in found):  # one task has none
             made.add_row("± SEM", *(f"{100 * sem:.1f}" for _, sem in found))
+    return made
+
+
+def gain_table(before: Sequence[Row], after: Sequence[Row], title: str) -> Table:
+    """Draw the gain of one model over another, a line per task and a column per protocol.
+
+    Compared are the first base of each run (iteration 0), task by task; ± is the binomial
+    standard error of a difference, and in the last line the standard error over tasks.
+    """
+    old, new = pick(before, iteration=0), pick(after, iteration=0)
+    known = {(row["task"], row["protocol"]): row for row in old}
+    protocols = [p for p in PROTOCOLS if pick(new, protocol=p) and pick(old, protocol=p)]
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    made.add_column("task")
+    for protocol in protocols:
+        made.add_column(protocol, justify="right")
+        made.add_column("gain ± SE", justify="right")
+    tasks = sorted({row["task"] for row in new if (row["task"], row["protocol"]) in known})
+    found: dict[str, list[float]] = {protocol: [] for protocol in protocols}
+    for task in tasks:
+        cells = []
+        for protocol in protocols:
+            rows = pick(new, task=task, protocol=protocol)
+            if not rows or (task, protocol) not in known:
+                cells += ["", ""]
+                continue
+            row, other = rows[0], known[task, protocol]
+            found[protocol].append(row["value"] - other["value"])
+            gain, error = 100 * found[protocol][-1], 100 * apart_se(row, other)
+            cells += [f"{100 * row['value']:.1f}", f"{gain:+.1f} ± {error:.1f}"]
+        made.add_row(task, *cells, end_section=task == tasks[-1])
+    ends = []
+    for protocol in protocols:
+        mean, error = (100 * figure for figure in mean_and_sem(found[protocol]))
+        ends += ["", f"{mean:+.2f} ± {error:.2f}"]
+    made.add_row("mean", *ends, style="bold")
     return made

@@ -10,7 +10,7 @@ from typing import Any
 
 from cold_flower.config import Config
 from cold_flower.errors import ConfigError
-from cold_flower.report import mean_and_sem
+from cold_flower.statistics import mean_and_sem
 
 Row = Mapping[str, Any]
 

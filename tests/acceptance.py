@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower.journal import CONTRIBUTIONS, PROGRESS, SCORES, Journal
-from cold_flower.report import gains, mean_and_sem
 from cold_flower.repository import Repository
+from cold_flower.statistics import gains, mean_and_sem
 from tests.test_simulation import MARK, marked
 
 COLD_FLOWER = str(Path(sys.executable).parent / "cold-flower")

@@ -1,11 +1,8 @@
 """From scores to the table."""
 
-import math
-
-import pytest
 from rich.console import Console
 
-from cold_flower.report import gains, mean_and_sem, summary, table
+from cold_flower.report import gain_table, summary, table
 
 
 def rows(values):
@@ -25,15 +22,6 @@ ROWS = rows(
         (2, "c", "unseen"): 0.3,
     }
 )
-
-
-def test_mean_and_standard_error_by_hand() -> None:
-    assert mean_and_sem([0.1, 0.3]) == pytest.approx((0.2, 0.1))
-    assert math.isnan(mean_and_sem([0.5])[1])
-
-
-def test_gains_are_paired_by_task() -> None:
-    assert gains(ROWS, "seen", "frozen", 2) == pytest.approx([0.1, 0.3])
 
 
 def test_the_table_shows_points_and_the_gain() -> None:
@@ -58,3 +46,20 @@ def test_one_task_has_no_standard_error() -> None:
 def test_a_summary_in_one_line() -> None:
     assert summary(ROWS, 0) == "frozen seen 40.0, frozen unseen 40.0"
     assert summary(ROWS, 2) == "frozen seen 60.0 (+20.0), frozen unseen 30.0 (-10.0)"
+
+
+def test_a_gain_table_pairs_tasks() -> None:
+    about = {"group": "seen", "metric": "accuracy", "n_test": 100, "iteration": 0}
+    before = [{**about, "task": t, "protocol": "frozen", "value": 0.5} for t in ("a", "b", "c")]
+    after = [
+        {**about, "task": "a", "protocol": "frozen", "value": 0.6},
+        {**about, "task": "b", "protocol": "frozen", "value": 0.9},
+        {**about, "task": "z", "protocol": "frozen", "value": 0.1},
+    ]
+    console = Console(width=100, record=True)
+    console.print(gain_table(before, after, "a gain"))
+    text = console.export_text()
+    assert "+10.0 ± 7.0" in text  # sqrt(0.25 + 0.24) / 10
+    assert "+40.0 ± 5.8" in text
+    assert "z" not in text.split("gain ± SE")[1]
+    assert "+25.00 ± 15.00" in text

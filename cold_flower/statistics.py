@@ -1,0 +1,96 @@
+"""What scores say: means over tasks, errors over tasks and seeds, paired gains.
+
+A task counts once, however large its test set (paper, section 4.4: the unweighted mean).
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+"""A line of scores.jsonl."""
+
+
+def mean_and_sem(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and its standard error (NaN where there are too few values)."""
+    mean, deviation = mean_and_sd(values)
+    return mean, deviation / math.sqrt(len(values)) if values else math.nan
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the standard deviation of a sample (NaN for fewer than two)."""
+    mean = sum(values) / len(values) if values else math.nan
+    if len(values) < 2:
+        return mean, math.nan
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def binomial_se(accuracy: float, size: int) -> float:
+    """Return the standard error of an accuracy that was measured on ``size`` examples."""
+    return math.sqrt(max(0.0, accuracy * (1 - accuracy)) / size)
+
+
+def pick(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """Return the rows whose values are these."""
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def gains(rows: Sequence[Row], group: str, protocol: str, iteration: int) -> list[float]:
+    """Return each task's score at an iteration minus its score at the start (iteration 0)."""
+    picked = pick(rows, group=group, protocol=protocol)
+    start = {row["task"]: row["value"] for row in pick(picked, iteration=0)}
+    return [
+        row["value"] - start[row["task"]]
+        for row in pick(picked, iteration=iteration)
+        if row["task"] in start
+    ]
+
+
+def curve(
+    runs: Sequence[Sequence[Row]], group: str, protocol: str
+) -> dict[int, tuple[float, float]]:
+    """Return mean and SD over seeds of the mean over tasks, by iteration.
+
+    Args:
+        runs: the scores of each seed.
+        group: ``seen`` or ``unseen``.
+        protocol: of `cold_flower.config.PROTOCOLS`.
+    """
+    points: dict[int, list[float]] = {}
+    for rows in runs:
+        picked = pick(rows, group=group, protocol=protocol)
+        for iteration in sorted({row["iteration"] for row in picked}):
+            values = [row["value"] for row in pick(picked, iteration=iteration)]
+            points.setdefault(iteration, []).append(sum(values) / len(values))
+    return {iteration: mean_and_sd(values) for iteration, values in sorted(points.items())}
+
+
+def task_gains(
+    runs: Sequence[Sequence[Row]], protocol: str, iteration: int
+) -> dict[str, tuple[float, float]]:
+    """Return each task's gain over the start: mean over seeds, and standard error.
+
+    The error is that over seeds; with a single seed the binomial errors of both scores,
+    as if they were independent (they share the test set, so it is an upper bound).
+    """
+    found: dict[str, list[float]] = {}
+    single: dict[str, float] = {}
+    for rows in runs:
+        picked = pick(rows, protocol=protocol)
+        start = {row["task"]: row for row in pick(picked, iteration=0)}
+        for row in pick(picked, iteration=iteration):
+            if before := start.get(row["task"]):
+                found.setdefault(row["task"], []).append(row["value"] - before["value"])
+                single[row["task"]] = apart_se(row, before)
+    return {
+        task: (sum(values) / len(values), mean_and_sem(values)[1] if values[1:] else single[task])
+        for task, values in found.items()
+    }
+
+
+def apart_se(one: Row, other: Row) -> float:
+    """Return the standard error of the difference of two accuracies (else NaN)."""
+    if one["metric"] != "accuracy":
+        return math.nan
+    errors = [binomial_se(row["value"], row["n_test"]) for row in (one, other)]
+    return math.hypot(*errors)

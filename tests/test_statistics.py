@@ -1,0 +1,52 @@
+"""Means, errors and gains, by hand."""
+
+import math
+
+import pytest
+
+from cold_flower.statistics import (
+    binomial_se,
+    curve,
+    gains,
+    mean_and_sd,
+    mean_and_sem,
+    task_gains,
+)
+from tests.test_report import ROWS
+
+
+def rows(shift: float):
+    return [{**row, "value": row["value"] + shift * row["iteration"]} for row in ROWS]
+
+
+def test_mean_and_errors() -> None:
+    assert mean_and_sem([0.1, 0.3]) == pytest.approx((0.2, 0.1))
+    assert mean_and_sd([0.1, 0.3]) == pytest.approx((0.2, math.sqrt(0.02)))
+    assert math.isnan(mean_and_sem([0.5])[1])
+    assert math.isnan(mean_and_sem([])[0])
+    assert binomial_se(0.5, 100) == pytest.approx(0.05)
+    assert binomial_se(1.0, 7) == 0
+
+
+def test_gains_are_paired_by_task() -> None:
+    assert gains(ROWS, "seen", "frozen", 2) == pytest.approx([0.1, 0.3])
+
+
+def test_a_curve_is_of_means_over_tasks_then_seeds() -> None:
+    found = curve([rows(0.0), rows(0.05)], "seen", "frozen")
+    assert list(found) == [0, 2]
+    assert found[0] == pytest.approx((0.4, 0.0))
+    assert found[2] == pytest.approx((0.65, math.sqrt(2 * 0.05**2)))
+    assert math.isnan(curve([rows(0.0)], "seen", "frozen")[2][1])
+    assert curve([rows(0.0)], "seen", "finetuned") == {}
+
+
+def test_a_tasks_gain_has_its_error() -> None:
+    about = {"metric": "accuracy", "n_test": 100}
+    first = [{**row, **about} for row in rows(0.0)]
+    mean, error = task_gains([first], "frozen", 2)["a"]
+    assert mean == pytest.approx(0.1)
+    assert error == pytest.approx(math.sqrt(0.25 + 0.24) / 10)
+    second = [{**row, **about} for row in rows(0.05)]
+    mean, error = task_gains([first, second], "frozen", 2)["b"]
+    assert (mean, error) == pytest.approx((0.35, 0.05))
