@@ -141,6 +141,16 @@ class Config:
     run_dir: str = _key("", "where the run lies, absolute; empty = a new folder")
     resume: bool = _key(False, "continue the run in run-dir")
     quorum: int = _key(0, "good contributions an iteration needs; 0 = all that are asked")
+    baseline: str = _key(
+        "",
+        "train on the union of all data instead of fusing: many tasks, or one in shards",
+        choices=("", "multitask", "centralised"),
+    )
+    sampling: str = _key(
+        "proportional",
+        "of a baseline: a task's share of the batches is its size's, or the same for all",
+        choices=("proportional", "balanced"),
+    )
     log: str = _key(
         "",
         "follow the scores there, too, where that package is installed",

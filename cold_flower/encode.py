@@ -61,6 +61,18 @@ class Encoded:
         return {key: value.to(device, non_blocking=True) for key, value in made.items()}
 
 
+def concatenate(parts: Sequence[Encoded]) -> Encoded:
+    """Join tokenised examples of one task."""
+    lengths = torch.cat([part.lengths() for part in parts])
+    return Encoded(
+        ids=torch.cat([part.ids for part in parts]),
+        types=torch.cat([part.types for part in parts]),
+        starts=torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]),
+        labels=torch.cat([part.labels for part in parts]),
+        padding=parts[0].padding,
+    )
+
+
 def encode(
     tokenizer: Any,
     texts: Sequence[tuple[str, ...]],

@@ -135,6 +135,13 @@ def check(config: Config) -> Checked:
         raise ConfigError(
             f"quorum is {config.quorum}, but an iteration asks {len(asked)} contributors"
         )
+    wanted = "centralised" if config.partition.kind == "shards" else "multitask"
+    if config.baseline and (config.baseline != wanted or config.iterations != 1):
+        raise ConfigError(
+            f"baseline = {config.baseline!r} with partition.kind = {config.partition.kind!r} and "
+            f"iterations = {config.iterations}: expected {wanted!r} and iterations = 1, "
+            "for what is trained on the union becomes iteration 1"
+        )
     trackers.check(config)
     base = load_base(config.base_model)
     shards = config.partition.kind == "shards"

@@ -66,9 +66,9 @@ def finetune(
     started = time.perf_counter()
     parameters = [p for p in model.parameters() if p.requires_grad]
     per_epoch = math.ceil(len(train) / options.batch_size)
-    optimizer, schedule = _optimizer(parameters, options, per_epoch * options.max_epochs)
+    optimizer, schedule = make_optimizer(parameters, options, per_epoch * options.max_epochs)
     generator = torch.Generator().manual_seed(derive(seed, "order"))
-    best = _Best(model, options)
+    best = Best(model, options)
     seen = steps = 0
     losses: list[tuple[Tensor, int]] = []
     validated = 0
@@ -77,7 +77,7 @@ def finetune(
             losses.clear()
             for indices in training_batches(train.lengths(), options.batch_size, generator):
                 model.train()
-                loss = _step(model, train, indices, options)
+                loss = accumulate(model, train, indices, options)
                 nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
                 schedule.step()
@@ -89,11 +89,7 @@ def finetune(
                     if best.judge(score(model, dev, metric, options.precision), seen):
                         break
             mean = sum(float(loss) * n for loss, n in losses) / sum(n for _, n in losses)
-            if not math.isfinite(mean):
-                raise DivergedError(
-                    f"the training loss is {mean} after {steps} steps: lower "
-                    f"finetune.learning-rate (now {options.learning_rate:g})"
-                )
+            check_finite(mean, steps, options)
             if dev is not None and validated != seen and not best.stopped:
                 validated = seen
                 best.judge(score(model, dev, metric, options.precision), seen)
@@ -103,9 +99,23 @@ def finetune(
     return Outcome(mean, best.score, steps, seen, time.perf_counter() - started)
 
 
-def _optimizer(
+def check_finite(loss: float, steps: int, options: Finetune) -> None:
+    """Check that training goes on.
+
+    Raises:
+        DivergedError: the loss is not finite.
+    """
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the training loss is {loss} after {steps} steps: lower "
+            f"finetune.learning-rate (now {options.learning_rate:g})"
+        )
+
+
+def make_optimizer(
     parameters: list[nn.Parameter], options: Finetune, total: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return AdamW and its schedule over ``total`` steps (PAPER, App. B)."""
     # Biases and layer norms are one-dimensional and are not decayed (Liu et al. 2019).
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
@@ -133,7 +143,7 @@ def linear_decay(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _step(model: Any, data: Encoded, indices: list[int], options: Finetune) -> Tensor:
+def accumulate(model: Any, data: Encoded, indices: list[int], options: Finetune) -> Tensor:
     """Accumulate the batch's gradients in micro-batches; return its mean loss."""
     size = options.micro_batch_size or len(indices)
     total = torch.zeros((), device=model.device)
@@ -148,7 +158,7 @@ def _step(model: Any, data: Encoded, indices: list[int], options: Finetune) -> T
     return total
 
 
-class _Best:
+class Best:
     """Early stopping, and the weights of the best validation so far."""
 
     def __init__(self, model: nn.Module, options: Finetune) -> None:
@@ -171,6 +181,7 @@ class _Best:
         return self.stopped
 
     def restore(self) -> None:
+        """Put the best weights back."""
         if self._state is not None:
             self._model.load_state_dict(self._state)
 

@@ -83,11 +83,12 @@ class Journal:
             path.write_bytes(whole)
         return [json.loads(line) for line in whole.splitlines()]
 
-    def say(self, line: str, **about: Any) -> None:
+    def say(self, line: str, **about: Any) -> dict[str, Any]:
         """Record an event: a line to read, and what a progress display needs beside it."""
         event = {"time": round(time.time(), 3), "line": line, **about}
         with (self.run_dir / PROGRESS).open("a") as file:
             file.write(json.dumps(event) + "\n")
+        return event
 
 
 def run_id(run_dir: Path) -> str:

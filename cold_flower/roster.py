@@ -42,7 +42,7 @@ def gather(
     wait: Wait,
     code: str,
     model: str,
-    say: Callable[[str], None],
+    say: Callable[[str], object],
 ) -> dict[str, Member]:
     """Return the contributors by name.
 

@@ -2,20 +2,22 @@
 
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from cold_flower import experiments, resources
+from cold_flower import baselines, experiments, resources
 from cold_flower.config import Config
 from cold_flower.experiments import Checked
 from cold_flower.journal import CONFIG, SCORES, Journal, check_new, check_same
 from cold_flower.model import load_base
 from cold_flower.preview import preview
-from cold_flower.progress import Progress, clock, display, phases
+from cold_flower.progress import Event, Progress, clock, display, phases
 from cold_flower.report import table
-from cold_flower.simulate import Stopped, simulate
+from cold_flower.repository import Repository
+from cold_flower.simulate import Stopped, simulate, stoppable
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,30 @@ def prepare(config: Config, sharing: Sharing) -> Prepared:
         gpus=sharing.gpus,
     )
     return Prepared(config, checked, allocation, resources.parameters(base), footprint)
+
+
+def _legs(ready: Prepared) -> Iterator[Callable[[Callable[[Event], None]], None]]:
+    """Yield the parts of a run: one, or for a baseline start, training, and its evaluation."""
+    config, nodes = ready.config, len(ready.checked.plan.names)
+
+    def simulated(config: Config) -> Callable[[Callable[[Event], None]], None]:
+        return lambda event: simulate(config, nodes, ready.allocation, event)
+
+    if not config.baseline:
+        yield simulated(config)
+        return
+    journal, repository = Journal(Path(config.run_dir)), Repository(Path(config.run_dir))
+    if not repository.latest():  # the start is to be published, or to be evaluated
+        yield simulated(replace(config, iterations=0))
+
+        def trained(event: Callable[[Event], None]) -> None:
+            def say(line: str) -> None:
+                event(journal.say(line))
+
+            baselines.train(config, say)
+
+        yield trained
+    yield simulated(replace(config, resume=True))
 
 
 def console() -> Console:
@@ -101,8 +127,9 @@ def run(config: Config, sharing: Sharing) -> None:
     )
     progress = Progress(started)
     try:
-        with display(out, progress) as event:
-            simulate(config, len(ready.checked.plan.names), ready.allocation, event)
+        with display(out, progress) as event, stoppable():
+            for leg in _legs(ready):
+                leg(event)
     except Stopped:
         begun = (folder / CONFIG).exists()
         kept = f"what arrived is kept: add --resume --run-dir {folder}"

@@ -69,7 +69,7 @@ def simulate(
     run_dir = Path(config.run_dir)
     (run_dir / RESULT).unlink(missing_ok=True)  # of the run that is resumed
     # Ray puts sockets there, whose paths are limited to 107 characters: keep it short.
-    with _stoppable(), tempfile.TemporaryDirectory(prefix="cf-") as short:
+    with stoppable(), tempfile.TemporaryDirectory(prefix="cf-") as short:
         scratch = Path(short)
         environment = _environment(scratch, run_dir, allocation.workers)
         app = stage(scratch / "cold-flower", config)
@@ -94,7 +94,7 @@ def simulate(
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """Turn the signals that end a program into `Stopped`, once: nothing stays behind."""
     signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

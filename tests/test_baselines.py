@@ -1,0 +1,119 @@
+"""Training on the union: what it trains on, and that it becomes a run's iteration 1."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cold_flower import baselines, experiments
+from cold_flower.config import Config
+from cold_flower.encode import concatenate
+from cold_flower.errors import ConfigError
+from cold_flower.model import starting_model
+from cold_flower.repository import Repository
+from strategies.fusion import fingerprint
+from tests.test_encode import some
+
+KEYS = {
+    "recipe": False,
+    "tasks": "travel,music,market",
+    "unseen": "market",
+    "iterations": 1,
+    "baseline": "multitask",
+    "contributors-per-iteration": 0,
+    "finetune.learning-rate": 1e-3,
+    "finetune.batch-size": 8,
+    "finetune.max-epochs": 2,
+    "finetune.max-examples": 60,
+    "finetune.precision": "fp32",
+}
+
+
+@pytest.fixture
+def run(tmp_path, tiny):
+    def make(**keys) -> tuple[Config, Repository]:
+        name = str(len(list(tmp_path.iterdir())))
+        config = Config.from_flat({**KEYS, **keys, "run-dir": str(tmp_path / name)})
+        repository = Repository(tmp_path / name)
+        model, body = starting_model(tiny, seed=0)
+        repository.create(lambda folder: model.save_pretrained(folder), body, "roberta.", {})
+        return config, repository
+
+    return make
+
+
+def test_it_publishes_iteration_1_deterministically(run) -> None:
+    lines: list[str] = []
+    digests = []
+    for seed in (0, 0, 1):
+        config, repository = run(seed=seed)
+        baselines.train(config, lines.append)
+        manifest = repository.manifest(1)
+        assert (manifest["rule"], manifest["parent"]) == ("multitask", 0)
+        assert manifest["sha256"] == fingerprint(repository.body(1).items())
+        digests.append(manifest["sha256"])
+    assert digests[0] == digests[1] != digests[2]
+    assert digests[0] != fingerprint(repository.body(0).items())
+    assert (
+        lines[0] == "multitask: 2 tasks, 120 training examples"
+    )  # the unseen one is not among them
+
+
+def test_one_body_and_a_head_for_each_task(run, tiny) -> None:
+    config, repository = run()
+    tasks = baselines._tasks(config, dict(repository.body(0).items()))
+    assert list(tasks) == ["music", "travel"]
+    bodies = {id(task.model.base_model) for task in tasks.values()}
+    assert len(bodies) == 1
+    assert [task.model.num_labels for task in tasks.values()] == [3, 2]
+    heads = {id(task.model.classifier) for task in tasks.values()}
+    assert len(heads) == 2
+
+
+def test_shards_are_joined_into_one_task(run) -> None:
+    shards = {"partition.kind": "shards", "partition.shards": 3, "partition.examples": 50}
+    config, repository = run(**shards, tasks="music", unseen="", baseline="centralised")
+    (task,) = baselines._tasks(config, dict(repository.body(0).items())).values()
+    assert (len(task.train), len(task.dev)) == (135, 15)
+    baselines.train(config, lambda line: None)
+    assert repository.manifest(1)["rule"] == "centralised"
+
+
+def test_sampling() -> None:
+    class Task:
+        def __init__(self, size: int) -> None:
+            self.train = self
+            self._size = size
+
+        def __len__(self) -> int:
+            return self._size
+
+        def lengths(self) -> torch.Tensor:
+            return torch.ones(self._size)
+
+    tasks = {"big": Task(72), "small": Task(8)}
+    for sampling, least in (("proportional", 10), ("balanced", 35)):
+        config = Config.from_flat({"finetune.batch-size": 8, "sampling": sampling})
+        source = baselines._batches(tasks, config, 10, torch.Generator().manual_seed(0))
+        drawn = Counter(id(task) for task, _ in (next(source) for _ in range(100)))
+        small = drawn[id(tasks["small"])]
+        assert small == 10 if sampling == "proportional" else small >= least
+
+
+def test_parts_are_joined_in_order(tiny) -> None:
+    whole = some(tiny, 9)
+    parts = [whole.take(range(4)), whole.take(range(4, 9))]
+    joined = concatenate(parts)
+    assert torch.equal(joined.ids, whole.ids)
+    assert torch.equal(joined.starts, whole.starts)
+    assert torch.equal(joined.labels, whole.labels)
+
+
+def test_what_does_not_go_together() -> None:
+    good = Config.from_flat(KEYS)
+    assert experiments.check(good).plan.unseen == ("market",)
+    with pytest.raises(ConfigError, match="expected 'multitask' and iterations = 1"):
+        experiments.check(replace(good, iterations=2))
+    with pytest.raises(ConfigError, match="baseline = 'centralised' .*expected 'multitask'"):
+        experiments.check(replace(good, baseline="centralised"))
