@@ -159,6 +159,29 @@ def evaluate(
         runner.console().print(gain_table(before, Journal(folder).rows(SCORES), title))
 
 
+@app.command()
+def report(
+    run: list[Path],
+    out: Annotated[
+        Path | None, typer.Option(help="Where it goes (default: into the run, or report/).")
+    ] = None,
+) -> None:
+    """Write report.html and figures of finished runs; a folder of runs stands for all in it.
+
+    Runs that differ in their seed alone are one condition: mean and SD over seeds. Conditions are
+    drawn against each other, baselines as dashed levels.
+
+    Examples:
+    * `cold-flower report runs/mine`
+
+    * `cold-flower report runs/five-seeds runs/multitask --out compared`
+    """
+    from cold_flower import html
+
+    folder = out or (run[0] if len(run) == 1 else Path("report"))
+    typer.echo(html.write(run, folder))
+
+
 def _stoppable(work: Callable[[], None]) -> None:
     """Turn a stop by Ctrl-C or a signal into the exit code that shells expect."""
     from cold_flower.simulate import Stopped

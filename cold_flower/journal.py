@@ -140,5 +140,5 @@ def load_config(run_dir: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads((run_dir / CONFIG).read_text())["config"]
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{run_dir} holds no run to resume (no readable {CONFIG})") from error
+        raise RunError(f"{run_dir} holds no run (no readable {CONFIG})") from error
     return found

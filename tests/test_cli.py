@@ -132,7 +132,7 @@ def test_a_run_directory_is_not_overwritten(tmp_path) -> None:
     assert done.returncode == 1
     assert "exists: add --resume" in done.stderr
     done = cold_flower("simulate", "demo", "--run-dir", "run", "--resume", cwd=tmp_path)
-    assert "holds no run to resume" in done.stderr
+    assert "holds no run" in done.stderr
     assert (tmp_path / "run" / "precious").read_text() == "x"
 
 
