@@ -143,8 +143,10 @@ def gram(base: Weights, given: Sequence[Delta]) -> dict[str, Tensor]:
 
 def whole(base: Weights, given: Sequence[Delta]) -> Tensor:
     """Return <d_i, d_j> of whole models: float64 [n, n]."""
-    zero = torch.zeros(len(given), len(given), dtype=torch.float64)
-    return sum(gram(base, given).values(), start=zero)
+    found = torch.zeros(len(given), len(given), dtype=torch.float64)
+    for products in gram(base, given).values():
+        found += products
+    return found
 
 
 def distances(products: Tensor) -> Tensor:

@@ -71,8 +71,7 @@ class Thinned:
     def mask(self, key: str, number: int) -> Tensor:
         """Return 1 where a number of this chunk stays and 0 where it is dropped: [CHUNK]."""
         place = f"{self._seed}\n{self.name}\n{key}\n{number}".encode()
-        generator = torch.Generator().manual_seed(
-            int.from_bytes(hashlib.sha256(place).digest()[:7])
-        )
+        own = int.from_bytes(hashlib.sha256(place).digest()[:7])
+        generator = torch.Generator().manual_seed(own)
         draws = torch.empty(CHUNK, dtype=torch.int32).random_(generator=generator)  # 31 bits
         return torch.ge(draws, int(self._drop * 2**31), out=torch.empty(CHUNK))

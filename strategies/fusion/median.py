@@ -22,7 +22,7 @@ from strategies.fusion._weights import Weights
 
 
 def median(base: Weights, given: Sequence[Weights], *, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield theta + median(theta_i - theta)."""
+    """Yield theta + the median of theta_i - theta."""
     n = len(given)
 
     def middle(_: str, block: Tensor) -> Tensor:

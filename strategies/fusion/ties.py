@@ -20,6 +20,7 @@ sum of zero elects plus, as in peft.
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
+import torch
 from torch import Tensor
 
 from strategies.fusion._deltas import Delta, deltas, fuse, learned, magnitude, next_to, total

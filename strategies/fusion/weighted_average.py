@@ -34,7 +34,7 @@ def weighted_average(
     given: Sequence[Weights],
     *,
     seed: int,
-    power: Annotated[float, Range("[0, inf)")] = 1.0,
+    power: Annotated[float, Range("[0, 10]")] = 1.0,
     weights: Mapping[str, Weight] | Literal[""] = "",
     cap: Annotated[float, Range("(0, 1]")] = 1.0,
 ) -> Iterator[tuple[str, Tensor]]:
