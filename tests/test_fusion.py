@@ -78,7 +78,9 @@ class TestEveryRule:
         halves = contributions(5, torch.float16)
         wide = [
             Weights(
-                {k: t.float() if t.is_floating_point() else t for k, t in w.items()}, name=w.name
+                {k: t.float() if t.is_floating_point() else t for k, t in w.items()},
+                name=w.name,
+                examples=w.examples,
             )
             for w in halves
         ]

@@ -5,8 +5,10 @@ A rule is one file ``strategies/fusion/<name>.py`` holding a function of that na
     def name(base: Weights, given: Sequence[Weights], *, seed: int, option=1.0):
         yield key, tensor          # for every key of the base, in the base's order
 
-Its keyword-only parameters (but ``seed``) are its options. ``given`` arrives sorted
-by contributor name, non-empty, with the base's keys and shapes: `load` sees to it.
+Its keyword-only parameters (but ``seed``) are its options, and their annotations say what
+they may be (`_options`). ``given`` arrives sorted by contributor name, non-empty, with the
+base's keys and shapes: `load` sees to it. A rule that needs more than one contribution has
+an attribute ``min_contributions``: the number, or a function of the options that returns it.
 """
 
 import importlib
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 
 from strategies.errors import FusionError
+from strategies.fusion._options import check
 from strategies.fusion._weights import (
     Fingerprint,
     SafetensorsWriter,
@@ -75,27 +78,25 @@ def load(name: str, **chosen: object) -> Rule:
     order of arrival cannot matter.
 
     Raises:
-        FusionError: no such rule, or an option it does not have or of another type.
+        FusionError: no such rule, or an option that it does not have or that cannot be this.
     """
     rule = _find(name)
     known = options(rule)
     for key, value in chosen.items():
         if key not in known:
             raise FusionError(unknown(f"option of fusion rule {name}", key, sorted(known)))
-        default = known[key].default
-        accepts = (int, float) if isinstance(default, float) else type(default)
-        wrong = not isinstance(value, accepts) or isinstance(value, bool) != isinstance(
-            default, bool
-        )
-        if default not in (None, inspect.Parameter.empty) and wrong:
-            kind = type(default).__name__
-            raise FusionError(f"option {key} of fusion rule {name} is a {kind}, got {value!r}")
+        check(name, known[key], value)
+    least = getattr(rule, "min_contributions", 1)
+    if callable(least):
+        everything = {key: option.default for key, option in known.items()} | chosen
+        least = least(**everything)
+        name = f"{name} ({', '.join(f'{k} = {v}' for k, v in everything.items())})"
 
     def checked(
         base: Weights, given: Sequence[Weights], *, seed: int = 0
     ) -> Iterator[tuple[str, Tensor]]:
         ordered = sorted(given, key=lambda weights: weights.name)
-        _check(name, base, ordered, getattr(rule, "min_contributions", 1))
+        _check(name, base, ordered, least)
         return rule(base, ordered, seed=seed, **chosen)
 
     return checked

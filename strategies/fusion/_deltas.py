@@ -1,12 +1,16 @@
-"""What the rules are made of: differences from the base, a block of rows at a time.
+"""What the rules are made of: differences from the base, a block at a time.
 
 A server that fuses n contributions of P parameters never holds n models, nor one in a copy
 it does not need: a block has about ``BLOCK`` numbers, all contributions together, and what
 a rule keeps between blocks is n x n or a threshold. So peak memory does not grow with n.
+
+A rule's result must not depend on where the blocks end. Elementwise operations see to that;
+a sum over contributions is taken row by row (`total`), because torch's own reductions and
+``add(alpha=...)`` round the last few columns of a block differently from the others.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -14,17 +18,18 @@ from torch import Tensor
 
 from strategies.fusion._weights import Weights
 
-BLOCK = 1 << 20  # numbers, of all contributions together: fits a core's cache
-STRIDE = 64  # the threshold's first guess looks at every 64th number
+BLOCK = 1 << 18  # numbers, of all contributions together: 1 MiB stays in a core's cache
+ROW = 1 << 15  # numbers of one contribution: torch starts no threads, whose barrier costs more
+STRIDE = 61  # the threshold's first guess reads every 61st number: no multiple of a width
 
 
 class Delta(Protocol):
-    """A contribution's difference from the base, float32, read in rows."""
+    """A contribution's difference from the base, float32, each tensor read as if flat."""
 
     name: str
 
-    def get(self, key: str, rows: slice) -> Tensor:
-        """Return d = theta_i - theta of these rows; the caller may write to it."""
+    def read(self, key: str, span: slice, out: Tensor | None = None) -> Tensor:
+        """Return d = theta_i - theta there, in ``out`` if given; the caller may write to it."""
 
 
 class Difference:
@@ -33,10 +38,14 @@ class Difference:
     def __init__(self, base: Weights, weights: Weights) -> None:
         self.name = weights.name
         self._base, self._weights = base, weights
+        self._key = ""
 
-    def get(self, key: str, rows: slice) -> Tensor:
-        """Return d of these rows."""
-        return self._weights.get(key, rows).float() - self._base.get(key, rows).float()
+    def read(self, key: str, span: slice, out: Tensor | None = None) -> Tensor:
+        """Return d there."""
+        if key != self._key:  # views of a mapped file, not copies
+            self._key = key
+            self._theta, self._own = self._base.get(key).ravel(), self._weights.get(key).ravel()
+        return torch.sub(self._own[span].float(), self._theta[span].float(), out=out)
 
 
 def deltas(base: Weights, given: Sequence[Weights]) -> list[Delta]:
@@ -44,27 +53,42 @@ def deltas(base: Weights, given: Sequence[Weights]) -> list[Delta]:
     return [Difference(base, weights) for weights in given]
 
 
-def learned(base: Weights) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield name and shape of every tensor that is fused: those of floating point."""
-    for key, (dtype, shape) in base.template().items():
-        if dtype.is_floating_point:
-            yield key, shape
+def learned(base: Weights) -> dict[str, int]:
+    """Return how many numbers each tensor has that is fused: those of floating point."""
+    template = base.template().items()
+    return {key: math.prod(shape) for key, (dtype, shape) in template if dtype.is_floating_point}
 
 
-def blocks(shape: tuple[int, ...], n: int) -> Iterator[slice]:
-    """Cut a tensor's rows into slices of which n take about ``BLOCK`` numbers."""
-    if not shape:
-        yield slice(None)
-        return
-    width = max(1, math.prod(shape[1:]))
-    step = max(1, BLOCK // (width * n))
-    for start in range(0, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))
+def spans(count: int, n: int) -> Iterator[slice]:
+    """Cut ``count`` numbers into pieces of which n take at most about ``BLOCK`` numbers."""
+    step = max(1, min(ROW, BLOCK // n))
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
-def stack(given: Sequence[Delta], key: str, rows: slice) -> Tensor:
-    """Return the contributions' differences in these rows: float32 [n, numbers]."""
-    return torch.stack([delta.get(key, rows).flatten() for delta in given])
+class Stack:
+    """The differences of all contributions, in one block of memory used again and again."""
+
+    def __init__(self, given: Sequence[Delta]) -> None:
+        self._given = given
+        self._room = torch.empty(0)
+
+    def read(self, key: str, span: slice) -> Tensor:
+        """Return the differences there: [n, numbers], valid until the next read."""
+        n, width = len(self._given), span.stop - span.start
+        if len(self._room) < n * width:
+            self._room = torch.empty(n * width)
+        block = self._room[: n * width].view(n, width)
+        for delta, row in zip(self._given, block, strict=True):
+            delta.read(key, span, out=row)
+        return block
+
+
+def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return float32 values as the base's type; what is too large for it, as its largest."""
+    if dtype in (torch.float16, torch.bfloat16):
+        limits = torch.finfo(dtype)
+        values = values.clamp(limits.min, limits.max)
+    return values.to(dtype)
 
 
 def fuse(
@@ -77,33 +101,51 @@ def fuse(
     Args:
         base: theta.
         given: the contributions' differences.
-        combine: takes a tensor's name and a block [n, numbers], returns the step [numbers].
+        combine: takes a tensor's name and a block [n, numbers], which it may write to, and
+            returns the step [numbers].
     """
+    stack = Stack(given)
     for key, (dtype, shape) in base.template().items():
         theta = base.get(key)
         if not dtype.is_floating_point:  # integer buffers are not learned
             yield key, theta
             continue
-        fused = torch.empty(shape, dtype=dtype)
-        for rows in blocks(shape, len(given)):
-            start = theta[rows] if shape else theta
-            step = combine(key, stack(given, key, rows)).view(start.shape)
-            if shape:
-                fused[rows] = (start.float() + step).to(dtype)
-            else:
-                fused = (start.float() + step).to(dtype)
+        fused, start = torch.empty(shape, dtype=dtype), theta.ravel()
+        flat = fused.view(-1)
+        for span in spans(len(flat), len(given)):
+            step = combine(key, stack.read(key, span))
+            flat[span] = narrow(start[span].float() + step, dtype)
         yield key, fused
+
+
+def total(block: Tensor | list[Tensor], weights: Sequence[float] | None = None) -> Tensor:
+    """Return the (weighted) sum of a block's rows, in their order; it takes the first's place."""
+    rows = list(block)
+    for row, weight in zip(rows, weights or (), strict=weights is not None):
+        row.mul_(weight)
+    for row in rows[1:]:
+        rows[0].add_(row)
+    return rows[0]
 
 
 def gram(base: Weights, given: Sequence[Delta]) -> dict[str, Tensor]:
     """Return <d_i, d_j> of every tensor, in one pass: float64 [n, n] by name."""
+    stack, n = Stack(given), len(given)
     found = {}
-    for key, shape in learned(base):
-        total = torch.zeros(len(given), len(given), dtype=torch.float64)
-        for rows in blocks(shape, len(given)):
-            block = stack(given, key, rows).double()
-            total += block @ block.T
-        found[key] = total
+    for key, count in learned(base).items():
+        products = torch.zeros(n, n, dtype=torch.float64)
+        for span in spans(count, n):
+            block = stack.read(key, span).double()
+            products += block @ block.T
+        found[key] = products
+    return found
+
+
+def whole(base: Weights, given: Sequence[Delta]) -> Tensor:
+    """Return <d_i, d_j> of whole models: float64 [n, n]."""
+    found = torch.zeros(len(given), len(given), dtype=torch.float64)
+    for products in gram(base, given).values():
+        found += products
     return found
 
 
@@ -113,73 +155,85 @@ def distances(products: Tensor) -> Tensor:
     return (squares[:, None] + squares[None, :] - 2 * products).clamp(min=0)
 
 
-def magnitude(parts: Callable[[int], Iterator[Tensor]], k: int) -> float:
-    """Return the k-th largest magnitude of a vector that is never held whole.
+def magnitude(delta: Delta, counts: Mapping[str, int], k: int) -> float:
+    """Return the k-th largest magnitude of some tensors together, never held whole.
 
     Exact, in two passes: a sample brackets the answer, the second pass counts what lies
-    above the bracket and keeps what lies in it.
+    above the bracket and keeps what lies in it. Where many magnitudes are equal, as those of
+    rows that nothing moved, the answer may be an end of the bracket: then a third counts.
 
     Args:
-        parts: yields the vector in parts, every s-th number of each, for a stride s.
+        delta: the difference to read.
+        counts: the tensors, with how many numbers each has.
         k: from 1; more than there are numbers gives 0, none gives infinity.
     """
+
+    def sizes(stride: int = 1) -> Iterator[Tensor]:
+        for key, count in counts.items():
+            for span in spans(count, 1):
+                yield delta.read(key, slice(span.start, span.stop, stride)).abs_()
+
     if k < 1:
         return math.inf
-    sample = torch.cat([part.abs() for part in parts(STRIDE)]).sort(descending=True).values
-    place = k / STRIDE
+    sample = torch.cat([torch.empty(0), *sizes(STRIDE)])
+    place = k * len(sample) / max(1, sum(counts.values()))
     margin = 6 * math.sqrt(place) + 16  # six standard deviations of a random sample
     while True:
-        high = sample[max(0, int(place - margin))].item() if place > margin else math.inf
-        inside = int(place + margin) < len(sample)
-        low = sample[int(place + margin)].item() if inside else 0.0
-        above, equal, kept = 0, 0, []
-        for part in parts(1):
-            sizes = part.abs()
-            above += int((sizes > high).sum())
-            if low == high:
-                equal += int((sizes == high).sum())
-            else:
-                kept.append(sizes[(sizes >= low) & (sizes <= high)])
-        if low == high and above < k <= above + equal:
-            return high
-        between = torch.cat(kept) if kept else torch.empty(0)
+        high = _largest(sample, math.ceil(place - margin))
+        low = _largest(sample, math.ceil(place + margin))
+        above, kept = 0, []  # what is high or more; what is between high and low
+        least, most = next_to(low, math.inf), next_to(high, 0.0)
+        for part in sizes():
+            above += int(torch.ge(part, high, out=torch.empty_like(part)).sum())
+            if least <= most:
+                kept.append(part[torch.clamp(part, least, most) == part])
+        between = torch.cat([torch.empty(0), *kept])
         if above < k <= above + len(between):
-            return between.kthvalue(len(between) - (k - above) + 1).values.item()
+            return _largest(between, k - above)
+        if k <= above and k > sum(int((part > high).sum()) for part in sizes()):
+            return high
+        if k > above and k <= sum(int((part >= low).sum()) for part in sizes()):
+            return low
         if low == 0 and high == math.inf:
             return 0.0
-        margin = math.inf if low == high else 8 * margin
+        margin *= 8
 
 
-def strided(base: Weights, delta: Delta, keys: Sequence[str]) -> Callable[[int], Iterator[Tensor]]:
-    """Return what `magnitude` reads: these tensors of one difference, flat, as one vector."""
-    shapes = dict(learned(base))
+def _largest(values: Tensor, k: int) -> float:
+    if k < 1:
+        return math.inf
+    if k > len(values):
+        return 0.0
+    return float(values.kthvalue(len(values) - k + 1).values)
 
-    def parts(stride: int) -> Iterator[Tensor]:
-        for key in keys:
-            for rows in blocks(shapes[key], 1):
-                yield delta.get(key, rows).flatten()[::stride]
 
-    return parts
+def next_to(value: float, towards: float) -> float:
+    """Return the neighbouring float32 number.
+
+    ``torch.hardshrink(d, next_to(least, 0))`` keeps magnitudes of ``least`` or more.
+    """
+    return float(torch.nextafter(torch.tensor(value), torch.tensor(towards)))
 
 
 def sort(block: Tensor) -> list[Tensor]:
-    """Sort a block [n, numbers] by contribution: n rows, the smallest first.
+    """Sort a block [n, numbers] by contribution, in its place: n rows, the smallest first.
 
     Batcher's odd-even merge sort (1968): a fixed series of pairwise minima and maxima, each
     of whole rows, which is many times faster than sorting n numbers a coordinate at a time.
     """
-    rows = list(block)
+    rows, spare = list(block), torch.empty_like(block[0])
     n = len(rows)
     p = 1
     while p < n:
         k = p
         while k >= 1:
             for j in range(k % p, n - k, 2 * k):
-                for i in range(min(k, n - j - k)):
-                    a, b = i + j, i + j + k
-                    if a // (2 * p) == b // (2 * p):
-                        low, high = rows[a], rows[b]
-                        rows[a], rows[b] = torch.minimum(low, high), torch.maximum(low, high)
+                for a in range(j, j + min(k, n - j - k)):
+                    if a // (2 * p) == (a + k) // (2 * p):
+                        low, high = rows[a], rows[a + k]
+                        torch.minimum(low, high, out=spare)
+                        torch.maximum(low, high, out=high)
+                        rows[a], spare = spare, low
             k //= 2
         p *= 2
     return rows
