@@ -177,7 +177,7 @@ def _apart(folder: Path) -> float:
     mine = Weights(folder / "ours-average" / WEIGHTS)
     files = sorted((folder / "mergekit-linear").glob("*.safetensors"))
     theirs = {key: tensor for file in files for key, tensor in Weights(file).items()}
-    body = [key for key, _ in learned(mine) if key.startswith("roberta.") and key in theirs]
+    body = [key for key in learned(mine) if key.startswith("roberta.") and key in theirs]
     return max(float((mine.get(key) - theirs[key]).abs().max()) for key in body)
 
 

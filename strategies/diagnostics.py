@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from strategies.fusion import Weights
-from strategies.fusion._deltas import blocks, deltas, learned, stack
+from strategies.fusion._deltas import Stack, deltas, learned, spans
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,19 @@ class Diagnosis:
 def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
     """Measure an iteration's contributions, at least one."""
     n = len(given)
-    differences = deltas(base, given)
+    stack = Stack(deltas(base, given))
     layers: dict[str, Tensor] = {}
     total = torch.zeros(n, n, dtype=torch.float64)
     conflicts = size = 0
-    for key, shape in learned(base):
+    for key, count in learned(base).items():
         products = torch.zeros(n, n, dtype=torch.float64)
-        for rows in blocks(shape, n):
-            block = stack(differences, key, rows)
+        for span in spans(count, n):
+            block = stack.read(key, span)
             opposed = (block.amax(0) > 0) & (block.amin(0) < 0)
-            conflicts, size = conflicts + int(opposed.sum()), size + opposed.numel()
+            conflicts += int(opposed.sum())
             wide = block.double()
             products += wide @ wide.T
+        size += count
         total += products
         layer = layer_of(key)
         layers[layer] = layers.get(layer, 0) + products.diagonal()

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from strategies.errors import FusionError
 from strategies.fusion import Rule, SafetensorsWriter, Template, Weights, read_metadata
-from strategies.fusion._deltas import Difference, blocks, learned
+from strategies.fusion._deltas import Difference, learned, narrow, spans
 
 BETA2, TAU = 0.99, 1e-3  # of adam
 
@@ -126,7 +126,7 @@ def staged(
                     new = old + memory.step(key, tensor.float() - old)
                     if anchor:
                         new += stages.anchor * (anchor.get(key).float() - new)
-                    tensor = new.to(dtype)
+                    tensor = narrow(new, dtype)
                 yield key, tensor
 
     return fuse
@@ -185,9 +185,9 @@ def norm(base: Weights, weights: Weights) -> float:
     """Return the L2 norm of a contribution's difference over the whole body."""
     difference = Difference(base, weights)
     squares = 0.0
-    for key, shape in learned(base):
-        for rows in blocks(shape, 1):
-            squares += float(difference.get(key, rows).double().square().sum())
+    for key, count in learned(base).items():
+        for span in spans(count, 1):
+            squares += float(difference.read(key, span).double().square().sum())
     return math.sqrt(squares)
 
 
@@ -215,7 +215,8 @@ class _Memory:
             self.steps += int(read_metadata(path)["steps"])
         template = {
             f"{kind}.{key}": (torch.float32, shape)
-            for key, shape in learned(base)
+            for key, (dtype, shape) in base.template().items()
+            if dtype.is_floating_point
             for kind in stages.memory
         }
         self._writer = SafetensorsWriter(after(), template, {"steps": str(self.steps)})

@@ -125,7 +125,8 @@ def total(block: Tensor | list[Tensor], weights: Sequence[float] | None = None) 
         row.mul_(weight)
     for row in rows[1:]:
         rows[0].add_(row)
-    return rows[0]
+    first: Tensor = rows[0]
+    return first
 
 
 def gram(base: Weights, given: Sequence[Delta]) -> dict[str, Tensor]:
