@@ -8,7 +8,6 @@ their own: the start is iteration 0, "fused" is a run of one iteration with all 
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -45,15 +44,15 @@ def train(config: Config, say: Callable[[str], None]) -> None:
         config: a run's, with ``baseline``; iteration 0 is published.
         say: takes lines of progress.
     """
-    run_dir = Path(config.run_dir)
-    os.environ.setdefault("COLD_FLOWER_HOME", str(run_dir / "contributors"))  # their tokens
-    repository = Repository(run_dir)
+    repository = Repository(Path(config.run_dir))
     tasks = _tasks(config, dict(repository.body(0).items()))
     examples = sum(len(task.train) for task in tasks.values())
     say(f"{config.baseline}: {len(tasks)} tasks, {examples} training examples")
     score = _finetune(tasks, config, say)
     first = next(iter(tasks.values()))
     body = body_of(first.model)
+    del tasks, first
+    torch.cuda.empty_cache()  # the contributors that evaluate need the room
     manifest = {
         "rule": config.baseline,
         "options": {"sampling": config.sampling},
@@ -71,7 +70,7 @@ def _tasks(config: Config, body: State) -> dict[str, _Task]:
     held: dict[str, list[Any]] = {}
     for index, name in enumerate(whole.names):
         if name in whole.seen:
-            contributor = Contributor(config, index)
+            contributor = Contributor(config, index, Path(config.run_dir) / "contributors")
             held.setdefault(contributor.task.name, []).append(contributor.splits(1))
             base = contributor.base
     tasks: dict[str, _Task] = {}

@@ -96,7 +96,8 @@ def simulate(
             for cell in planned:
                 typer.echo(f"{cell.name}: {'done' if cell.done else 'to do'}")
             return
-        _stoppable(lambda: sweep.run(planned, lambda c: runner.run(c, sharing), typer.echo))
+        again = "the same command goes on"
+        _stoppable(lambda: sweep.run(planned, lambda c: runner.run(c, sharing, again), typer.echo))
         return
     folder = (run_dir or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
     settings |= {"run-dir": str(folder), "resume": resume}
@@ -153,7 +154,7 @@ def evaluate(
     if against and not before:
         raise ConfigError(f"--against {against}: no {SCORES} there")
     config = experiments.merge(given)
-    _stoppable(lambda: runner.run(config, runner.Sharing()))
+    _stoppable(lambda: runner.run(config, runner.Sharing(), "the same command goes on"))
     if against:
         title = f"gain of {model} over {against}, in points"
         runner.console().print(gain_table(before, Journal(folder).rows(SCORES), title))
@@ -184,7 +185,7 @@ def report(
 
 def _stoppable(work: Callable[[], None]) -> None:
     """Turn a stop by Ctrl-C or a signal into the exit code that shells expect."""
-    from cold_flower.simulate import Stopped
+    from cold_flower.superlink import Stopped
 
     try:
         work()
@@ -249,11 +250,13 @@ def fuse(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="An option of the rule; may be repeated."),
     ] = None,
+    seed: Annotated[int, typer.Option(help="For rules that draw, such as dare.")] = 0,
 ) -> None:
     """Fuse finetuned models that lie on a disk: transformers folders, or models of the hub.
 
     RULE is one of `cold-flower rules`, each MODEL a finetuned copy of the base. Their bodies
-    are fused; heads, tokenizer and configuration are the base's.
+    are fused; heads, tokenizer and configuration are the base's. Nothing is known of the models'
+    examples: each counts as one; weighted_average takes weights by name.
 
     Examples:
     * `cold-flower fuse average --base roberta-base --out fused runs/a runs/b runs/c`
@@ -261,14 +264,20 @@ def fuse(
     * `cold-flower fuse ties --option density=0.3 --base ./base --out ./fused ./a ./b`
     """
     from cold_flower import offline
+    from cold_flower.superlink import stoppable
     from strategies.fusion import load
 
     chosen = offline.parse_options(option or [])
     combine = load(rule, **chosen)
     theta, models = offline.Folder(base), [offline.Folder(name) for name in model]
-    card = offline.card(rule, chosen, base, model)
-    for key in offline.fuse(combine, theta, models, out, card):
-        typer.echo(f"{key}: not in every model, left as the base's")
+    card = offline.card(rule, chosen, base, model, seed)
+
+    def work() -> None:
+        with stoppable():
+            for key in offline.fuse(combine, theta, models, out, card, seed):
+                typer.echo(f"{key}: not in every model, left as the base's")
+
+    _stoppable(work)
     typer.echo(f"{len(models)} models fused by {rule}: {out}")
 
 

@@ -31,17 +31,20 @@ def _answer(handle: Callable[[Message, Context], RecordDict]) -> Callable[..., M
 
     @wraps(handle)
     def reply(message: Message, context: Context) -> Message:
+        full = False
         try:
             return Message(handle(message, context), reply_to=message)
         except ColdFlowerError as error:
             text = f"{type(error).__name__}: {error}"
         except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()  # others may share this GPU
+            full = True
             text = (
                 f"out of GPU memory ({str(error).split('. ')[0]}): lower "
                 "finetune.micro-batch-size or finetune.max-length, or let fewer contributors "
                 "share a GPU: a higher --gpus-per-contributor"
             )
+        if full:  # now the traceback no longer keeps the model alive; others share this GPU
+            torch.cuda.empty_cache()
         return Message(Error(_CLIENT_RAISED, text), reply_to=message)
 
     return reply

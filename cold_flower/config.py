@@ -5,6 +5,7 @@ Keys are Flower's flat scalars, written with dashes and a dot for the group
 the embedded demo. A test keeps pyproject.toml's table equal to these.
 """
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -18,8 +19,16 @@ Scalar = bool | int | float | str
 PROTOCOLS = ("frozen", "finetuned", "few-shot")
 
 
-def _key(default: Any, help: str, *, choices: tuple[str, ...] = (), least: float = 0) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
+def _key(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    least: float = 0,
+    most: float = math.inf,
+) -> Any:
+    limits = {"least": least, "most": most}
+    return field(default=default, metadata={"help": help, "choices": choices, **limits})
 
 
 @dataclass(frozen=True)
@@ -45,8 +54,10 @@ class Finetune:
     """One contributor's finetuning (App. B; Liu et al. 2019 where it is silent)."""
 
     learning_rate: float = _key(5e-5, "peak learning rate")
-    final_learning_rate_ratio: float = _key(0.0006, "last learning rate / peak, linear decay")
-    warmup_ratio: float = _key(0.06, "share of the steps that warm up")
+    final_learning_rate_ratio: float = _key(
+        0.0006, "last learning rate / peak, linear decay", most=1
+    )
+    warmup_ratio: float = _key(0.06, "share of the steps that warm up", most=1)
     weight_decay: float = _key(0.01, "AdamW weight decay")
     batch_size: int = _key(256, "examples a step", least=1)
     micro_batch_size: int = _key(0, "examples a forward pass; 0 = the batch")
@@ -197,6 +208,8 @@ class Config:
             ConfigError: one that is not known.
         """
         chosen = split(self.evaluate.protocols)
+        if len(set(chosen)) != len(chosen):
+            raise ConfigError(f"evaluate.protocols names one twice: {', '.join(chosen)}")
         for name in chosen:
             if name not in PROTOCOLS:
                 raise ConfigError(unknown("evaluate.protocols", name, PROTOCOLS))
@@ -271,6 +284,9 @@ def _checked(key: str, value: Any, default: Scalar, metadata: Mapping[str, Any])
         )
     if metadata["choices"] and value not in metadata["choices"]:
         raise ConfigError(unknown(f"value for {key}", str(value), metadata["choices"]))
-    if isinstance(value, int | float) and not metadata["least"] <= value < float("inf"):
-        raise ConfigError(f"{key} is at least {metadata['least']}, got {value}")
+    if isinstance(value, int | float):
+        least, most = metadata["least"], metadata["most"]
+        if not least <= value <= most or value == math.inf:
+            upper = f" and at most {most}" if most < math.inf else ""
+            raise ConfigError(f"{key} is at least {least}{upper}, got {value}")
     return cast(Scalar, value)

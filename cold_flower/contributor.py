@@ -43,9 +43,10 @@ class Contributor:
     Args:
         config: the run's, resolved.
         index: its partition id.
+        folder: holds a folder for each contributor's own things; by default `home`.
     """
 
-    def __init__(self, config: Config, index: int) -> None:
+    def __init__(self, config: Config, index: int, folder: Path | None = None) -> None:
         whole = plan(config)
         if not 0 <= index < len(whole.names):
             raise NoTaskError(
@@ -56,7 +57,7 @@ class Contributor:
         self.name = whole.names[index]
         self.task = whole.tasks[self.name]
         self._shard = index if config.partition.kind == "shards" else None
-        self._folder = home() / self.name
+        self._folder = (folder or home()) / self.name
         self.base: Base = load_base(config.base_model)
 
     def splits(self, iteration: int = 0, *, evaluation: bool = False) -> Splits:

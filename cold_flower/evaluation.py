@@ -4,6 +4,7 @@ A score is known by (sha256 of the base, task, protocol, seed): a base that did 
 or an evaluation that was cut off, costs nothing again.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -73,25 +74,25 @@ class Evaluation:
         say(f"evaluating {iteration}", done=0, of=len(work))
         replies = exchange(
             self._grid,
-            {key: message for key, (_, message) in work.items()},
+            {key: message for key, (_, _, message) in work.items()},
             timeout=self._config.wait.replies,
         )
         for done, (key, reply) in enumerate(replies, start=1):
-            member, _ = work[key]
+            member, asked, _ = work[key]
             if reply is None or reply.has_error():
                 cause = "no reply" if reply is None else reason_of(reply)
                 raise RunStopped(
                     f"iteration {iteration} was not evaluated at {member.name}: {cause}"
                 )
             try:
-                rows = self._rows(iteration, member, reply, sha256)
+                rows = self._rows(iteration, member, asked, reply, sha256)
             except Refused as reason:
                 raise RunStopped(
                     f"iteration {iteration}, scores of {member.name}: {reason}"
                 ) from reason
             self._journal.append(SCORES, rows)
-            about = records.config_of(reply.content, records.CONTRIBUTOR)
-            busy += float(about.get("seconds", 0.0))
+            seconds = records.config_of(reply.content, records.CONTRIBUTOR).get("seconds")
+            busy += seconds if isinstance(seconds, float) and 0 <= seconds < math.inf else 0.0
             figures = ", ".join(f"{row['protocol']} {row['value']:.3f}" for row in rows)
             line = f"{done}/{len(work)} {member.name} {figures}"
             say(line, done=done, of=len(work), busy=busy)
@@ -108,8 +109,10 @@ class Evaluation:
         copies = [{**row, "iteration": iteration} for k, row in same.items() if k not in there]
         self._journal.append(SCORES, copies)
 
-    def _work(self, iteration: int, arrays: ArrayRecord) -> dict[str, tuple[Member, Message]]:
-        """Return the messages to send, those that take longest first."""
+    def _work(
+        self, iteration: int, arrays: ArrayRecord
+    ) -> dict[str, tuple[Member, list[str], Message]]:
+        """Return whom to ask for which protocols, what takes longest first."""
         known = {
             (row["task"], row["protocol"])
             for row in self._journal.rows(SCORES)
@@ -120,28 +123,33 @@ class Evaluation:
         work = {}
         for batch in batches:
             for member in longest_first(self._evaluators):
-                due = [p for p in batch if (member.task, p) not in known]
+                due = [p for p in batch if (self._plan.tasks[member.name].name, p) not in known]
                 if due:
                     protocols = ",".join(due)
                     config = ConfigRecord({"protocols": protocols, "seed": self._config.seed})
                     config["iteration"] = iteration
                     content = RecordDict({records.ARRAYS: arrays, records.CONFIG: config})
                     message = Message(content, member.node, MessageType.EVALUATE)
-                    work[f"{member.name} {protocols}"] = (member, message)
+                    work[f"{member.name} {protocols}"] = (member, due, message)
         return work
 
     def _rows(
-        self, iteration: int, member: Member, reply: Message, sha256: str
+        self, iteration: int, member: Member, asked: Sequence[str], reply: Message, sha256: str
     ) -> list[dict[str, Any]]:
         metrics = records.metrics_of(reply.content)
         size = int(metrics.pop(records.EXAMPLES))
-        if extra := metrics.keys() - set(self._config.protocols()):
-            raise Refused(f"unexpected protocol {min(extra)[:80]!r}")
-        metric = records.config_of(reply.content, records.CONTRIBUTOR).get("metric", "")
+        metric = self._plan.tasks[member.name].metric
+        if differing := metrics.keys() ^ set(asked):
+            name = min(differing)
+            kind = "unexpected" if name in metrics else "missing"
+            raise Refused(f"{kind} protocol {name[:80]!r}, asked for {', '.join(asked)}")
+        for protocol, value in metrics.items():
+            if not (0 if metric == "accuracy" else -1) <= value <= 1:
+                raise Refused(f"{protocol} is {value}, which no {metric} can be")
         return [
             {
                 "iteration": iteration,
-                "task": member.task,
+                "task": self._plan.tasks[member.name].name,
                 "protocol": protocol,
                 "group": "unseen" if member.name in self._plan.unseen else "seen",
                 "metric": metric,

@@ -111,14 +111,12 @@ class Checked:
     """Test examples by contributor."""
 
 
-def check(config: Config) -> Checked:
-    """Check all that can be checked before anything starts.
+def check_keys(config: Config) -> Plan:
+    """Check what needs neither data nor model; return who takes part.
 
     Raises:
         ColdFlowerError, FusionError: the first thing that is wrong.
     """
-    from cold_flower import text_to_text
-    from cold_flower.model import load_base
     from cold_flower.strategy import check as check_fusion
 
     config.protocols()
@@ -143,6 +141,19 @@ def check(config: Config) -> Checked:
             "for what is trained on the union becomes iteration 1"
         )
     trackers.check(config)
+    return whole
+
+
+def check(config: Config) -> Checked:
+    """Check all that can be checked before anything starts.
+
+    Raises:
+        ColdFlowerError, FusionError: the first thing that is wrong.
+    """
+    from cold_flower import text_to_text
+    from cold_flower.model import load_base
+
+    whole = check_keys(config)
     base = load_base(config.base_model)
     shards = config.partition.kind == "shards"
     loaded = {

@@ -46,6 +46,7 @@ class Journal:
             return
         check_same(self.run_dir, config)
         self._lock()
+        self.rows(PROGRESS)  # drops a last line that was cut off
         (self.run_dir / RESULT).unlink(missing_ok=True)
         self.write(CONFIG, {**json.loads(path.read_text()), "config": config.flat()})
 

@@ -5,6 +5,7 @@ mapped, fused a block at a time, and written as they come.
 """
 
 import json
+import shlex
 import shutil
 import tempfile
 import tomllib
@@ -20,10 +21,16 @@ from cold_flower import __version__
 from cold_flower.errors import ConfigError, ModelError
 from cold_flower.families import PREFIXES
 from strategies.errors import FusionError
-from strategies.fusion import Rule, Template, Weights, write_safetensors
+from strategies.fusion import DTYPES, Rule, Template, Weights, is_finite, write_safetensors
 
 WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "README.md"
-_OTHER_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".ckpt")
+_CARRIED = (".json", ".txt", ".model", ".jinja")  # configuration and tokenizer
+_OWN = (INDEX, "manifest.json")  # of the base's weights, and of a run
+# Of a configuration: what makes another architecture of the same tensor shapes.
+_SHAPE = (
+    "num_hidden_layers", "n_layers", "num_layers", "num_attention_heads", "n_heads", "num_heads",
+    "hidden_act", "activation", "hidden_activation", "position_embedding_type", "is_decoder",
+)  # fmt: skip
 
 
 class Folder(Mapping[str, Tensor]):
@@ -40,23 +47,32 @@ class Folder(Mapping[str, Tensor]):
         self.name = name
         self.path = _path(name)
         try:
-            self.config: dict[str, Any] = json.loads((self.path / "config.json").read_text())
+            self.config: dict[str, Any] = dict(json.loads((self.path / "config.json").read_text()))
+            self.family = str(self.config.get("model_type", ""))
             where = dict(self._where())
             opened = {
                 file: safe_open(self.path / file, framework="pt") for file in set(where.values())
             }
             self._files = {key: opened[file] for key, file in where.items()}
+            self.template = {key: self._form(key) for key in self._files}
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
                 f"model {name}: not a readable transformers folder: {error}"
             ) from error
 
+    def _form(self, key: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Read dtype and shape from the header."""
+        found = self._files[key].get_slice(key)  # type: ignore[no-untyped-call]
+        if found.get_dtype() not in DTYPES:
+            raise ValueError(f"{key} is {found.get_dtype()}, which is not supported")
+        return DTYPES[found.get_dtype()], tuple(found.get_shape())
+
     def _where(self) -> Iterator[tuple[str, str]]:
         """Yield each tensor's name and file."""
         index = self.path / INDEX
         if index.exists():
-            for key, file in json.loads(index.read_text())["weight_map"].items():
-                if Path(file).name != file:
+            for key, file in dict(json.loads(index.read_text())["weight_map"]).items():
+                if Path(str(file)).name != file:
                     raise ModelError(f"model {self.name}: {INDEX} leads to {file!r}")
                 yield key, file
         elif (self.path / WEIGHTS).exists():
@@ -83,12 +99,19 @@ class Folder(Mapping[str, Tensor]):
         """Return the body: its names without prefix, and how the file calls them.
 
         Where a name carries the family's prefix, what does not is the head; a bare model is
-        all body.
+        all body. Old checkpoints call a layer norm's weight and bias gamma and beta.
         """
-        prefix = _prefix(self.config.get("model_type", ""), self.name)
+        prefix = _prefix(self.family, self.name)
         inside = {key: key.removeprefix(prefix) for key in self if key.startswith(prefix)}
         found = inside if prefix and inside else {key: key for key in self}
-        return {short: key for key, short in found.items()}
+        modern = {".gamma": ".weight", ".beta": ".bias"}
+        renamed = {
+            key: short.removesuffix(old) + new
+            for key, short in found.items()
+            for old, new in modern.items()
+            if short.endswith(f"LayerNorm{old}")
+        }
+        return {renamed.get(key, short): key for key, short in found.items()}
 
 
 def _path(name: str) -> Path:
@@ -97,7 +120,8 @@ def _path(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+        wanted = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:  # the hub's client raises what its many back ends raise
         raise ModelError(
             f"model {name}: neither a folder nor to be had from the hub: "
@@ -111,10 +135,9 @@ def _prefix(family: str, name: str) -> str:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
         try:
-            kind = AutoModel._model_mapping[CONFIG_MAPPING[family]]
-        except KeyError as error:
-            raise ModelError(f"model {name}: unknown model_type {family!r}") from error
-        return f"{kind.base_model_prefix}."
+            return f"{AutoModel._model_mapping[CONFIG_MAPPING[family]].base_model_prefix}."
+        except (KeyError, AttributeError) as error:
+            raise ModelError(f"model {name}: model_type {family!r} is not supported") from error
     return f"{PREFIXES[family]}." if PREFIXES[family] else ""
 
 
@@ -136,10 +159,12 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     return chosen
 
 
-def card(rule: str, options: Mapping[str, Any], base: str, models: Sequence[str]) -> str:
+def card(rule: str, options: Mapping[str, Any], base: str, models: Sequence[str], seed: int) -> str:
     """Write the model card: the recipe, and the command that repeats it."""
     listed = "\n".join(f"- {name}" for name in models)
-    given = "".join(f" --option {key}={json.dumps(value)}" for key, value in options.items())
+    command = ["cold-flower", "fuse", rule, "--base", base, "--out", "...", "--seed", str(seed)]
+    for key, value in options.items():
+        command += ["--option", f"{key}={_toml(value)}"]
     return f"""---
 base_model: {json.dumps(base)}
 tags: [merge, cold-fusion]
@@ -152,11 +177,20 @@ Made with cold-flower {__version__} from the bodies of
 
 and the head, tokenizer and configuration of {base}:
 
-    cold-flower fuse {rule} --base {base}{given} --out ... {" ".join(models)}
+    {shlex.join([*command, *models])}
 """
 
 
-def fuse(rule: Rule, base: Folder, models: Sequence[Folder], out: Path, card: str) -> list[str]:
+def _toml(value: Any) -> str:
+    """Write an option's value as `parse_options` reads it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value)
+
+
+def fuse(
+    rule: Rule, base: Folder, models: Sequence[Folder], out: Path, card: str, seed: int = 0
+) -> list[str]:
     """Fuse the models' bodies into a copy of the base; return tensors left as the base's.
 
     The folder appears whole or not at all. What is outside the body (heads), and what no
@@ -168,6 +202,7 @@ def fuse(rule: Rule, base: Folder, models: Sequence[Folder], out: Path, card: st
         models: the contributions, named as on the command line.
         out: a folder that does not exist.
         card: its README.md.
+        seed: for rules that draw.
 
     Raises:
         ModelError, FusionError: models that do not fit, by tensor; NaN, by file and tensor;
@@ -179,14 +214,13 @@ def fuse(rule: Rule, base: Folder, models: Sequence[Folder], out: Path, card: st
     given = [Weights(m, name=m.name, stored_as={k: m.body[k] for k in body}) for m in models]
     theta = Weights(base, stored_as=body)
     _check_finite([*given, Weights(base, name=base.name, stored_as=body)])
-    template: Template = {key: (base[key].dtype, tuple(base[key].shape)) for key in base}
     # In the file's order, the body first: the rule yields in the order of the base's keys.
     stored = set(body.values())
-    ordered = {body[key]: template[body[key]] for key in theta.keys()}  # noqa: SIM118 - no dict
-    ordered |= {key: form for key, form in template.items() if key not in stored}
+    ordered = {body[key]: base.template[body[key]] for key in theta.keys()}  # noqa: SIM118 - no dict
+    ordered |= {key: form for key, form in base.template.items() if key not in stored}
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
-        for key, tensor in rule(theta, given):
+        for key, tensor in rule(theta, given, seed=seed):
             yield body[key], tensor
         for key in base:
             if key not in stored:
@@ -197,8 +231,7 @@ def fuse(rule: Rule, base: Folder, models: Sequence[Folder], out: Path, card: st
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         for file in base.path.iterdir():
-            other = file.suffix in _OTHER_WEIGHTS or file.name in (INDEX, CARD, "manifest.json")
-            if file.is_file() and not other:
+            if file.is_file() and file.suffix in _CARRIED and file.name not in _OWN:
                 shutil.copy2(file, temporary)
         (temporary / CARD).write_text(card)
         write_safetensors(temporary / WEIGHTS, ordered, tensors(), {"format": "pt"})
@@ -214,38 +247,52 @@ def _common(base: Folder, models: Sequence[Folder]) -> tuple[dict[str, str], lis
     """Return the body that all have, and what of the base's a model lacks (a pooler)."""
     body, left = base.body, []
     for model in models:
-        theirs, kind = model.body, model.config.get("model_type")
-        if kind != base.config.get("model_type"):
-            raise ModelError(
-                f"model {model.name} is a {kind}, the base {base.name} a "
-                f"{base.config.get('model_type')}: only models of one architecture can be fused"
-            )
-        for key in [key for key in body if key not in theirs]:
-            spare = "pooler." in key or not base[body[key]].is_floating_point()
-            if not spare:
+        theirs = model.body
+        _check_architecture(base, model)
+        for key in sorted(body.keys() ^ theirs.keys()):
+            holder, stored = (base, body[key]) if key in body else (model, theirs[key])
+            if "pooler." not in key and holder.template[stored][0].is_floating_point:
+                without = model if key in body else base
                 raise ModelError(
-                    f"model {model.name} has no tensor {key}, which the base {base.name} has"
+                    f"model {without.name} has no tensor {key}, which {holder.name} has"
                 )
-            left.append(key)
-            del body[key]
+            if key in body:
+                left.append(key)
+                del body[key]
         for key, stored in body.items():
-            ours, other = tuple(base[stored].shape), tuple(model[theirs[key]].shape)
-            if ours != other:
+            (kind, ours), (other, shape) = base.template[stored], model.template[theirs[key]]
+            if ours != shape:
                 raise ModelError(
-                    f"model {model.name}: {key} has shape {other}, in the base {base.name} it "
+                    f"model {model.name}: {key} has shape {shape}, in the base {base.name} it "
                     f"has {ours} (another vocabulary or size?)"
                 )
+            if kind.is_floating_point != other.is_floating_point:
+                raise ModelError(
+                    f"model {model.name}: {key} is {other}, in the base {base.name} it is {kind} "
+                    "(quantised?)"
+                )
     return body, left
+
+
+def _check_architecture(base: Folder, model: Folder) -> None:
+    """Check that two models compute the same with the same weights.
+
+    Raises:
+        ModelError: naming the first key of their configurations that differs.
+    """
+    for key in ("model_type", *_SHAPE):
+        ours, theirs = base.config.get(key), model.config.get(key)
+        if ours != theirs and None not in (ours, theirs):
+            raise ModelError(
+                f"model {model.name} has {key} = {theirs!r}, the base {base.name} {ours!r}: only "
+                "models of one architecture can be fused"
+            )
 
 
 def _check_finite(models: Sequence[Weights]) -> None:
     for model in models:
         for key, tensor in model.items():
-            if not tensor.is_floating_point():
-                continue
-            # A sum is finite if all are, and fast; only then look closely.
-            total = tensor.sum(dtype=torch.float32)
-            if not torch.isfinite(total) and not torch.isfinite(tensor).all():
+            if not is_finite(tensor):
                 raise FusionError(f"model {model.name}: tensor {key} holds NaN or infinity")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cold_flower import tasks
-from cold_flower.config import Config, split
+from cold_flower.config import Config, Partition, split
 from cold_flower.errors import ConfigError
 from cold_flower.seeds import derive
 from strategies.names import unknown
@@ -42,8 +42,11 @@ def plan(config: Config) -> Plan:
     _check_names("tasks", chosen, list(suite.tasks), f"suite {config.suite}")
     if config.partition.kind == "shards":
         return _shards(config, suite.tasks, chosen)
-    if config.partition.fresh:
-        raise ConfigError("partition.fresh draws shards anew: it goes with partition.kind = shards")
+    if config.partition != Partition():
+        raise ConfigError(
+            "partition.shards, examples, total and fresh are about shards: set partition.kind = "
+            "shards, or leave them alone"
+        )
     unseen = _fold(config, chosen) if config.folds or config.fold else split(config.unseen)
     _check_names("unseen", unseen, list(suite.tasks), f"suite {config.suite}")
     seen = tuple(name for name in chosen if name not in unseen)

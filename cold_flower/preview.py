@@ -11,6 +11,7 @@ from cold_flower.experiments import Checked
 from cold_flower.resources import GB, Allocation
 from cold_flower.resources import describe as say_allocation
 from cold_flower.schedule import cohort
+from cold_flower.strategy import stages
 
 
 def preview(
@@ -76,22 +77,22 @@ def _cost(
         "frozen": 0,  # the body runs forward only
     }
     scored = sum(train[n] + test[n] for n in checked.plan.evaluated)
-    asked = evaluations * len(checked.plan.evaluated)
     protocols = config.protocols()
+    asked = evaluations * len(checked.plan.evaluated) * len(protocols)  # a message each
     made = Table("cost", "at most", "", title="Cost", **_STYLE)  # type: ignore[arg-type]
     made.add_row(
         "contributions", f"{finetunes:,}", f"{trained:,} training examples, repeats counted"
     )
     made.add_row(
         "evaluations",
-        f"{asked * len(protocols):,}",
+        f"{asked:,}",
         f"{evaluations * sum(passes[p] for p in protocols):,} training examples; "
         f"{evaluations * scored:,} forward",
     )
     made.add_row("messages", _bytes(body * (2 * finetunes + asked)), f"{_bytes(body)} a body")
-    made.add_row(
-        "disk", _bytes(body * (last + 1 + max(map(len, cohorts), default=0))), "bases, inbox"
-    )
+    state = len(stages(config).memory) if not config.fusion.strategy else 0
+    stored = (last + 1) + last * state + max(map(len, cohorts), default=0)
+    made.add_row("disk", _bytes(body * stored), "bodies of the bases, optimizer, inbox")
     workers = allocation.workers
     made.add_row(
         "memory",

@@ -27,6 +27,8 @@ class Machine:
     """Bytes of main memory that are available."""
     gpus: tuple[float, ...] = ()
     """Free bytes of each GPU."""
+    bf16: bool = True
+    """Contributors compute in 16 bit where `finetune.precision` leaves it to the hardware."""
     fake: bool = False
     """The GPUs are names only: contributors are mapped onto them and compute on cores."""
 
@@ -56,41 +58,63 @@ def this_machine(fake_gpus: int = 0) -> Machine:
 
     Pretended GPUs come with 8 cores each and share the main memory.
     """
-    if fake_gpus:
-        memory = _memory()
-        return Machine(8 * fake_gpus, memory, (memory / fake_gpus,) * fake_gpus, fake=True)
     import torch
 
-    found: tuple[float, ...] = ()
-    if torch.cuda.device_count():  # asked in a process of its own: a context costs memory
-        code = (
-            "import torch; "
-            "[print(torch.cuda.mem_get_info(i)[0]) for i in range(torch.cuda.device_count())]"
+    from cold_flower.finetune import bf16_here
+
+    bf16 = bf16_here(torch.device("cpu"))
+    if fake_gpus and torch.cuda.device_count():
+        raise ConfigError("--fake-gpus is for machines without a GPU; there are some here")
+    if fake_gpus:
+        memory = _memory()
+        share = (memory / fake_gpus,) * fake_gpus
+        return Machine(8 * fake_gpus, memory, share, bf16, fake=True)
+    if not torch.cuda.device_count():
+        return Machine(_cores(), _memory(), bf16=bf16)
+    # Asked in a process of its own: a CUDA context costs memory.
+    done = subprocess.run([sys.executable, "-c", _ASK_GPUS], capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip() or "no reason given").splitlines()[-1]
+        raise ConfigError(
+            f"there are GPUs here, but CUDA fails: {said}. CUDA_VISIBLE_DEVICES='' runs on cores."
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        if done.returncode:
-            raise ConfigError(
-                f"there are GPUs here, but CUDA fails: {done.stderr.strip().splitlines()[-1]}. "
-                "CUDA_VISIBLE_DEVICES='' runs on cores."
-            )
-        found = tuple(float(line) for line in done.stdout.split())
-    return Machine(_cores(), _memory(), found)
+    bf16_there, *free = done.stdout.split()
+    return Machine(_cores(), _memory(), tuple(map(float, free)), bf16_there == "True")
+
+
+_ASK_GPUS = """
+import torch
+print(torch.cuda.is_bf16_supported(including_emulation=False))
+for i in range(torch.cuda.device_count()):
+    print(torch.cuda.mem_get_info(i)[0])
+"""
 
 
 def _cores() -> int:
     """Return the cores that this process may use (`taskset` and containers limit them)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    quota, _, period = _cgroup("cpu.max").partition(" ")
+    return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() else cores
+
+
+def _cgroup(name: str) -> str:
+    """Return a limit of the container that this runs in; empty where there is none."""
+    try:
+        return (Path("/sys/fs/cgroup") / name).read_text().strip()
+    except OSError:
+        return ""
 
 
 def _memory() -> float:
+    free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     known = Path("/proc/meminfo")
     if known.exists():
         for line in known.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024.0
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+                free = int(line.split()[1]) * 1024.0
+    limit = _cgroup("memory.max")
+    return min(free, float(limit)) if limit.isdigit() else free
 
 
 def parameters(base: Base) -> int:
@@ -102,16 +126,22 @@ def parameters(base: Base) -> int:
         return sum(p.numel() for p in AutoModel.from_config(base.config).parameters())
 
 
-def footprint(config: Config, base: Base) -> float:
+def footprint(config: Config, base: Base, *, bf16: bool) -> float:
     """Estimate the bytes that one finetuning takes.
 
     Weights, gradients, AdamW's two moments and the best weights so far, 4 bytes each;
     activations of 34 bytes per token, layer and hidden unit in 16 bit (Korthikanti et al.
-    2022, eq. 2, without the attention matrix), twice that in 32 bit; and the process.
+    2022, eq. 2; without the attention matrix, which few families still write out), twice
+    that in 32 bit; and the process.
+
+    Args:
+        config: the run's.
+        base: shape of the body.
+        bf16: whether the hardware computes in 16 bit where it may choose.
     """
     options, shape = config.finetune, base.config
     tokens = (options.micro_batch_size or options.batch_size) * options.max_length
-    each = 68 if options.precision == "fp32" else 34
+    each = 34 if options.precision == "bf16" or (bf16 and options.precision == "auto") else 68
     layers: int = shape.num_hidden_layers * (2 if shape.is_encoder_decoder else 1)
     hidden: int = shape.hidden_size
     return PROCESS + 20.0 * parameters(base) + each * tokens * layers * hidden
@@ -155,8 +185,7 @@ def allocate(
             f"{len(machine.gpus)} {kind} with at least {free / GB:.1f} GB free, "
             f"{machine.cores} cores; {needs}"
         )
-        if free < footprint * each and not machine.fake:
-            why += " (MORE than fits: raise --gpus-per-contributor or lower finetune.*-batch-size)"
+        why += _more_than(free, footprint * each)
         return Allocation(workers, cpus or max(1, machine.cores // workers), fraction, machine, why)
     fit = max(1, int(machine.memory // footprint))
     workers = min(machine.cores // (cpus or 1), contributors, fit)
@@ -165,7 +194,17 @@ def allocate(
         f"{without}, {machine.cores} cores, {machine.memory / GB:.0f} GB of memory available; "
         f"{needs}"
     )
+    why += _more_than(machine.memory, footprint * workers)
     return Allocation(workers, cpus or 1, 0.0, machine, why)
+
+
+def _more_than(free: float, needed: float) -> str:
+    if needed <= free:
+        return ""
+    return (
+        "; MORE than fits: let fewer share it (--gpus-per-contributor, --cpus-per-contributor), or "
+        "lower finetune.micro-batch-size or finetune.max-length"
+    )
 
 
 def _check(machine: Machine, cpus: int | None, gpus: float | None) -> None:

@@ -22,7 +22,6 @@ class Member:
 
     name: str
     node: int
-    task: str
     examples: int
     tokens: int
     """Of its training examples: how long its work takes, relative to the others'."""
@@ -89,8 +88,8 @@ def gather(
                     f"server has {mine!r}"
                 )
         examples, tokens = (int(about.get(key, 0)) for key in ("examples", "tokens"))
-        task, device = (str(about.get(*key)) for key in (("task", name), ("device", "cpu")))
-        found[name] = Member(name, int(node), task, examples, tokens, device)
+        device = str(about.get("device", "cpu"))
+        found[name] = Member(name, int(node), examples, tokens, device)
     return dict(sorted(found.items()))
 
 

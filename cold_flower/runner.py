@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cold_flower import baselines, experiments, resources
+from cold_flower import baselines, experiments, html, resources
 from cold_flower.config import Config
 from cold_flower.experiments import Checked
 from cold_flower.journal import CONFIG, SCORES, Journal, check_new, check_same
@@ -17,7 +17,8 @@ from cold_flower.preview import preview
 from cold_flower.progress import Event, Progress, clock, display, phases
 from cold_flower.report import table
 from cold_flower.repository import Repository
-from cold_flower.simulate import Stopped, simulate, stoppable
+from cold_flower.simulate import simulate
+from cold_flower.superlink import Stopped, stoppable
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,12 @@ def prepare(config: Config, sharing: Sharing) -> Prepared:
     """
     checked = experiments.check(config)
     base = load_base(config.base_model)
-    footprint = resources.footprint(config, base)
+    machine = resources.this_machine(sharing.fake_gpus)
+    footprint = resources.footprint(config, base, bf16=machine.bf16)
     evaluations = len(checked.plan.evaluated) * len(config.protocols())
     cohort = config.contributors_per_iteration or len(checked.plan.seen)
     allocation = resources.allocate(
-        resources.this_machine(sharing.fake_gpus),
+        machine,
         contributors=max(cohort, evaluations),
         footprint=footprint,
         cpus=sharing.cpus,
@@ -61,12 +63,12 @@ def prepare(config: Config, sharing: Sharing) -> Prepared:
     return Prepared(config, checked, allocation, resources.parameters(base), footprint)
 
 
-def _legs(ready: Prepared) -> Iterator[Callable[[Callable[[Event], None]], None]]:
+def _legs(ready: Prepared, again: str) -> Iterator[Callable[[Callable[[Event], None]], None]]:
     """Yield the parts of a run: one, or for a baseline start, training, and its evaluation."""
     config, nodes = ready.config, len(ready.checked.plan.names)
 
     def simulated(config: Config) -> Callable[[Callable[[Event], None]], None]:
-        return lambda event: simulate(config, nodes, ready.allocation, event)
+        return lambda event: simulate(config, nodes, ready.allocation, event, again)
 
     if not config.baseline:
         yield simulated(config)
@@ -101,11 +103,16 @@ def show(config: Config, sharing: Sharing) -> None:
         footprint=ready.footprint,
     )
     for part in parts:
-        console().print(part, highlight=False)
+        console().print(part, highlight=False, markup=False)
 
 
-def run(config: Config, sharing: Sharing) -> None:
-    """Run to the end, showing progress; print the table.
+def run(config: Config, sharing: Sharing, again: str = "") -> None:
+    """Run to the end, showing progress; print the table, write the report.
+
+    Args:
+        config: resolved.
+        sharing: of the machine.
+        again: how the user goes on after a stop or a failure; by default with --resume.
 
     Raises:
         ColdFlowerError, StrategyError: what is wrong, before anything started; or why the
@@ -113,6 +120,7 @@ def run(config: Config, sharing: Sharing) -> None:
         Stopped: by Ctrl-C or a signal; where to go on has been said.
     """
     folder, out = Path(config.run_dir), console()
+    again = again or f"add --resume --run-dir {folder}"
     started = time.time()
     if config.resume:
         check_same(folder, config)
@@ -124,19 +132,21 @@ def run(config: Config, sharing: Sharing) -> None:
         f"{config.iterations} iterations, seed {config.seed}; run directory {folder}\n"
         f"{resources.describe(ready.allocation)}",
         highlight=False,
+        markup=False,
     )
     progress = Progress(started)
     try:
         with display(out, progress) as event, stoppable():
-            for leg in _legs(ready):
+            for leg in _legs(ready, again):
                 leg(event)
     except Stopped:
         begun = (folder / CONFIG).exists()
-        kept = f"what arrived is kept: add --resume --run-dir {folder}"
+        kept = f"what arrived is kept: {again}"
         said = kept if begun else "the run had not begun, nothing is left of it"
         print(f"stopped after {clock(time.time() - started)}; {said}", file=sys.stderr)
         raise
     title = f"{config.experiment}, seed {config.seed}: mean test score, in points"
     out.print(table(Journal(folder).rows(SCORES), title))
     out.print(phases(progress, ready.allocation.workers), highlight=False)
-    out.print(f"the last base: {folder}/iterations/latest", highlight=False)
+    where = f"the last base: {folder}/iterations/latest\nthe report: {html.write([folder], folder)}"
+    out.print(where, highlight=False, markup=False)

@@ -65,7 +65,6 @@ class _Run:
         self._repository = Repository(run_dir)
         self._incoming = run_dir / "incoming"
         self._run_id = run_id(run_dir)
-        self._tracker = trackers.open(config, run_dir, self._run_id)
 
     def run(self) -> None:
         config = self._config
@@ -113,7 +112,7 @@ class _Run:
             f"iterations {first} to {config.iterations}",
             iterations=config.iterations,
         )
-        with self._tracker:
+        with trackers.open(config, self._journal.run_dir, self._run_id) as self._tracker:
             strategy(config, self._inbox, self._repository).start(
                 self._inbox,
                 records.pack(body.items()),
@@ -140,7 +139,8 @@ class _Run:
             self._evaluation.evaluate(iteration, arrays, sha256, say)
         rows = [r for r in self._journal.rows(SCORES) if r["iteration"] == iteration]
         contributors = self._repository.manifest(iteration).get("contributors", [])
-        self._tracker.log(iteration, rows, contributors)
+        if server_round or self._first == 1:  # a resumed run has logged its first base before
+            self._tracker.log(iteration, rows, contributors)
 
     def _say_of_finetuning(self, line: str) -> None:
         iteration, arrivals = self._inbox.iteration, self._inbox.arrivals.values()

@@ -10,13 +10,12 @@ the run's status and from the ``result.json`` that the ServerApp writes last.
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +28,17 @@ from cold_flower.identity import PACKAGES, ROOT
 from cold_flower.journal import CONFIG, PROGRESS, RESULT, WORKERS
 from cold_flower.progress import Event
 from cold_flower.resources import Allocation
-from cold_flower.superlink import CONNECTION, superlink, tool
+from cold_flower.superlink import CONNECTION, Stopped, stoppable, superlink, tool
 
 LOG = "flower.log"
 
 
-class Stopped(KeyboardInterrupt):
-    """The user, or a signal, stopped the run; everything it had started is gone.
-
-    Args:
-        signum: which signal.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__()
-        self.signum = signum
-
-
 def simulate(
-    config: Config, contributors: int, allocation: Allocation, show: Callable[[Event], None]
+    config: Config,
+    contributors: int,
+    allocation: Allocation,
+    show: Callable[[Event], None],
+    again: str,
 ) -> None:
     """Run to the end; return only if the run completed.
 
@@ -56,6 +47,7 @@ def simulate(
         contributors: how many nodes the simulation has.
         allocation: how they share this machine.
         show: takes each event of the run.
+        again: how the user goes on after a failure.
 
     Raises:
         RunError: with the cause, and how to resume.
@@ -90,25 +82,7 @@ def simulate(
                 with (run_dir / LOG).open("ab") as whole:
                     whole.write(run_log.read_bytes())
                 run_log.unlink()
-    _judge(run_dir, status)
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Turn the signals that end a program into `Stopped`, once: nothing stays behind."""
-    signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def stop(signum: int, _: object) -> None:
-        for sign in signs:  # an impatient second Ctrl-C would leave processes behind
-            signal.signal(sign, signal.SIG_IGN)
-        raise Stopped(signum)
-
-    before = [signal.signal(sign, stop) for sign in signs]
-    try:
-        yield
-    finally:
-        for sign, handler in zip(signs, before, strict=True):
-            signal.signal(sign, handler)
+    _judge(run_dir, status, again)
 
 
 def stage(app: Path, config: Config) -> Path:
@@ -226,7 +200,7 @@ def _status(environment: Mapping[str, str], scratch: Path) -> str:
         return f"unknown: {answer.stdout.strip()} {answer.stderr.strip()}"
 
 
-def _judge(run_dir: Path, status: str) -> None:
+def _judge(run_dir: Path, status: str, again: str) -> None:
     """Believe nothing but a completed status together with a completed result."""
     try:
         result: Mapping[str, Any] = json.loads((run_dir / RESULT).read_text())
@@ -240,5 +214,5 @@ def _judge(run_dir: Path, status: str) -> None:
     if result["status"] == "failed":
         status = status.split()[0]  # its details repeat the cause
     kept = (run_dir / CONFIG).exists()
-    resume = f" What arrived is kept: --resume --run-dir {run_dir}" if kept else ""
+    resume = f" What arrived is kept: {again}" if kept else ""
     raise RunError(f"the run failed: {cause} (Flower says {status}; log: {where}).{resume}")

@@ -18,6 +18,38 @@ from cold_flower.errors import RunError
 
 CONNECTION = "cold-flower"
 START_SECONDS = 60
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(KeyboardInterrupt):
+    """The user, or a signal, stopped the run; everything it had started is gone.
+
+    Args:
+        signum: which signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Turn the signals that end a program into `Stopped`, once: nothing stays behind."""
+
+    def stop(signum: int, _: object) -> None:
+        for sign in ENDING:  # an impatient second Ctrl-C would leave processes behind
+            signal.signal(sign, signal.SIG_IGN)
+        raise Stopped(signum)
+
+    # What the parent had ignored stays ignored: nohup, or a job in the background.
+    heeded = [sign for sign in ENDING if signal.getsignal(sign) is not signal.SIG_IGN]
+    before = [(sign, signal.signal(sign, stop)) for sign in heeded]
+    try:
+        yield
+    finally:
+        for sign, handler in before:
+            signal.signal(sign, handler)
 
 
 def tool(name: str) -> str:
@@ -39,14 +71,27 @@ def superlink(scratch: Path, environment: Mapping[str, str], log: Any) -> Iterat
     (home / "config.toml").write_text(
         tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
     )
-    process = subprocess.Popen(
-        command, cwd=empty, env=environment, stdout=log, stderr=log, start_new_session=True
-    )
+    process = None
     try:
+        process = subprocess.Popen(
+            command, cwd=empty, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
         _wait_healthy(process, port)
         yield
     finally:
-        _stop(process, f"FLWR_HOME={home}")
+        with undisturbed():
+            _stop(process, f"FLWR_HOME={home}")
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore the signals that end a program: one in the middle of stopping would leak."""
+    before = [(sign, signal.signal(sign, signal.SIG_IGN)) for sign in ENDING]
+    try:
+        yield
+    finally:
+        for sign, handler in before:
+            signal.signal(sign, handler)
 
 
 def _wait_healthy(process: "subprocess.Popen[bytes]", port: int) -> None:
@@ -69,19 +114,20 @@ def _free_port() -> int:
     return port
 
 
-def _stop(process: "subprocess.Popen[bytes]", mark: str, patience: float = 15) -> None:
+def _stop(process: "subprocess.Popen[bytes] | None", mark: str, patience: float = 15) -> None:
     """Stop a process and all that it started, some of it in sessions of its own.
 
     Args:
-        process: the SuperLink.
+        process: the SuperLink; None if it was not even known when the stop came.
         mark: ``NAME=value`` in the environment of all of them. Ray starts processes while
             it is being stopped, and they outlive their parents.
         patience: seconds for an orderly end.
     """
-    family = _descendants(process.pid)
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(patience)
+    family = _descendants(process.pid) if process else set()
+    if process:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
     started = time.monotonic()
     while left := [pid for pid in family | _marked(mark) if _alive(pid)]:
         waited = time.monotonic() - started

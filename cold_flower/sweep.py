@@ -64,6 +64,7 @@ def cells(
         config = experiments.configure(experiment, given)
         if begun:
             check_same(there, config)
+        experiments.check_keys(config)  # a typo is found before the first cell's hours
         yield Cell(name, config, begun and _completed(there, config))
 
 
@@ -92,7 +93,7 @@ def run(
         say(f"{where}: {'goes on' if cell.config.resume else 'begins'}")
         try:
             start(cell.config)
-        except (ColdFlowerError, StrategyError) as error:
+        except (ColdFlowerError, StrategyError, OSError) as error:
             say(f"{where}: failed: {error}")
             failed.append(cell.name)
     if failed:

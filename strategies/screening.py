@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from strategies.errors import Refused
-from strategies.fusion import Template
+from strategies.fusion import Template, is_finite
 
 
 def check_template(given: Mapping[str, tuple[str, tuple[int, ...]]], expected: Template) -> None:
@@ -39,6 +38,6 @@ def finite(items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         Refused: at the first one that holds a NaN or an infinity.
     """
     for name, tensor in items:
-        if not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise Refused(f"{name} holds NaN or infinity")
         yield name, tensor

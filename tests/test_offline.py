@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shlex
 import shutil
 
 import pytest
@@ -106,6 +107,31 @@ def test_a_family_of_the_library_that_we_do_not_list(tmp_path) -> None:
     assert not [key for key in body if "predictions" in key]
 
 
+def test_old_checkpoints_call_a_layer_norm_otherwise(base, finetuned, tmp_path) -> None:
+    def older(tensors):
+        for key in [key for key in tensors if "LayerNorm" in key and "lm_head" not in key]:
+            new = key.replace("LayerNorm.weight", "LayerNorm.gamma")
+            tensors[new.replace("LayerNorm.bias", "LayerNorm.beta")] = tensors.pop(key)
+
+    old = tmp_path / "old"
+    shutil.copytree(base, old)
+    broken(old, older)
+    fuse(AVERAGE, Folder(str(old)), [Folder(finetuned("a", 0.5))], tmp_path / "out", "")
+    files = [load_file(folder / "model.safetensors") for folder in (old, tmp_path / "out")]
+    key = "roberta.embeddings.LayerNorm.gamma"
+    assert torch.allclose(files[1][key], files[0][key] + 0.5)
+
+
+def test_the_card_repeats_the_command() -> None:
+    options = {"density": 0.5, "weights": {"a b": 2.0}, "then": "ties"}
+    text = offline.card("dare", options, "my base", ["a b", "c"], seed=3)
+    command = shlex.split(text.strip().splitlines()[-1])
+    assert command[:5] == ["cold-flower", "fuse", "dare", "--base", "my base"]
+    assert command[-2:] == ["a b", "c"]
+    given = [command[i + 1] for i, word in enumerate(command) if word == "--option"]
+    assert offline.parse_options(given) == options
+
+
 def test_a_pooler_that_a_model_lacks_stays_the_bases(folders, tmp_path) -> None:
     base = folders("bert", "BertModel")
     without = folders("bert", "BertForMaskedLM")
@@ -136,9 +162,40 @@ def missing(folder):
     broken(folder, lambda tensors: tensors.pop(KEY))
 
 
-def other_family(folder):
+def reconfigured(folder, **changes):
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def other_family(folder):
+    reconfigured(folder, model_type="bert")
+
+
+def more_heads(folder):
+    reconfigured(folder, num_attention_heads=4)
+
+
+def deeper(folder):
+    key = "roberta.encoder.layer.2.output.dense.bias"
+    broken(folder, lambda tensors: tensors.update({key: torch.zeros(16)}))
+
+
+def quantised(folder):
+    broken(folder, lambda tensors: tensors.update({KEY: tensors[KEY].to(torch.int8)}))
+
+
+def float8(folder):
+    key = "roberta.embeddings.position_embeddings.weight"
+    broken(folder, lambda tensors: tensors.update({key: tensors[key].to(torch.float8_e4m3fn)}))
+
+
+def no_table(folder):
+    (folder / "config.json").write_text("[1, 2]")
+
+
+def phantom(folder):
+    index = {"weight_map": {"nowhere": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def pickle(folder):
@@ -161,7 +218,13 @@ def escape(folder):
         (nan, "bad: tensor embeddings.word_embeddings.weight holds NaN or infinity"),
         (other_vocabulary, r"word_embeddings.weight has shape \(7, 16\), .* it has \(389, 16\)"),
         (missing, "bad has no tensor embeddings.word_embeddings.weight"),
-        (other_family, "bad is a bert, the base .* a roberta"),
+        (deeper, "has no tensor encoder.layer.2.output.dense.bias, which .*bad has"),
+        (more_heads, "bad has num_attention_heads = 4, the base .* 2: only models of one"),
+        (quantised, "word_embeddings.weight is torch.int8, in the base .* torch.float32"),
+        (float8, "position_embeddings.weight is F8_E4M3, which is not supported"),
+        (other_family, "bad has model_type = 'bert', the base .* 'roberta'"),
+        (no_table, "bad: not a readable transformers folder"),
+        (phantom, "bad: not a readable transformers folder: .*nowhere"),
         (pickle, "no model.safetensors in"),
         (cut, "bad: not a readable transformers folder"),
         (escape, "leads to '../a/model.safetensors'"),

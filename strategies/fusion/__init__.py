@@ -15,24 +15,27 @@ import importlib
 import inspect
 import pkgutil
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from torch import Tensor
 
 from strategies.errors import FusionError
 from strategies.fusion._options import check
 from strategies.fusion._weights import (
+    DTYPES,
     Fingerprint,
     SafetensorsWriter,
     Template,
     Weights,
     fingerprint,
+    is_finite,
     read_metadata,
     write_safetensors,
 )
 from strategies.names import unknown
 
 __all__ = [
+    "DTYPES",
     "Fingerprint",
     "Rule",
     "SafetensorsWriter",
@@ -40,6 +43,7 @@ __all__ = [
     "Weights",
     "explain",
     "fingerprint",
+    "is_finite",
     "load",
     "names",
     "read_metadata",
@@ -86,6 +90,12 @@ def load(name: str, **chosen: object) -> Rule:
         if key not in known:
             raise FusionError(unknown(f"option of fusion rule {name}", key, sorted(known)))
         check(name, known[key], value)
+    try:
+        inspect.signature(rule).bind(None, [], seed=0, **chosen)
+    except TypeError as error:
+        raise FusionError(
+            f"fusion rule {name} cannot be called as rule(base, given, *, seed, <options>): {error}"
+        ) from error
     least = getattr(rule, "min_contributions", 1)
     if callable(least):
         everything = {key: option.default for key, option in known.items()} | chosen
@@ -97,9 +107,31 @@ def load(name: str, **chosen: object) -> Rule:
     ) -> Iterator[tuple[str, Tensor]]:
         ordered = sorted(given, key=lambda weights: weights.name)
         _check(name, base, ordered, least)
-        return rule(base, ordered, seed=seed, **chosen)
+        return _as_promised(name, base, rule(base, ordered, seed=seed, **chosen))
 
     return checked
+
+
+def _as_promised(
+    name: str, base: Weights, fused: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Pass a rule's tensors through; refuse what no base can be: the first one is named."""
+    source = iter(fused)
+    for key, (dtype, shape) in base.template().items():
+        found = next(source, None)
+        if found is None or found[0] != key:
+            raise FusionError(f"fusion rule {name} yields {found and found[0]}, due is {key}")
+        tensor = found[1]
+        if (tensor.dtype, tuple(tensor.shape)) != (dtype, shape):
+            raise FusionError(
+                f"fusion rule {name}: {key} is {tensor.dtype} {tuple(tensor.shape)}, the base's is "
+                f"{dtype} {shape}"
+            )
+        if not is_finite(tensor):
+            raise FusionError(f"fusion rule {name}: {key} holds NaN or infinity")
+        yield key, tensor
+    if (more := next(source, None)) is not None:
+        raise FusionError(f"fusion rule {name} yields {more[0]}, which the base does not have")
 
 
 def _find(name: str) -> Rule:

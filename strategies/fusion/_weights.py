@@ -20,7 +20,7 @@ from torch import Tensor
 Template = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Tensor names with dtype and shape, in the model's order."""
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -32,7 +32,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 class Weights:
@@ -86,7 +86,17 @@ class Weights:
             found = {key: self._source[stored] for key, stored in self._stored_as.items()}
             return {key: (t.dtype, tuple(t.shape)) for key, t in found.items()}
         slices = {key: self._source.get_slice(s) for key, s in self._stored_as.items()}
-        return {key: (_DTYPES[s.get_dtype()], tuple(s.get_shape())) for key, s in slices.items()}
+        return {key: (DTYPES[s.get_dtype()], tuple(s.get_shape())) for key, s in slices.items()}
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor holds no NaN and no infinity."""
+    if not tensor.is_floating_point():
+        return True
+    # The sum of finite numbers is finite unless it overflows, and fast; then look closely.
+    if torch.isfinite(tensor.sum(dtype=torch.float32)):
+        return True
+    return bool(torch.isfinite(tensor).all())
 
 
 def _raw(tensor: Tensor) -> memoryview:
