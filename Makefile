@@ -26,6 +26,7 @@ check: $(BIN)/cold-flower
 bench: $(BIN)/cold-flower
 	$(BIN)/python -m benchmarks.probe
 	$(BIN)/python -m benchmarks.server_memory
+	$(BIN)/python -m benchmarks.fuse
 
 $(BIN)/cold-flower: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

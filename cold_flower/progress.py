@@ -141,7 +141,9 @@ def panel(progress: Progress, now: float) -> RenderableType:
 
 
 @contextmanager
-def display(console: Console, progress: Progress) -> Iterator[Callable[[Event], None]]:
+def display(
+    console: Console, progress: Progress, now: Callable[[], float] = time.time
+) -> Iterator[Callable[[Event], None]]:
     """Show a run: lines that scroll, and below them its state where there is a terminal.
 
     Elsewhere only lines; each published base then says how much time is left.
@@ -151,7 +153,7 @@ def display(console: Console, progress: Progress) -> Iterator[Callable[[Event], 
         progress.take(event)
         line = str(event["line"])
         if "published" in event and not console.is_terminal:
-            left = progress.left(time.time())
+            left = progress.left(now())
             line += f" (about {clock(left)} left)" if left else ""
         console.print(line, highlight=False, markup=False)
 
@@ -161,7 +163,7 @@ def display(console: Console, progress: Progress) -> Iterator[Callable[[Event], 
 
     class Now:
         def __rich__(self) -> RenderableType:
-            return panel(progress, time.time())
+            return panel(progress, now())
 
     with Live(Now(), console=console, refresh_per_second=4, transient=True):
         yield show

@@ -10,8 +10,9 @@ drift (anchor); only the step has a memory, a safetensors file beside each itera
   arXiv 2311.08105). Paper, section 8: "restrict the effect of each iteration".
 - **step**, adam: FedAdam (Reddi et al., arXiv 2003.00295), with bias correction. There eta
   is 0.1 and tau 1e-3, which moves every weight by up to 0.1 and destroys a finetuned
-  encoder. Here both are 1e-3: no weight moves further than 1e-3, nor than its own mean
-  update does.
+  encoder. Here both are 1e-3: a weight whose update is steady moves by at most 1e-3, and
+  by no more than the update; one whose updates grow, by at most 2.3 times as much, the
+  largest that m / sqrt(v) can be with betas 0.9 and 0.99.
 - **anchor**: theta + anchor * (theta_0 - theta). Paper, section 8: "regularizing the
   distance from the pretrained model".
 """

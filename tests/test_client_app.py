@@ -1,6 +1,7 @@
 """The ClientApp under anybody's ServerApp."""
 
 import os
+import weakref
 
 import pytest
 import torch
@@ -116,12 +117,21 @@ def test_a_body_that_does_not_fit_is_named(arrays) -> None:
 
 
 def test_a_gpu_that_is_full_names_the_ways_out(arrays, monkeypatch) -> None:
+    class Large:
+        pass
+
+    held, emptied = [], []
+
     def full(*_, **__):
+        model = Large()
+        held.append(weakref.ref(model))
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has")
 
     monkeypatch.setattr(Contributor, "finetune", full)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(held[0]() is None))
     reason = send(MessageType.TRAIN, {"arrays": arrays}, context()).error.reason
     assert reason.startswith("out of GPU memory (CUDA out of memory)")
+    assert emptied == [True]  # only then can the memory be given back
     for word in ("finetune.micro-batch-size", "finetune.max-length", "--gpus-per-contributor"):
         assert word in reason
 

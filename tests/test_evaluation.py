@@ -20,8 +20,10 @@ ARRAYS = records.pack([])
 
 def answer(message: Message, **changes) -> Message:
     asked = records.config_of(message.content, "config")["protocols"].split(",")
+    about = ConfigRecord(changes.pop("about", {"metric": "accuracy", "seconds": 2.0}))
+    without = changes.pop("without", "")
     metrics = {"num-examples": 40, **{p: VALUE[p] for p in asked}, **changes}
-    about = ConfigRecord({"metric": "accuracy", "seconds": 2.0})
+    metrics.pop(without, None)
     content = RecordDict({"metrics": MetricRecord(metrics), "contributor": about})
     return Message(content, reply_to=message)
 
@@ -32,10 +34,7 @@ class Fixture:
         whole = plan(config)
         nodes = {name: node for node, name in enumerate(whole.names)}
         self.names = {node: name for name, node in nodes.items()}
-        members = {
-            name: Member(name, node, whole.tasks[name].name, 5, TASKS.get(name, 10))
-            for name, node in nodes.items()
-        }
+        members = {name: Member(name, node, 5, TASKS.get(name, 10)) for name, node in nodes.items()}
         self.grid = FakeGrid(client, nodes.values())
         self.journal = Journal(folder)
         self.events: list[dict] = []
@@ -119,8 +118,25 @@ def test_when_a_base_is_evaluated(tmp_path) -> None:
     assert [i for i in range(10) if run.evaluation.due(i)] == [0, 4, 8, 9]
 
 
-def test_scores_that_were_not_asked_for_are_refused(tmp_path) -> None:
-    run = Fixture(tmp_path, lambda m: answer(m, best=1.0))
-    with pytest.raises(RunStopped, match="unexpected protocol 'best'"):
+@pytest.mark.parametrize(
+    ("client", "words"),
+    [
+        (lambda m: answer(m, best=1.0), "unexpected protocol 'best', asked for finetuned"),
+        (lambda m: answer(m, frozen=0.5), "unexpected protocol 'frozen', asked for finetuned"),
+        (lambda m: answer(m, without="finetuned"), "missing protocol 'finetuned'"),
+        (lambda m: answer(m, finetuned=7.0), "finetuned is 7.0, which no accuracy can be"),
+        (lambda m: answer(m, finetuned=-0.5), "finetuned is -0.5, which no accuracy"),
+    ],
+)
+def test_scores_that_cannot_be_are_refused(tmp_path, client, words) -> None:
+    run = Fixture(tmp_path, client)
+    with pytest.raises(RunStopped, match=f"scores of market: {words}"):
         run.evaluate(0)
     assert run.journal.rows(SCORES) == []
+
+
+def test_what_a_contributor_says_beside_its_scores_cannot_harm(tmp_path) -> None:
+    run = Fixture(tmp_path, lambda m: answer(m, about={"seconds": "soon", "metric": b"x"}))
+    run.evaluate(0)
+    assert {row["metric"] for row in run.journal.rows(SCORES)} == {"accuracy"}
+    assert run.events[1]["busy"] == 0

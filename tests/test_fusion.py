@@ -1,5 +1,6 @@
 """Fusion rules: the promises every rule keeps, and the average's own identities."""
 
+import sys
 from functools import reduce
 
 import numpy as np
@@ -165,6 +166,38 @@ class TestLoad:
         monkeypatch.syspath_prepend(tmp_path)
         with pytest.raises(FusionError, match="needs 5 contributions, got 4"):
             load("picky_rules:picky")(Weights(body(0)), contributions(4))
+
+    def test_a_rule_that_cannot_be_called(self, tmp_path, monkeypatch) -> None:
+        (tmp_path / "odd_rules.py").write_text(
+            "def seedless(base, given):\n    return []\n"
+            "def wants(base, given, *, seed, much):\n    return []\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        for name, words in (("seedless", "seed"), ("wants", "missing a required argument: 'much'")):
+            with pytest.raises(FusionError, match=f"cannot be called as rule.*{words}"):
+                load(f"odd_rules:{name}")
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda t: t.pop("row"), "yields scalar, due is row"),
+            (lambda t: t.pop("positions"), "yields None, due is positions"),
+            (lambda t: t.update(row=torch.zeros(4)), r"row is torch.float32 \(4,\), the base's"),
+            (lambda t: t.update(row=t["row"].double()), "row is torch.float64"),
+            (lambda t: t.update(row=t["row"] / 0), "row holds NaN or infinity"),
+            (lambda t: t.update(more=t["row"]), "yields more, which the base does not have"),
+        ],
+    )
+    def test_what_a_rule_may_not_yield(self, tmp_path, monkeypatch, change, words) -> None:
+        fused = body(3)
+        change(fused)
+        (tmp_path / "wrong_rules.py").write_text("def wrong(base, given, *, seed): return FUSED\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        rule = load("wrong_rules:wrong")
+        monkeypatch.setattr(sys.modules["wrong_rules"], "FUSED", list(fused.items()), raising=False)
+        with pytest.raises(FusionError, match=words):
+            list(rule(Weights(body(0)), contributions(1)))
+        monkeypatch.delitem(sys.modules, "wrong_rules")
 
     def test_a_module_that_is_not_there(self) -> None:
         with pytest.raises(FusionError, match=r"nowhere:rule.*cannot be loaded"):

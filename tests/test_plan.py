@@ -52,7 +52,7 @@ def test_folds_partition_the_tasks() -> None:
         ({"folds": 3, "unseen": "market"}, "give one of them"),
         ({"evaluate.tasks": "markt"}, "evaluate.tasks .this run.*Did you mean 'market'"),
         ({"evaluate.tasks": "music", "tasks": "market"}, "task in evaluate.tasks"),
-        ({"partition.fresh": True}, "goes with partition.kind = shards"),
+        ({"partition.fresh": True}, "set partition.kind = shards, or leave them alone"),
     ],
 )
 def test_what_cannot_be_planned(keys, words) -> None:

@@ -1,7 +1,10 @@
 """How contributors share cores and GPUs."""
 
+import os
+
 import pytest
 
+from cold_flower import resources
 from cold_flower.config import Config
 from cold_flower.errors import ConfigError
 from cold_flower.model import body_of, starting_model
@@ -66,7 +69,10 @@ def test_the_line_says_what_and_why() -> None:
     )
     full = describe(allocate(GPUS, contributors=24, footprint=60 * GB, gpus=0.5))
     assert "4 contributors at once, 4 cores each, 0.5 of a GPU each (2 GPU(s)" in full
-    assert "MORE than fits: raise --gpus-per-contributor" in full
+    assert "MORE than fits: let fewer share it (--gpus-per-contributor" in full
+    alone = describe(allocate(CORES, contributors=24, footprint=900 * GB))
+    assert alone.startswith("1 contributors at once")
+    assert "MORE than fits" in alone
 
 
 def test_the_footprint_by_hand(tiny) -> None:
@@ -74,6 +80,20 @@ def test_the_footprint_by_hand(tiny) -> None:
     body = body_of(starting_model(tiny, seed=0)[0])
     assert count >= sum(t.numel() for t in body.values())
     config = Config.from_flat({"finetune.micro-batch-size": 4, "finetune.max-length": 10})
-    assert footprint(config, tiny) == PROCESS + 20 * count + 34 * 4 * 10 * 2 * 64
+    fixed, tokens = PROCESS + 20 * count, 4 * 10 * 2 * 64
+    assert footprint(config, tiny, bf16=True) == fixed + 34 * tokens
+    assert footprint(config, tiny, bf16=False) == fixed + 68 * tokens  # what auto comes to there
     whole = Config.from_flat({"finetune.batch-size": 8, "finetune.precision": "fp32"})
-    assert footprint(whole, tiny) == PROCESS + 20 * count + 68 * 8 * 128 * 2 * 64
+    assert footprint(whole, tiny, bf16=True) == fixed + 68 * 8 * 128 * 2 * 64
+
+
+def test_a_containers_limits_count(monkeypatch) -> None:
+    limits = {"cpu.max": "150000 100000", "memory.max": "5000000000"}
+    monkeypatch.setattr(resources, "_cgroup", lambda name: limits[name])
+    small = resources.this_machine()
+    assert small.cores == 1
+    assert small.memory <= 5e9
+    monkeypatch.setattr(
+        resources, "_cgroup", lambda name: {"cpu.max": "max 100000"}.get(name, "max")
+    )
+    assert resources.this_machine().cores == len(os.sched_getaffinity(0))

@@ -27,8 +27,8 @@ def gather(client=None, nodes=(1, 2), planned=2, wait=0.3, say=lambda line: None
 
 def test_everybody_by_name() -> None:
     assert gather() == {
-        "ann": roster.Member("ann", 1, "t", 5, 50),
-        "bob": roster.Member("bob", 2, "t", 5, 50),
+        "ann": roster.Member("ann", 1, 5, 50),
+        "bob": roster.Member("bob", 2, 5, 50),
     }
 
 
@@ -55,7 +55,7 @@ def test_a_node_without_a_task_is_left_out() -> None:
 
 
 def test_the_longest_work_is_handed_out_first() -> None:
-    members = [roster.Member(n, 1, n, 5, t) for n, t in (("a", 10), ("c", 30), ("b", 30))]
+    members = [roster.Member(n, 1, 5, t) for n, t in (("a", 10), ("c", 30), ("b", 30))]
     assert [member.name for member in roster.longest_first(members)] == ["b", "c", "a"]
 
 

@@ -158,6 +158,11 @@ def test_adam_moves_no_weight_far(tmp_path) -> None:
         before = made.theta["w"]
         moved = made.step([Weights({"w": before + torch.tensor([small, large])}, name="a")])["w"]
         assert (moved - before).abs().max() <= 1.0001e-3
+    growing = Run(tmp_path, Stages(optimizer="adam"), {"w": torch.zeros(1)})
+    for i in range(30):
+        before = growing.theta["w"]
+        moved = growing.step([Weights({"w": before + 2.0**i}, name="a")])["w"]
+        assert (moved - before).abs() <= 2.3e-3
     faster = replace(EVERY["adam"], learning_rate=0.1)
     assert faster.rate == 0.1
     assert EVERY["adam"].rate == 1e-3
