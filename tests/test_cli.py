@@ -159,7 +159,7 @@ def test_an_environment_that_ray_cannot_use(tmp_path, monkeypatch) -> None:
     config = experiments.configure("demo", {"run-dir": str(tmp_path / "run")})
     allocation = allocate(this_machine(), contributors=12, footprint=1e9)
     with pytest.raises(RunError, match="path has a space: '/home/ann/my project"):
-        simulate(config, 12, allocation, print)
+        simulate(config, 12, allocation, print, "again")
     assert list(tmp_path.iterdir()) == []
 
 
