@@ -142,6 +142,7 @@ class Config:
     recipe: bool = _key(True, "let the suite's [recipe] set keys that stand at their default")
     tasks: str = _key("", "of the suite, comma-separated; empty = all")
     unseen: str = _key("", "tasks that are evaluated but never contribute")
+    pool: int = _key(0, "only the first so many tasks of a permutation by the seed; 0 = all")
     folds: int = _key(0, "cut the tasks into so many parts, drawn from the seed; 0 = do not")
     fold: int = _key(0, "which part is unseen, from 0")
     base_model: str = _key("demo", "a hub name or a folder, resolved at each contributor")

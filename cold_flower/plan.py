@@ -40,6 +40,8 @@ def plan(config: Config) -> Plan:
     suite = tasks.load_suite(config.suite, config.seed)
     chosen = split(config.tasks) or list(suite.tasks)
     _check_names("tasks", chosen, list(suite.tasks), f"suite {config.suite}")
+    if config.pool:
+        chosen = _pool(config, chosen)
     if config.partition.kind == "shards":
         return _shards(config, suite.tasks, chosen)
     if config.partition != Partition():
@@ -56,6 +58,15 @@ def plan(config: Config) -> Plan:
     evaluated = split(config.evaluate.tasks) or names
     _check_names("evaluate.tasks", evaluated, names, "this run")
     return Plan({n: suite.tasks[n] for n in names}, seen, tuple(unseen), tuple(evaluated))
+
+
+def _pool(config: Config, chosen: Sequence[str]) -> list[str]:
+    """Return the first tasks of a permutation (App. E: pools of 4, 8, 16, 36 are nested)."""
+    if config.pool > len(chosen):
+        raise ConfigError(f"pool is {config.pool}, but there are {len(chosen)} tasks")
+    order = sorted(chosen)
+    random.Random(derive(config.seed, "pool")).shuffle(order)
+    return [name for name in chosen if name in order[: config.pool]]
 
 
 def _check_names(key: str, listed: Sequence[str], valid: Sequence[str], where: str) -> None:

@@ -50,6 +50,7 @@ def test_folds_partition_the_tasks() -> None:
         ({"folds": 13}, "folds is 13, expected 2 to 12, the number of tasks"),
         ({"fold": 1}, r"folds is 0, expected 2 to 12, the number of tasks \(fold is 1\)"),
         ({"folds": 3, "unseen": "market"}, "give one of them"),
+        ({"pool": 13}, "pool is 13, but there are 12 tasks"),
         ({"evaluate.tasks": "markt"}, "evaluate.tasks .this run.*Did you mean 'market'"),
         ({"evaluate.tasks": "music", "tasks": "market"}, "task in evaluate.tasks"),
         ({"partition.fresh": True}, "set partition.kind = shards, or leave them alone"),
@@ -58,6 +59,13 @@ def test_folds_partition_the_tasks() -> None:
 def test_what_cannot_be_planned(keys, words) -> None:
     with pytest.raises(ConfigError, match=words):
         plan(Config.from_flat(keys))
+
+
+def test_pools_are_nested() -> None:
+    pools = [set(plan(Config.from_flat({"pool": size})).seen) for size in (3, 6, 12)]
+    assert [len(pool) for pool in pools] == [3, 6, 12]
+    assert pools[0] < pools[1] < pools[2]
+    assert pools[0] != set(plan(Config.from_flat({"pool": 3, "seed": 1})).seen)
 
 
 def test_who_evaluates() -> None:
