@@ -192,6 +192,7 @@ def test_every_shipped_experiment_is_valid_and_says_what_it_is() -> None:
     for name in experiments.names():
         config = experiments.configure(name, {})
         assert config.experiment == name
+        assert experiments.check_keys(config).seen
         text = (experiments.folder() / f"{name}.toml").read_text()
         assert text.startswith("# ")
 
