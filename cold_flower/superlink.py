@@ -18,6 +18,7 @@ from cold_flower.errors import RunError
 
 CONNECTION = "cold-flower"
 START_SECONDS = 60
+KILL_SECONDS = 5  # after these, what still runs is killed
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -131,9 +132,9 @@ def _stop(process: "subprocess.Popen[bytes] | None", mark: str, patience: float 
     started = time.monotonic()
     while left := [pid for pid in family | _marked(mark) if _alive(pid)]:
         waited = time.monotonic() - started
-        if waited > 10:  # not even SIGKILL ends them: nothing more can be done
+        if waited > 2 * KILL_SECONDS:  # not even SIGKILL ends them: nothing more can be done
             break
-        if waited > 5:
+        if waited > KILL_SECONDS:
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,75 @@
+"""Stopping: all that was started, once, whatever else is signalled meanwhile."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+from cold_flower import superlink
+from cold_flower.superlink import Stopped, stoppable, undisturbed
+
+STUBBORN = "trap '' TERM; sleep 100 & echo; wait; wait"
+
+
+@pytest.fixture
+def stubborn(monkeypatch):
+    """Start a process that ignores SIGTERM, and a child that is somebody else's by now."""
+    monkeypatch.setattr(superlink, "KILL_SECONDS", 0.5)
+    environment = {**os.environ, "FLWR_HOME": f"/nowhere/{os.getpid()}"}
+    process = subprocess.Popen(["bash", "-c", STUBBORN], env=environment, stdout=subprocess.PIPE)
+    orphan = subprocess.Popen(
+        ["bash", "-c", "(sleep 100 & echo $!)"], env=environment, stdout=subprocess.PIPE
+    )
+    assert process.stdout and orphan.stdout
+    process.stdout.readline()
+    child = int(orphan.stdout.readline())
+    orphan.wait()
+    yield process, child, f"FLWR_HOME={environment['FLWR_HOME']}"
+    for pipe in (process.stdout, orphan.stdout):
+        pipe.close()
+
+
+def test_everything_that_carries_the_mark_is_stopped(stubborn) -> None:
+    process, child, mark = stubborn
+    superlink._stop(process, mark, patience=0.2)
+    assert process.wait(5) is not None
+    assert not superlink._alive(child)
+    assert not superlink._marked(mark) - {process.pid}
+
+
+def test_a_signal_in_the_middle_of_stopping_leaks_nothing(stubborn) -> None:
+    process, child, mark = stubborn
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    with stoppable(), undisturbed():
+        timer.start()
+        superlink._stop(process, mark, patience=0.2)
+        timer.join()
+    assert process.wait(5) is not None
+    assert not superlink._alive(child)
+
+
+def test_the_first_signal_stops_and_a_second_one_is_ignored() -> None:
+    ended = []
+    with pytest.raises(Stopped) as stopped, stoppable():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            ended.append(True)
+    assert stopped.value.signum == signal.SIGTERM
+    assert ended
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_was_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable():
+            os.kill(os.getpid(), signal.SIGHUP)  # as under nohup
+            time.sleep(0.05)
+    finally:
+        signal.signal(signal.SIGHUP, before)
