@@ -1,6 +1,7 @@
 """Fusion rules: the promises every rule keeps, and the average's own identities."""
 
 import sys
+import weakref
 from functools import reduce
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from strategies import fusion
 from strategies.errors import FusionError
-from strategies.fusion import Weights, load, names
+from strategies.fusion import Weights, _deltas, load, names
 
 
 def body(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -29,8 +32,33 @@ def contributions(n: int, dtype: torch.dtype = torch.float32) -> list[Weights]:
     return [Weights(body(i + 1, dtype), name=f"c{i}", examples=i + 1) for i in range(n)]
 
 
-def fuse(rule: str, base: Weights, given: list[Weights]) -> dict[str, torch.Tensor]:
-    return dict(load(rule)(base, given, seed=3))
+# Options to test besides the defaults; a rule that is not named here is tested with its defaults.
+OPTIONS: dict[str, list[dict[str, object]]] = {
+    "weighted_average": [{"power": 0}, {"weights": {"c1": 3, "gone": 9}}, {"cap": 0.7}],
+    "trimmed_mean": [{"beta": 0.0}, {"beta": 0.45}],
+    "geometric_median": [{"steps": 1, "eps": 1.0}],
+    "krum": [{"byzantine": 0}],
+    "multi_krum": [{"byzantine": 0, "keep": 3}],
+    "ties": [{"density": 1.0, "scale": 0.5}, {"density": 0.9}],
+    "breadcrumbs": [{"density": 0.5, "gamma": 0.3, "scale": 1.0}],
+    "dare": [{"then": "ties", "density": 0.4}, {"drop": 0.9}, {"then": "ties"}],
+}
+Case = tuple[str, dict[str, object]]
+CASES: list[Case] = [(rule, chosen) for rule in names() for chosen in [{}, *OPTIONS.get(rule, [])]]
+BY_DISTANCE = {"geometric_median", "krum", "multi_krum", "model_stock"}
+every_case = pytest.mark.parametrize("rule", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+
+
+def fuse(rule: str | Case, base: Weights, given: list[Weights]) -> dict[str, torch.Tensor]:
+    name, chosen = (rule, {}) if isinstance(rule, str) else rule
+    return dict(load(name, **chosen)(base, given, seed=3))
+
+
+def least(rule: Case) -> int:
+    name, chosen = rule
+    needed = getattr(fusion._find(name), "min_contributions", 1)
+    defaults = {k: p.default for k, p in fusion.options(fusion._find(name)).items()}
+    return needed(**(defaults | chosen)) if callable(needed) else needed
 
 
 def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -39,12 +67,12 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     )
 
 
-@pytest.mark.parametrize("rule", names())
+@every_case
 class TestEveryRule:
     """The contract: a new file in strategies/fusion is tested by existing."""
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-    def test_keeps_keys_shapes_dtypes_and_integers(self, rule: str, dtype: torch.dtype) -> None:
+    def test_keeps_keys_shapes_dtypes_and_integers(self, rule: Case, dtype: torch.dtype) -> None:
         base = body(0, dtype)
         fused = fuse(rule, Weights(base), contributions(5, dtype))
         assert {k: (t.dtype, t.shape) for k, t in fused.items()} == {
@@ -52,30 +80,30 @@ class TestEveryRule:
         }
         assert torch.equal(fused["positions"], base["positions"])
 
-    def test_leaves_its_inputs_alone(self, rule: str) -> None:
+    def test_leaves_its_inputs_alone(self, rule: Case) -> None:
         base, others = body(0), [body(i) for i in range(1, 6)]
         fuse(rule, Weights(base), [Weights(o, name=f"c{i}") for i, o in enumerate(others)])
         assert same_bits(base, body(0))
         assert all(same_bits(o, body(i)) for i, o in enumerate(others, start=1))
 
-    def test_returns_the_base_when_all_equal_it(self, rule: str) -> None:
+    def test_returns_the_base_when_all_equal_it(self, rule: Case) -> None:
         base = body(0)
         equal = [Weights(body(0), name=f"c{i}") for i in range(7)]
         assert same_bits(fuse(rule, Weights(base), equal), base)
 
-    def test_order_does_not_matter_to_the_last_bit(self, rule: str) -> None:
+    def test_order_does_not_matter_to_the_last_bit(self, rule: Case) -> None:
         base, given = Weights(body(0)), contributions(6)
         assert same_bits(fuse(rule, base, given), fuse(rule, base, given[::-1]))
 
-    def test_same_seed_same_bits(self, rule: str) -> None:
+    def test_same_seed_same_bits(self, rule: Case) -> None:
         base, given = Weights(body(0)), contributions(5)
         assert same_bits(fuse(rule, base, given), fuse(rule, base, given))
 
-    def test_finite_in_finite_out(self, rule: str) -> None:
+    def test_finite_in_finite_out(self, rule: Case) -> None:
         fused = fuse(rule, Weights(body(0)), contributions(5))
         assert all(torch.isfinite(t).all() for t in fused.values())
 
-    def test_half_precision_is_computed_in_float32(self, rule: str) -> None:
+    def test_half_precision_is_computed_in_float32(self, rule: Case) -> None:
         halves = contributions(5, torch.float16)
         wide = [
             Weights(
@@ -90,14 +118,163 @@ class TestEveryRule:
         half, full = fuse(rule, Weights(base), halves), fuse(rule, Weights(base32), wide)
         assert all(torch.equal(half[k], full[k].to(half[k].dtype)) for k in half)
 
-    def test_refuses_an_empty_list(self, rule: str) -> None:
+    def test_refuses_an_empty_list(self, rule: Case) -> None:
         with pytest.raises(FusionError, match="got 0"):
-            load(rule)(Weights(body(0)), [])
+            fuse(rule, Weights(body(0)), [])
 
-    def test_refuses_another_shape_naming_both(self, rule: str) -> None:
+    def test_refuses_another_shape_naming_both(self, rule: Case) -> None:
         other = {**body(1), "matrix": torch.zeros(3, 5)}
         with pytest.raises(FusionError, match=r"bad: matrix has shape \(3, 5\), .* \(5, 3\)"):
             fuse(rule, Weights(body(0)), [*contributions(4), Weights(other, name="bad")])
+
+    def test_one_contribution_is_accepted_or_refused_with_the_numbers(self, rule: Case) -> None:
+        needed = least(rule)
+        if rule[1].get("cap"):
+            with pytest.raises(FusionError, match="1 contributions of at most 0.7 each make 0.7"):
+                fuse(rule, Weights(body(0)), contributions(1))
+        elif needed > 1:
+            with pytest.raises(FusionError, match=f"needs {needed} contributions, got 1"):
+                fuse(rule, Weights(body(0)), contributions(1))
+        else:
+            fused = fuse(rule, Weights(body(0)), contributions(1))
+            assert all(torch.isfinite(t).all() for t in fused.values())
+
+    def test_identical_contributions_move_the_base_finitely(self, rule: Case) -> None:
+        same = [Weights(body(1), name=f"c{i}") for i in range(5)]
+        fused = fuse(rule, Weights(body(0)), same)
+        assert all(torch.isfinite(t).all() for t in fused.values())
+        if rule[0] in {"average", "median", "trimmed_mean", "model_stock", *BY_DISTANCE}:
+            assert all(torch.allclose(fused[k], t) for k, t in body(1).items())
+
+    def test_does_not_depend_on_the_block_size(self, rule: Case, monkeypatch) -> None:
+        def wide(seed: int) -> Weights:
+            draw = torch.Generator().manual_seed(seed)
+            made = {k: torch.randn(s, generator=draw) for k, s in (("w", (5, 4001)), ("b", (9,)))}
+            return Weights(made, name=f"c{seed}", examples=seed)
+
+        found = []
+        for block in (1 << 18, 16 * 3, 1000):
+            monkeypatch.setattr(_deltas, "BLOCK", block)
+            found.append(fuse(rule, wide(0), [wide(i) for i in range(1, 7)]))
+        for other in found[1:]:
+            if rule[0] in BY_DISTANCE:  # float64 inner products are rounded block by block
+                assert all(torch.allclose(found[0][k], other[k], atol=1e-6) for k in other)
+            else:
+                assert same_bits(found[0], other)
+
+    @settings(deadline=None, max_examples=15)
+    @given(data=st.data())
+    def test_odd_shapes_and_mixed_types(self, rule: Case, data) -> None:
+        sizes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
+        shapes = data.draw(st.lists(sizes | st.sampled_from([(1, 9), (9, 1)]), max_size=3))
+        types = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
+        draw = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+
+        def model() -> dict[str, torch.Tensor]:
+            made = {
+                str(i): torch.randn(shape, generator=draw).to(data.draw(types))
+                for i, shape in enumerate(shapes)
+            }
+            return made | {"count": torch.tensor(3)}
+
+        base, n = model(), data.draw(st.integers(2, 7))
+        given_ = [Weights(model(), name=f"c{i}", examples=i + 1) for i in range(n - 1)]
+        given_.append(Weights(dict(base), name="b"))  # one that did not move
+        if n < least(rule):
+            with pytest.raises(FusionError, match=f"got {n}"):
+                fuse(rule, Weights(base), given_)
+            return
+        fused = fuse(rule, Weights(base), given_)
+        assert {k: (t.dtype, t.shape) for k, t in fused.items()} == {
+            k: (t.dtype, t.shape) for k, t in base.items()
+        }
+        assert all(torch.isfinite(t).all() for t in fused.values())
+        shuffled = data.draw(st.permutations(given_))
+        assert same_bits(fused, fuse(rule, Weights(base), shuffled))
+
+    def test_memory_does_not_grow_with_the_contributions(self, rule: Case, monkeypatch) -> None:
+        monkeypatch.setattr(_deltas, "BLOCK", 1 << 13)
+        monkeypatch.setattr(_deltas, "ROW", 1 << 11)
+        monkeypatch.setattr("strategies.fusion.dare.CHUNK", 1 << 11)
+
+        def peak(n: int) -> int:
+            base = {"w": torch.randn(150, 200), "v": torch.randn(50, 200)}
+            given_ = [
+                Weights({k: t + torch.randn(t.shape) for k, t in base.items()}, name=f"{i:02d}")
+                for i in range(n)
+            ]
+            with Live() as live:
+                for _ in load(rule[0], **rule[1])(Weights(base), given_, seed=1):
+                    pass
+            return live.peak
+
+        few, many = peak(5), peak(12)
+        assert few > 0
+        assert many < few + 50_000  # bytes; a contribution has 160,000
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of tensors made under it and still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[int, weakref.ref] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        old = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}
+        for tensor in filter(torch.is_tensor, tree_leaves(made)):
+            storage = tensor.untyped_storage()
+            if id(storage) not in old and id(storage) not in self.seen:
+                self.now += (size := storage.nbytes())
+                self.peak = max(self.peak, self.now)
+                self.seen[id(storage)] = weakref.finalize(storage, self.gone, id(storage), size)
+        return made
+
+    def gone(self, which: int, size: int) -> None:
+        del self.seen[which]
+        self.now -= size
+
+
+def test_sort_is_a_sort() -> None:
+    for n in range(1, 34):
+        block = torch.randn(n, 200, generator=torch.Generator().manual_seed(n)).round(decimals=1)
+        expected = block.sort(dim=0).values
+        assert torch.equal(torch.stack(_deltas.sort(block)), expected)
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.data())
+def test_magnitude_is_the_kth_largest(data) -> None:
+    draw = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    size = data.draw(st.sampled_from([1, 50, 5000, 100_000]))
+    vector = torch.randn(size, generator=draw)
+    kind = data.draw(st.sampled_from(["plain", "ties", "zeros", "equal", "front"]))
+    if kind == "ties":
+        vector = vector.round(decimals=1)
+    elif kind == "zeros":
+        vector *= torch.rand(size, generator=draw) < 0.3
+    elif kind == "equal":
+        vector = vector.sign()
+    elif kind == "front":  # the sample misses what matters
+        vector *= 1e-3
+        vector[1 :: _deltas.STRIDE] = 5
+    base = Weights({"a": torch.zeros(size // 3), "b": torch.zeros(size - size // 3)})
+    parts = {"a": vector[: size // 3], "b": vector[size // 3 :]}
+    delta = _deltas.Difference(base, Weights(parts))
+    k = data.draw(st.integers(1, size))
+    found = _deltas.magnitude(delta, _deltas.learned(base), k)
+    assert found == vector.abs().sort(descending=True).values[k - 1].item()
+    assert _deltas.magnitude(delta, _deltas.learned(base), 0) == float("inf")
+    assert _deltas.magnitude(delta, _deltas.learned(base), size + 1) == 0
+
+
+def test_half_precision_does_not_overflow() -> None:
+    base = Weights({"w": torch.zeros(2, dtype=torch.float16)})
+    large = torch.tensor([6e4, -6e4], dtype=torch.float16)
+    given_ = [Weights({"w": large}, name=f"{i}") for i in range(9)]
+    assert fuse("task_arithmetic", base, given_)["w"].tolist() == [65504, -65504]
 
 
 class TestAverage:

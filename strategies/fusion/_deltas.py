@@ -11,6 +11,7 @@ a sum over contributions is taken row by row (`total`), because torch's own redu
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -84,10 +85,10 @@ class Stack:
 
 
 def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return float32 values as the base's type; what is too large for it, as its largest."""
+    """Return values as the base's type; what is too large for it, as its largest."""
     if dtype in (torch.float16, torch.bfloat16):
         limits = torch.finfo(dtype)
-        values = values.clamp(limits.min, limits.max)
+        values = values.float().clamp(limits.min, limits.max)
     return values.to(dtype)
 
 
@@ -120,7 +121,7 @@ def fuse(
 
 def total(block: Tensor | list[Tensor], weights: Sequence[float] | None = None) -> Tensor:
     """Return the (weighted) sum of a block's rows, in their order; it takes the first's place."""
-    rows = list(block)
+    rows: list[Tensor] = list(block)
     for row, weight in zip(rows, weights or (), strict=weights is not None):
         row.mul_(weight)
     for row in rows[1:]:
@@ -131,15 +132,29 @@ def total(block: Tensor | list[Tensor], weights: Sequence[float] | None = None) 
 
 def gram(base: Weights, given: Sequence[Delta]) -> dict[str, Tensor]:
     """Return <d_i, d_j> of every tensor, in one pass: float64 [n, n] by name."""
-    stack, n = Stack(given), len(given)
-    found = {}
-    for key, count in learned(base).items():
-        products = torch.zeros(n, n, dtype=torch.float64)
-        for span in spans(count, n):
-            block = stack.read(key, span).double()
-            products += block @ block.T
-        found[key] = products
+    stack, n, found = Stack(given), len(given), {}
+    with one_thread():
+        for key, count in learned(base).items():
+            found[key] = torch.zeros(n, n, dtype=torch.float64)
+            for span in spans(count, n):
+                block = stack.read(key, span).double()
+                found[key] += block @ block.T
     return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Multiply small matrices without threads.
+
+    Their sums then do not depend on how many there are; and where another process needs a
+    core, threads that wait for each other after every block take 20 times as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def whole(base: Weights, given: Sequence[Delta]) -> Tensor:
