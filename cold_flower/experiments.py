@@ -118,6 +118,7 @@ def check_keys(config: Config) -> Plan:
         ColdFlowerError, FusionError: the first thing that is wrong.
     """
     from cold_flower.strategy import check as check_fusion
+    from strategies.fusion import load
 
     config.protocols()
     check_fusion(config)
@@ -129,6 +130,14 @@ def check_keys(config: Config) -> Plan:
         schedule=config.schedule,
         seed=config.seed,
     )
+    if not config.fusion.strategy:
+        rule = load(config.fusion.rule, **config.rule_options())
+        needed, least = getattr(rule, "min_contributions", 1), config.quorum or len(asked)
+        if needed > least:
+            raise ConfigError(
+                f"fusion rule {config.fusion.rule} needs {needed} contributions with these "
+                f"options, but an iteration may have {least} (contributors-per-iteration, quorum)"
+            )
     if config.quorum > len(asked):
         raise ConfigError(
             f"quorum is {config.quorum}, but an iteration asks {len(asked)} contributors"

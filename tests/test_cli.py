@@ -55,6 +55,20 @@ WRONG = {
     "a relative suite": (["demo", "--set", "suite=my.toml"], "give the absolute path"),
     "a task": (["demo", "--set", "tasks=wether"], "(suite demo) 'wether'. Did you mean 'weather'"),
     "a rule": (["demo", "--set", "fusion.rule=avrage"], "'avrage'. Did you mean 'average'"),
+    "a rule's condition": (
+        ["demo", "--set", "fusion.rule=krum", "--set", "fusion.options={byzantine = 3}"],
+        "krum needs 9 contributions with these options, but an iteration may have 8",
+    ),
+    "an option out of range": (
+        ["demo", "--set", "fusion.rule=ties", "--set", "fusion.options={density = 1.5}"],
+        "density of fusion rule ties is a float in (0, 1], got 1.5",
+    ),
+    "a stage": (["demo", "--set", "fusion.momentum=1"], "momentum is at least 0 and below 1, got 1"),
+    "a stage beside a strategy": (
+        ["demo", "--set", "fusion.strategy=flwr.serverapp.strategy:FedAvg", "--set",
+         "fusion.momentum=0.5"],
+        "fusion.strategy replaces rule and stages",
+    ),
     "an option": (["demo", "--set", "fusion.options={k = 1}"], "fusion rule average 'k'"),
     "a strategy": (
         ["demo", "--set", "fusion.strategy=flwr.serverapp.strategy:FedAgv"],

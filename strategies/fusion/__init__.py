@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from torch import Tensor
 
 from strategies.errors import FusionError
-from strategies.fusion._options import check
+from strategies.fusion._options import accepts, check
 from strategies.fusion._weights import (
     DTYPES,
     Fingerprint,
@@ -68,10 +68,11 @@ def options(rule: Rule) -> dict[str, inspect.Parameter]:
 def explain(name: str) -> str:
     """Return a rule's name, options with defaults, and what its file says at the top."""
     module = importlib.import_module(f"{__name__}.{name}")
+    lines = [name, *textwrap.indent((module.__doc__ or "").strip(), "    ").splitlines()]
     known = options(getattr(module, name)).values()
-    signature = ", ".join(f"{p.name} = {p.default!r}" for p in known)
-    text = textwrap.indent((module.__doc__ or "").strip(), "    ")
-    return f"{name}({signature})\n{text}"
+    said = [f"{p.name} = {p.default!r}  ({accepts(p)})" for p in known] or ["none"]
+    lines += ["", "    Options: " + said[0], *(" " * 13 + option for option in said[1:])]
+    return "\n".join(lines)
 
 
 def load(name: str, **chosen: object) -> Rule:
@@ -79,7 +80,7 @@ def load(name: str, **chosen: object) -> Rule:
 
     The result is called as ``rule(base, given, seed=...)``; it checks ``given``
     (number, names, keys, shapes) and hands it to the rule sorted by name, so that the
-    order of arrival cannot matter.
+    order of arrival cannot matter. Its ``min_contributions`` says how many it needs.
 
     Raises:
         FusionError: no such rule, or an option that it does not have or that cannot be this.
@@ -109,6 +110,7 @@ def load(name: str, **chosen: object) -> Rule:
         _check(name, base, ordered, least)
         return _as_promised(name, base, rule(base, ordered, seed=seed, **chosen))
 
+    checked.min_contributions = least  # type: ignore[attr-defined]
     return checked
 
 
