@@ -119,6 +119,8 @@ def interrupt(folder: Path) -> bool:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            # As in a terminal, also where this runs in the background, which ignores Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             start_new_session=True,  # Ctrl-C reaches the whole group, as from a terminal
             env={**os.environ, MARK: name},
         )

@@ -206,3 +206,34 @@ def test_real_datasets_and_a_real_encoder(tmp_path) -> None:
     before = AutoModel.from_pretrained(f"{REAL}/models/minilm").state_dict()
     after = AutoModel.from_pretrained(run / "iterations" / "latest").state_dict()
     assert before.keys() == after.keys()
+
+
+def test_a_baseline_is_scored_as_iteration_1(finished, tmp_path) -> None:
+    done = simulate(
+        tmp_path, "run", "--set", "baseline=multitask", "--set", "iterations=1",
+    )  # fmt: skip
+    assert "multitask: 3 tasks, 192 training examples" in done.stdout
+    run = tmp_path / "run"
+    assert Repository(run).manifest(1)["rule"] == "multitask"
+    scores = rows(run, "scores.jsonl")
+    assert {r["iteration"] for r in scores} == {0, 1}
+    start = [r for r in scores if r["iteration"] == 0]
+    assert start == [r for r in rows(finished, "scores.jsonl") if r["iteration"] == 0]
+    assert (run / "report.html").exists()
+
+
+def test_a_checkpoint_is_scored_against_a_run(finished, tmp_path) -> None:
+    """The last base of a run, evaluated by itself, has the score that it had in the run."""
+    command = [
+        "evaluate", str(finished / "iterations" / "latest"), "--suite", "demo", "--protocols",
+        "frozen", "--against", str(finished), "--run-dir", "scored", *SMALL[:4], *SMALL[6:12],
+    ]  # fmt: skip
+    done = cold_flower(*command, cwd=tmp_path, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gain ± SE" in done.stdout
+    own = {r["task"]: r["value"] for r in rows(tmp_path / "scored", "scores.jsonl")}
+    last = [r for r in rows(finished, "scores.jsonl") if r["iteration"] == 2]
+    assert own == {r["task"]: r["value"] for r in last}
+    again = cold_flower(*command, cwd=tmp_path, timeout=240)  # nothing is left to do
+    assert again.returncode == 0
+    assert "frozen 0." not in again.stdout.split("gain of")[0].split("contributors are ready")[1]
