@@ -104,10 +104,11 @@ def interrupt(folder: Path) -> bool:
     moments = {
         "before-the-run": lambda events: True,
         "finetuning": lambda events: any(
-            e.get("phase") == "finetune" and e["done"] == 1 for e in events
+            e.get("phase") == "finetune" and e.get("done") == 1 for e in events
         ),
         "evaluating": lambda events: any(
-            e.get("phase") == "evaluate" and (e["iteration"], e["done"]) == (1, 5) for e in events
+            e.get("phase") == "evaluate" and (e["iteration"], e.get("done")) == (1, 5)
+            for e in events
         ),
     }
     good = True
