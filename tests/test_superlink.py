@@ -14,6 +14,14 @@ from cold_flower.superlink import Stopped, stoppable, undisturbed
 STUBBORN = "trap '' TERM; sleep 100 & echo; wait; wait"
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """Heed Ctrl-C, also where the tests run in the background of a shell that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def stubborn(monkeypatch):
     """Start a process that ignores SIGTERM, and a child that is somebody else's by now."""
