@@ -122,7 +122,7 @@ class Evaluate:
     every: int = _key(1, "iterations between evaluations; the first and last always", least=1)
     protocols: str = _key("frozen,finetuned", f"comma-separated, of {', '.join(PROTOCOLS)}")
     max_test_examples: int = _key(0, "test examples used of a task; 0 = all")
-    tasks: str = _key("", "evaluate these alone, comma-separated; empty = all of the run's")
+    tasks: str = _key("", "evaluate these alone, comma-separated, or unseen; empty = all")
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,12 @@ def plan(config: Config) -> Plan:
         raise ConfigError(f"no task contributes: tasks are {chosen}, all of them in unseen")
     names = (*seen, *unseen)
     evaluated = split(config.evaluate.tasks) or names
+    if evaluated == ["unseen"]:
+        if not unseen:
+            raise ConfigError(
+                "evaluate.tasks is unseen, but every task is seen: set unseen or folds"
+            )
+        evaluated = unseen
     _check_names("evaluate.tasks", evaluated, names, "this run")
     return Plan({n: suite.tasks[n] for n in names}, seen, tuple(unseen), tuple(evaluated))
 

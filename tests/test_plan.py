@@ -42,6 +42,12 @@ def test_folds_partition_the_tasks() -> None:
     assert other.unseen != folds[0].unseen == plan(Config.from_flat({"folds": 3})).unseen
 
 
+def test_only_the_unseen_tasks_are_evaluated() -> None:
+    chosen = plan(Config.from_flat({"folds": 3, "evaluate.tasks": "unseen"}))
+    assert chosen.evaluated == chosen.unseen
+    assert len(chosen.unseen) == 4
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -52,6 +58,10 @@ def test_folds_partition_the_tasks() -> None:
         ({"folds": 3, "unseen": "market"}, "give one of them"),
         ({"pool": 13}, "pool is 13, but there are 12 tasks"),
         ({"evaluate.tasks": "markt"}, "evaluate.tasks .this run.*Did you mean 'market'"),
+        (
+            {"recipe": False, "suite": "demo", "evaluate.tasks": "unseen"},
+            "every task is seen: set unseen or folds",
+        ),
         ({"evaluate.tasks": "music", "tasks": "market"}, "task in evaluate.tasks"),
         ({"partition.fresh": True}, "set partition.kind = shards, or leave them alone"),
     ],
