@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Folder(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._files)
 
-    @property
+    @cached_property
     def body(self) -> dict[str, str]:
         """Return the body: its names without prefix, and how the file calls them.
 
@@ -211,9 +212,8 @@ def fuse(
     if out.exists():
         raise ModelError(f"{out} exists: name a new folder with --out")
     body, left = _common(base, models)
-    given = [Weights(m, name=m.name, stored_as={k: m.body[k] for k in body}) for m in models]
-    theta = Weights(base, stored_as=body)
-    _check_finite([*given, Weights(base, name=base.name, stored_as=body)])
+    given = [_Checked(model, {key: model.body[key] for key in body}) for model in models]
+    theta = _Checked(base, body)
     # In the file's order, the body first: the rule yields in the order of the base's keys.
     stored = set(body.values())
     ordered = {body[key]: base.template[body[key]] for key in theta.keys()}  # noqa: SIM118 - no dict
@@ -245,7 +245,7 @@ def fuse(
 
 def _common(base: Folder, models: Sequence[Folder]) -> tuple[dict[str, str], list[str]]:
     """Return the body that all have, and what of the base's a model lacks (a pooler)."""
-    body, left = base.body, []
+    body, left = dict(base.body), []
     for model in models:
         theirs = model.body
         _check_architecture(base, model)
@@ -289,11 +289,25 @@ def _check_architecture(base: Folder, model: Folder) -> None:
             )
 
 
-def _check_finite(models: Sequence[Weights]) -> None:
-    for model in models:
-        for key, tensor in model.items():
+class _Checked(Weights):
+    """A model's body; each tensor is checked when it is first read, while it is in the cache.
+
+    Raises:
+        FusionError: NaN or infinity, by model and tensor.
+    """
+
+    def __init__(self, folder: Folder, stored_as: Mapping[str, str]) -> None:
+        super().__init__(folder, name=folder.name, stored_as=stored_as)
+        self._finite: set[str] = set()
+
+    def get(self, key: str, rows: slice = slice(None)) -> Tensor:
+        """Return a tensor, or some rows of it; not to be written to."""
+        tensor = super().get(key, rows)
+        if rows == slice(None) and key not in self._finite:
             if not is_finite(tensor):
-                raise FusionError(f"model {model.name}: tensor {key} holds NaN or infinity")
+                raise FusionError(f"model {self.name}: tensor {key} holds NaN or infinity")
+            self._finite.add(key)
+        return tensor
 
 
 def _check_space(template: Template, out: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
+from strategies.fusion._deltas import deltas, fuse, total
 from strategies.fusion._weights import Weights
 
 
@@ -18,13 +19,8 @@ def average(base: Weights, given: Sequence[Weights], *, seed: int) -> Iterator[t
     The form with differences returns the base to the last bit when every contribution
     equals it; a plain float32 mean of n equal models does not.
     """
-    for key in base.keys():  # noqa: SIM118 - Weights is not a dict
-        theta = base.get(key)
-        if not theta.is_floating_point():  # integer buffers are not learned
-            yield key, theta
-            continue
-        start = theta.float()
-        total = given[0].get(key).float() - start
-        for weights in given[1:]:
-            total += weights.get(key).float() - start
-        yield key, (start + total.mul_(1 / len(given))).to(theta.dtype)
+
+    def mean(key: str, block: Tensor) -> Tensor:
+        return total(block).mul_(1 / len(given))
+
+    return fuse(base, deltas(base, given), mean)
