@@ -103,8 +103,13 @@ def train(message: Message, context: Context) -> RecordDict:
     body = _body(message)
     iteration = int(config.get("iteration", config.get("server-round", 1)))
     seed = int(config.get("seed", me.config.seed))
-    run = str(config.get("run", ""))
-    trained, metrics = me.finetune(body, iteration=iteration, seed=seed, run=run)
+    trained, metrics = me.finetune(
+        body,
+        iteration=iteration,
+        seed=seed,
+        run=str(config.get("run", "")),
+        abandoned=config.get("abandoned", ()),
+    )
     metrics["seconds"] = time.perf_counter() - started
     about = {
         "contributor": me.name,
@@ -129,7 +134,11 @@ def evaluate(message: Message, context: Context) -> RecordDict:
             raise ConfigError(unknown("protocol", name, PROTOCOLS))
     seed = int(config.get("seed", me.config.seed))
     iteration = int(config.get("iteration", config.get("server-round", 0)))
-    scores = me.evaluate(_body(message), chosen, iteration=iteration, seed=seed)
+    split_name = str(config.get("split", "test"))
+    if split_name not in ("test", "dev"):
+        raise ConfigError(unknown("split", split_name, ("test", "dev")))
+    body = _body(message)
+    scores = me.evaluate(body, chosen, iteration=iteration, seed=seed, split=split_name)
     about = {
         "contributor": me.name,
         "task": me.task.name,

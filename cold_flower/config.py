@@ -116,6 +116,34 @@ class Fusion:
 
 
 @dataclass(frozen=True)
+class Screening:
+    """What is refused before it is fused; the form of a reply is always checked."""
+
+    checks: str = _key(
+        "duplicate,unchanged,metrics,random,norm,cosine", "comma-separated; empty = none"
+    )
+    norm: float = _key(5.0, "refuse an update so many times the median norm", least=1)
+    cosine: float = _key(
+        -0.2, "refuse an update whose median cosine with the others' is below", least=-1, most=1
+    )
+    similarity: float = _key(
+        0.5, "refuse a model with a matrix whose cosine with the base's is below", least=-1, most=1
+    )
+
+
+@dataclass(frozen=True)
+class Gating:
+    """Whether a candidate becomes the next base: the contributors' own validation decides."""
+
+    protocol: str = _key(
+        "", "validate each candidate so; empty = no gate", choices=("", *PROTOCOLS)
+    )
+    tolerance: float = _key(0.01, "by how much the mean score may fall")
+    task_tolerance: float = _key(0.1, "by how much any contributor's score may fall")
+    budget: int = _key(8, "so many more candidates, each without one contribution more")
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """What is measured, at the contributors, on their test data."""
 
@@ -152,6 +180,7 @@ class Config:
     seed: int = _key(0, "everything random is derived from it")
     run_dir: str = _key("", "where the run lies, absolute; empty = a new folder")
     resume: bool = _key(False, "continue the run in run-dir")
+    keep_iterations: int = _key(0, "delete the weights of all but the newest so many; 0 = none")
     quorum: int = _key(0, "good contributions an iteration needs; 0 = all that are asked")
     baseline: str = _key(
         "",
@@ -173,6 +202,8 @@ class Config:
     probe: Probe = Probe()
     few_shot: FewShot = FewShot()
     fusion: Fusion = Fusion()
+    screen: Screening = Screening()
+    gate: Gating = Gating()
     evaluate: Evaluate = Evaluate()
     wait: Wait = Wait()
 

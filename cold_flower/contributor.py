@@ -6,7 +6,8 @@ Its own things (tokenised data, kept heads) lie under ``COLD_FLOWER_HOME``, a fo
 import hashlib
 import json
 import os
-from dataclasses import astuple
+from collections.abc import Collection
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import torch
@@ -101,12 +102,19 @@ class Contributor:
         return Splits(train, dev, test, data.labels, self.task.kind, self.task.metric)
 
     def finetune(
-        self, body: State, *, iteration: int, seed: int, run: str = ""
+        self,
+        body: State,
+        *,
+        iteration: int,
+        seed: int,
+        run: str = "",
+        abandoned: Collection[int] = (),
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Finetune from ``body`` on the own task; return the new body and its metrics.
 
         The head stays here (paper, section 3: every dataset has its own). It is made
-        fresh, or with ``finetune.head = keep`` it is that of an earlier iteration of ``run``.
+        fresh, or with ``finetune.head = keep`` it is that of an earlier iteration of ``run``
+        that is not ``abandoned``, by a rollback.
         """
         data = self.splits(iteration)
         derived = derive(seed, iteration, self.name, "train")
@@ -115,7 +123,7 @@ class Contributor:
         )
         heads = Heads(self._folder, run)
         if self.config.finetune.head == "keep":
-            heads.load_into(model, iteration)
+            heads.load_into(model, iteration, abandoned)
         outcome = finetune(
             model,
             data.train,
@@ -134,10 +142,20 @@ class Contributor:
         }
 
     def evaluate(
-        self, body: State, chosen: list[str], *, iteration: int, seed: int
+        self, body: State, chosen: list[str], *, iteration: int, seed: int, split: str = "test"
     ) -> dict[str, float]:
-        """Score ``body`` on the own test data under each protocol, with heads made fresh."""
-        data = self.splits(iteration, evaluation=True)
+        """Score ``body`` on the own test data under each protocol, with heads made fresh.
+
+        Args:
+            body: the base.
+            chosen: the protocols.
+            iteration: with ``partition.fresh``, which rows.
+            seed: the run's.
+            split: ``test``, or ``dev`` for the gate.
+        """
+        data = self.splits(iteration, evaluation=split == "test")
+        if split == "dev":
+            data = replace(data, test=data.dev)
         if "few-shot" in chosen:
             tasks.check_few_shot(self.task, self.config, len(data.train))
         # The same draws at every iteration: then only the body makes the difference.

@@ -5,14 +5,14 @@ or an evaluation that was cut off, costs nothing again.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from cold_flower.config import Config
-from cold_flower.journal import SCORES, Journal
+from cold_flower.journal import SCORES, VALIDATION, Journal
 from cold_flower.plan import Plan
 from cold_flower.report import summary
 from cold_flower.roster import Member, longest_first
@@ -67,16 +67,72 @@ class Evaluation:
             RunStopped: a contributor did not answer, or not as it should.
         """
         self._reuse(iteration, sha256)
-        work = self._work(iteration, arrays)
-        if not work:
+        asked = [p for p in COSTLY_FIRST if p in self._config.protocols()]
+        known = {
+            (row["task"], row["protocol"])
+            for row in self._journal.rows(SCORES)
+            if row["iteration"] == iteration
+        }
+        due = {
+            (member, protocol)
+            for member in self._evaluators
+            for protocol in asked
+            if (self._plan.tasks[member.name].name, protocol) not in known
+        }
+        if not due:
             return
-        busy = 0.0
-        say(f"evaluating {iteration}", done=0, of=len(work))
+        say(f"evaluating {iteration}", done=0, of=self._messages(due))
+        for _ in self._ask(iteration, arrays, sha256, due, say, SCORES):
+            pass
+        scores = summary(self._journal.rows(SCORES), iteration)
+        say(f"base {iteration}: {scores}", scores=scores)
+
+    def validate(
+        self, iteration: int, arrays: ArrayRecord, sha256: str, say: Callable[..., None]
+    ) -> dict[str, float]:
+        """Score a candidate on the contributors' own validation data, for the gate.
+
+        Returns:
+            The score by contributor, of all that contribute to the run. What is known of the
+            same weights is not asked for again; fresh shards have new data every iteration.
+
+        Raises:
+            RunStopped: a contributor did not answer, or not as it should.
+        """
+        seen = [m for m in self._members.values() if m.name in self._plan.seen]
+        found = {
+            row["contributor"]: row["value"]
+            for row in self._journal.rows(VALIDATION)
+            if row["base"] == sha256
+            and (row["iteration"] == iteration or not self._config.partition.fresh)
+        }
+        due = {(m, self._config.gate.protocol) for m in seen if m.name not in found}
+        if due:
+            say(f"validating a candidate for iteration {iteration}", done=0, of=len(due))
+        for row in self._ask(iteration, arrays, sha256, due, say, VALIDATION):
+            found[row["contributor"]] = row["value"]
+        return dict(sorted(found.items()))
+
+    def _messages(self, due: Collection[tuple[Member, str]]) -> int:
+        return len(due) if self._spread else len({member for member, _ in due})
+
+    def _ask(
+        self,
+        iteration: int,
+        arrays: ArrayRecord,
+        sha256: str,
+        due: Collection[tuple[Member, str]],
+        say: Callable[..., None],
+        file: str,
+    ) -> Iterator[dict[str, Any]]:
+        """Have members score under a protocol each; yield each row once it is in the file."""
+        work = self._work(iteration, arrays, due, "dev" if file == VALIDATION else "test")
         replies = exchange(
             self._grid,
             {key: message for key, (_, _, message) in work.items()},
             timeout=self._config.wait.replies,
         )
+        busy = 0.0
         for done, (key, reply) in enumerate(replies, start=1):
             member, asked, _ = work[key]
             if reply is None or reply.has_error():
@@ -90,14 +146,15 @@ class Evaluation:
                 raise RunStopped(
                     f"iteration {iteration}, scores of {member.name}: {reason}"
                 ) from reason
-            self._journal.append(SCORES, rows)
+            if file == VALIDATION:
+                rows = [{**row, "contributor": member.name} for row in rows]
+            self._journal.append(file, rows)
             seconds = records.config_of(reply.content, records.CONTRIBUTOR).get("seconds")
             busy += seconds if isinstance(seconds, float) and 0 <= seconds < math.inf else 0.0
             figures = ", ".join(f"{row['protocol']} {row['value']:.3f}" for row in rows)
             line = f"{done}/{len(work)} {member.name} {figures}"
             say(line, done=done, of=len(work), busy=busy)
-        scores = summary(self._journal.rows(SCORES), iteration)
-        say(f"base {iteration}: {scores}", scores=scores)
+            yield from rows
 
     def _reuse(self, iteration: int, sha256: str) -> None:
         """Copy the rows of an earlier iteration with the same base."""
@@ -110,39 +167,47 @@ class Evaluation:
         self._journal.append(SCORES, copies)
 
     def _work(
-        self, iteration: int, arrays: ArrayRecord
+        self,
+        iteration: int,
+        arrays: ArrayRecord,
+        due: Collection[tuple[Member, str]],
+        split: str,
     ) -> dict[str, tuple[Member, list[str], Message]]:
         """Return whom to ask for which protocols, what takes longest first."""
-        known = {
-            (row["task"], row["protocol"])
-            for row in self._journal.rows(SCORES)
-            if row["iteration"] == iteration
-        }
-        asked = [p for p in COSTLY_FIRST if p in self._config.protocols()]
+        asked = [p for p in COSTLY_FIRST if any(p == protocol for _, protocol in due)]
         batches: Sequence[Sequence[str]] = [[p] for p in asked] if self._spread else [asked]
         work = {}
         for batch in batches:
-            for member in longest_first(self._evaluators):
-                due = [p for p in batch if (self._plan.tasks[member.name].name, p) not in known]
-                if due:
-                    protocols = ",".join(due)
-                    config = ConfigRecord({"protocols": protocols, "seed": self._config.seed})
-                    config["iteration"] = iteration
-                    content = RecordDict({records.ARRAYS: arrays, records.CONFIG: config})
+            for member in longest_first({member for member, _ in due}):
+                chosen = [p for p in batch if (member, p) in due]
+                if chosen:
+                    protocols = ",".join(chosen)
+                    config: dict[str, int | str] = {
+                        "protocols": protocols,
+                        "seed": self._config.seed,
+                        "iteration": iteration,
+                        "split": split,
+                    }
+                    content = RecordDict(
+                        {records.ARRAYS: arrays, records.CONFIG: ConfigRecord(dict(config))}
+                    )
                     message = Message(content, member.node, MessageType.EVALUATE)
-                    work[f"{member.name} {protocols}"] = (member, due, message)
+                    work[f"{member.name} {protocols}"] = (member, chosen, message)
         return work
 
     def _rows(
         self, iteration: int, member: Member, asked: Sequence[str], reply: Message, sha256: str
     ) -> list[dict[str, Any]]:
+        records.check_size(reply.content)
         metrics = records.metrics_of(reply.content)
         size = int(metrics.pop(records.EXAMPLES))
         metric = self._plan.tasks[member.name].metric
         if differing := metrics.keys() ^ set(asked):
             name = min(differing)
             kind = "unexpected" if name in metrics else "missing"
-            raise Refused(f"{kind} protocol {name[:80]!r}, asked for {', '.join(asked)}")
+            raise Refused(
+                f"{kind} protocol {records.text_of(name)!r}, asked for {', '.join(asked)}"
+            )
         for protocol, value in metrics.items():
             if not (0 if metric == "accuracy" else -1) <= value <= 1:
                 raise Refused(f"{protocol} is {value}, which no {metric} can be")

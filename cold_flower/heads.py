@@ -7,6 +7,7 @@ iteration that is repeated after a crash begins with the same head as the first 
 
 import hashlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,22 @@ class Heads:
         save_file(head, temporary)
         temporary.replace(path)
 
-    def load_into(self, model: Any, iteration: int) -> int | None:
+    def load_into(self, model: Any, iteration: int, abandoned: Collection[int] = ()) -> int | None:
         """Put the newest head from before ``iteration`` into a model; return whose it was.
+
+        Args:
+            model: takes the head.
+            iteration: that is about to be trained.
+            abandoned: iterations that a rollback left behind; their heads fit other bodies.
 
         Raises:
             ModelError: it does not fit the model.
         """
-        earlier = [p for p in self._folder.glob("[0-9]*.safetensors") if int(p.stem) < iteration]
+        there = {int(path.stem): path for path in self._folder.glob("[0-9]*.safetensors")}
+        earlier = [n for n in there if n < iteration and n not in abandoned]
         if not earlier:
             return None
-        path = max(earlier, key=lambda p: int(p.stem))
+        path = there[max(earlier)]
         found = load_file(path)
         own = head_of(model)
         shapes = {name: tuple(t.shape) for name, t in own.items()}

@@ -17,6 +17,7 @@ from cold_flower.config import Config
 from cold_flower.errors import RunError
 
 CONFIG, SCORES, CONTRIBUTIONS = "config.json", "scores.jsonl", "contributions.jsonl"
+VALIDATION = "validation.jsonl"  # of the gate
 RESULT, PROGRESS = "result.json", "progress.jsonl"
 WORKERS = "COLD_FLOWER_WORKERS"  # environment: the runner tells the ServerApp of its workers
 _MAY_CHANGE = ("iterations", "resume", "run-dir", "log")

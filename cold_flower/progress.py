@@ -14,7 +14,8 @@ from rich.text import Text
 
 Event = Mapping[str, Any]
 
-PHASES = ("start", "finetune", "fuse", "evaluate")
+WORK = ("finetune", "validate", "evaluate")  # of the contributors
+PHASES = ("start", "finetune", "validate", "fuse", "evaluate")
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Progress:
 
     Phases follow one another in wall-clock time: **start** until the first message to a
     contributor, **finetune** from asking a cohort to its last answer, **fuse** from there to
-    the published base, **evaluate** until its last score.
+    the published base, with a gate interrupted by **validate**, **evaluate** until its last score.
     """
 
     started: float
@@ -60,7 +61,7 @@ class Progress:
             return
         entered = self._enter(event["phase"], int(event["iteration"]), now)
         self.done, self.of = event.get("done", self.done), event.get("of", self.of)
-        self._left = event["left"]
+        self._left = event.get("left", self._left)
         busy = float(event.get("busy", self._busy))
         if not entered:  # what a resumed run found at the start was worked before
             self.busy += busy - self._busy
@@ -105,13 +106,14 @@ class Progress:
 
     def idle(self, workers: int) -> float:
         """Return the share of the workers' time, while they had work, that was not used."""
-        there = workers * (self.seconds["finetune"] + self.seconds["evaluate"])
+        there = workers * sum(self.seconds[phase] for phase in WORK)
         return max(0.0, 1 - self.busy / there) if there else 0.0
 
 
 def phases(progress: Progress, workers: int) -> str:
     """Say how long each phase took in all."""
-    parts = ", ".join(f"{name} {progress.seconds[name]:.0f} s" for name in PHASES)
+    shown = [name for name in PHASES if name != "validate" or progress.seconds[name]]
+    parts = ", ".join(f"{name} {progress.seconds[name]:.0f} s" for name in shown)
     idle = f"{100 * progress.idle(workers):.0f} %"
     return f"{parts}; while contributors worked, their {workers} workers were idle {idle}"
 

@@ -8,11 +8,15 @@
 Iteration 0 is the starting model. A published folder holds all tensors of the starting
 model, those of the body replaced, so it loads as the starting model did. A folder is
 written under a temporary name, fsynced and renamed: nothing is ever half visible.
+
+A number is used once: after a rollback the next iteration is the largest number there is
+plus one, and its parent tells the lineage.
 """
 
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +24,13 @@ from typing import Any
 from torch import Tensor
 
 from cold_flower.errors import RunError
+from cold_flower.journal import Journal
 from strategies.fusion import Template, Weights, write_safetensors
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
 STATE = "fusion-state.safetensors"  # the memory of the fusion's optimizer, where it has one
+ROLLBACKS = "rollbacks.jsonl"
 
 
 class Repository:
@@ -38,15 +44,51 @@ class Repository:
         link = self.folder / "latest"
         return int(os.readlink(link)) if link.is_symlink() else None
 
+    def numbers(self) -> list[int]:
+        """Return every iteration there is, also those that a rollback left behind."""
+        return sorted(int(path.name) for path in self.folder.glob("[0-9]*"))
+
+    def lineage(self) -> list[int]:
+        """Return the iterations from the start to the head."""
+        found, at = [], self.latest()
+        while at is not None:
+            found.append(at)
+            at = self.manifest(at)["parent"]
+        return found[::-1]
+
     def recover(self) -> int | None:
         """Finish a publish that was cut off between its last two steps; return the head."""
-        latest = self.latest()
-        complete = [int(p.name) for p in self.folder.glob("[0-9]*")]
-        if complete and max(complete) != latest:
-            newest = max(complete)
-            if self.manifest(newest)["parent"] == latest:
+        latest, numbers = self.latest(), self.numbers()
+        left_behind = max((row["newest"] for row in self.rollbacks()), default=-1)
+        for newest in numbers[-1:]:
+            if newest > left_behind and self.manifest(newest)["parent"] == latest:
                 self._point(newest)
         return self.latest()
+
+    def rollback(self, iteration: int) -> None:
+        """Make an earlier iteration the head; nothing is deleted.
+
+        Raises:
+            RunError: there is no such iteration, or only its manifest was kept.
+        """
+        self.manifest(iteration)
+        if not (self.path(iteration) / WEIGHTS).exists():
+            raise RunError(f"iteration {iteration} has no weights any more (keep-iterations)")
+        about = {"from": self.latest(), "to": iteration, "newest": self.numbers()[-1]}
+        Journal(self.folder).append(ROLLBACKS, [{**about, "time": now()}])
+        self._point(iteration)
+
+    def rollbacks(self) -> list[dict[str, Any]]:
+        """Return what was rolled back: from, to, the newest number then, time."""
+        return Journal(self.folder).rows(ROLLBACKS)
+
+    def prune(self, keep: int) -> None:
+        """Leave of all but the newest ``keep`` iterations, the start and the head the manifest."""
+        spared = {0, self.latest(), *self.numbers()[-keep:]}
+        for number in set(self.numbers()) - spared:
+            for file in self.path(number).iterdir():
+                if file.name != MANIFEST:
+                    file.unlink()
 
     def path(self, iteration: int) -> Path:
         """Return an iteration's folder."""
@@ -56,13 +98,18 @@ class Repository:
         """Read an iteration's manifest.
 
         Raises:
-            RunError: there is no such iteration.
+            RunError: there is no such iteration, or what is there is not ours.
         """
+        path = self.path(iteration) / MANIFEST
         try:
-            found: dict[str, Any] = json.loads((self.path(iteration) / MANIFEST).read_text())
+            found: dict[str, Any] = json.loads(path.read_text())
+            if not _is_manifest(found, iteration):
+                raise ValueError("not as it was written")
         except FileNotFoundError as error:
-            there = sorted(p.name for p in self.folder.glob("[0-9]*"))
+            there = ", ".join(map(str, self.numbers())) or "none"
             raise RunError(f"no iteration {iteration} in {self.folder}; there: {there}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{path} is damaged: {error}") from error
         return found
 
     def state(self) -> Path | None:
@@ -174,6 +221,31 @@ class Repository:
         link.symlink_to(self.path(iteration).name)
         link.replace(self.folder / "latest")
         _fsync(self.folder)
+
+
+def _is_manifest(found: Any, iteration: int) -> bool:
+    """Return whether the lineage can be followed through this; a parent comes before its child."""
+    if not isinstance(found, dict) or found.get("iteration") != iteration:
+        return False
+    contributors, parent = found.get("contributors", []), found.get("parent")
+    if not isinstance(contributors, list) or not all(
+        isinstance(row, dict) and {"name", "verdict"} <= row.keys() for row in contributors
+    ):
+        return False
+    if iteration == 0:
+        names = found.get("body")
+        return (
+            parent is None
+            and isinstance(found.get("prefix"), str)
+            and isinstance(names, list)
+            and all(isinstance(name, str) for name in names)
+        )
+    return isinstance(parent, int) and 0 <= parent < iteration
+
+
+def now() -> str:
+    """Return the time as a manifest records it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _fsync(path: Path) -> None:

@@ -6,9 +6,7 @@ published and evaluated (`_Run.after_round`).
 """
 
 import os
-import time
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,16 @@ from cold_flower.errors import ColdFlowerError
 from cold_flower.evaluation import Evaluation
 from cold_flower.identity import code_sha256, versions
 from cold_flower.journal import CONTRIBUTIONS, RESULT, SCORES, WORKERS, Journal, run_id
+from cold_flower.manifest import manifest
 from cold_flower.plan import plan, resolve
-from cold_flower.repository import Repository
+from cold_flower.repository import Repository, now
 from cold_flower.roster import gather, longest_first
 from cold_flower.schedule import cohort
-from cold_flower.strategy import stages, strategy
+from cold_flower.strategy import screen, strategy
 from strategies import records
-from strategies.diagnostics import diagnose
 from strategies.errors import StrategyError
 from strategies.fusion import Weights, fingerprint
+from strategies.gate import Gate
 from strategies.inbox import Inbox
 
 app = ServerApp()
@@ -70,8 +69,9 @@ class _Run:
         config = self._config
         base = model.load_base(config.base_model)
         self._publish_start(base)
-        first = (self._repository.latest() or 0) + 1
+        first = self._repository.numbers()[-1] + 1
         self._record_contributions(first - 1)
+        self._norms = self._accepted_norms()
         whole = plan(config)
         self._members = gather(
             self._grid,
@@ -102,10 +102,16 @@ class _Run:
             keep_arrays=bool(config.fusion.strategy),
             # One more than there are workers: the next message waits where it is needed.
             window=workers + 1 if workers else 0,
+            screen=screen(config),
+            promised={name: member.examples for name, member in self._members.items()},
+            history=lambda name: self._norms.get(name, []),
             say=self._say_of_finetuning,
         )
-        self._inbox.drop()  # what a crash left between publishing and dropping
-        body = self._repository.body(first - 1)
+        self._drop()  # what a crash left between publishing and dropping
+        body = self._repository.body(self._head)
+        train = ConfigRecord({"seed": config.seed, "run": self._run_id})
+        if abandoned := {*self._repository.numbers()} - {*self._repository.lineage()}:
+            train["abandoned"] = sorted(abandoned)
         self._say(
             f"{len(self._members)} contributors are ready, {len(self._seen)} of them contribute "
             f"({sum(self._members[name].examples for name in self._seen)} training examples); "
@@ -113,18 +119,19 @@ class _Run:
             iterations=config.iterations,
         )
         with trackers.open(config, self._journal.run_dir, self._run_id) as self._tracker:
-            strategy(config, self._inbox, self._repository).start(
+            self._gate = self._make_gate() if config.gate.protocol else None
+            strategy(config, self._inbox, self._repository, self._gate).start(
                 self._inbox,
                 records.pack(body.items()),
                 num_rounds=max(0, config.iterations - first + 1),
                 timeout=config.wait.replies,
-                train_config=ConfigRecord({"seed": config.seed, "run": self._run_id}),
+                train_config=train,
                 evaluate_fn=self.after_round,
             )
 
     def after_round(self, server_round: int, arrays: ArrayRecord) -> None:
         """Publish what the round made, then evaluate it if that is due."""
-        iteration = self._first - 1 + server_round
+        iteration = self._first - 1 + server_round if server_round else self._head
         if server_round:
             self._publish(iteration, arrays)
             where = self._repository.path(iteration)
@@ -141,6 +148,44 @@ class _Run:
         contributors = self._repository.manifest(iteration).get("contributors", [])
         if server_round or self._first == 1:  # a resumed run has logged its first base before
             self._tracker.log(iteration, rows, contributors)
+
+    @property
+    def _head(self) -> int:
+        head = self._repository.latest()
+        assert head is not None  # the start is published first
+        return head
+
+    def _accepted_norms(self) -> dict[str, list[float]]:
+        """Return each contributor's norms along the lineage, for screening."""
+        found: dict[str, list[float]] = {}
+        for iteration in self._repository.lineage():
+            for row in self._repository.manifest(iteration).get("contributors", []):
+                if row["verdict"] == "accepted":
+                    found.setdefault(row["name"], []).append(row["diff-norm"])
+        return found
+
+    def _make_gate(self) -> Gate[ArrayRecord]:
+        def validate(arrays: ArrayRecord, sha256: str) -> dict[str, float]:
+            iteration = self._inbox.iteration
+
+            def say(line: str, **about: Any) -> None:
+                self._say(line, phase="validate", iteration=iteration, **about)
+
+            return self._evaluation.validate(iteration, arrays, sha256, say)
+
+        def before() -> dict[str, float]:
+            body = self._repository.body(self._head)
+            sha256 = self._repository.manifest(self._head)["sha256"]
+            return validate(records.pack(body.items()), sha256)
+
+        chosen = self._config.gate
+        return Gate(
+            lambda candidate: validate(candidate, fingerprint(records.unpack(candidate))),
+            before,
+            tolerance=chosen.tolerance,
+            task_tolerance=chosen.task_tolerance,
+            budget=chosen.budget,
+        )
 
     def _say_of_finetuning(self, line: str) -> None:
         iteration, arrivals = self._inbox.iteration, self._inbox.arrivals.values()
@@ -179,7 +224,7 @@ class _Run:
             lambda folder: model.save_starting_model(starting, base, folder),
             body,
             model.prefix_of(starting),
-            {"sha256": fingerprint(body.items()), "base-model": base.name, "time": _now()},
+            {"sha256": fingerprint(body.items()), "base-model": base.name, "time": now()},
         )
 
     def _cohort(self, iteration: int) -> list[str]:
@@ -193,45 +238,35 @@ class _Run:
         return [member.name for member in longest_first(self._members[name] for name in names)]
 
     def _publish(self, iteration: int, arrays: ArrayRecord) -> None:
-        parent = iteration - 1
+        parent = self._head
+        judged = self._gate.judgement if self._gate else None
+        for name in judged.left_out if judged else ():
+            self._inbox.refuse(name, "gate: the validation scores are better without it")
+        if judged and not judged.accepted:
+            self._say(f"iteration {iteration} rejected by the gate: {judged.reason}")
         fused = Weights(records.Tensors(arrays))
-        arrivals = sorted(self._inbox.arrivals.values(), key=lambda a: a.name)
-        accepted = [arrival for arrival in arrivals if arrival.path]
-        found = diagnose(self._repository.body(parent), [a.weights() for a in accepted])
-        place = {arrival.name: i for i, arrival in enumerate(accepted)}
-        rows = []
-        for arrival in arrivals:
-            numbers = {k: v for k, v in arrival.metrics.items() if k != records.EXAMPLES}
-            i = place.get(arrival.name)
-            rows.append(
-                {
-                    **numbers,
-                    "name": arrival.name,
-                    "verdict": arrival.verdict,
-                    "reason": arrival.reason,
-                    "examples": int(arrival.metrics.get(records.EXAMPLES, 0)),
-                    "sha256": arrival.sha256,
-                    "diff-norm": None if i is None else found.norms[i],
-                    "cosine": None if i is None else found.cosines[i],
-                    "leave-one-out": None if i is None else found.without[i],
-                    "layers": {} if i is None else {k: v[i] for k, v in found.layers.items()},
-                    **arrival.where,
-                }
-            )
-        manifest = {
-            "rule": self._config.fusion.strategy or self._config.fusion.rule,
-            "options": self._config.rule_options(),
-            "stages": {k.replace("_", "-"): v for k, v in asdict(stages(self._config)).items()},
-            "contributors": rows,
-            "cosines": {a.name: found.pairwise[place[a.name]] for a in accepted},
-            "sign-conflicts": found.conflicts,
-            "sha256": fingerprint(fused.items()),
-            "time": _now(),
-        }
-        state = self._inbox.state if self._inbox.state.exists() else None
-        self._repository.publish(iteration, parent, fused, manifest, state=state)
+        about = manifest(
+            self._config,
+            self._repository.body(parent),
+            self._inbox.arrivals.values(),
+            judged,
+            fingerprint(fused.items()),
+        )
+        # A candidate that was rejected has left its memory in the inbox; the base keeps its own.
+        rejected = judged is not None and not judged.accepted
+        state = self._repository.state() if rejected else self._inbox.state
+        state = state if state and state.exists() else None
+        self._repository.publish(iteration, parent, fused, about, state=state)
         self._record_contributions(iteration)
-        self._inbox.drop()
+        self._norms = self._accepted_norms()
+        self._drop()
+        if self._config.keep_iterations:
+            self._repository.prune(self._config.keep_iterations)
+
+    def _drop(self) -> None:
+        """Empty the inbox of an iteration that is published; keep what was refused aside."""
+        rows = self._repository.manifest(self._inbox.iteration).get("contributors", [])
+        self._inbox.drop([row["name"] for row in rows if row["verdict"] == "refused"])
 
     def _record_contributions(self, iteration: int) -> None:
         """Copy those of an iteration's contributors from its manifest that are not there."""
@@ -242,7 +277,3 @@ class _Run:
             if (iteration, row["name"]) not in there:
                 rows.append({**plain, "iteration": iteration, "contributor": row["name"]})
         self._journal.append(CONTRIBUTIONS, rows)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

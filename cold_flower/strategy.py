@@ -3,18 +3,23 @@
 import importlib
 from dataclasses import replace
 
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
-from cold_flower.config import Config, Fusion
+from cold_flower.config import Config, Fusion, split
 from cold_flower.errors import ConfigError
 from cold_flower.repository import Repository
 from strategies.cold_fusion import ColDFusion
 from strategies.fusion import load
+from strategies.gate import Gate
 from strategies.inbox import Inbox
+from strategies.screening import Screen
 from strategies.stages import Stages, staged
 
 
-def strategy(config: Config, inbox: Inbox, repository: Repository) -> Strategy:
+def strategy(
+    config: Config, inbox: Inbox, repository: Repository, gate: Gate[ArrayRecord] | None = None
+) -> Strategy:
     """Return ColDFusion with the chosen rule and stages, or the Flower strategy that is named.
 
     Raises:
@@ -31,26 +36,41 @@ def strategy(config: Config, inbox: Inbox, repository: Repository) -> Strategy:
         before=repository.state,
         after=lambda: inbox.state,
     )
-    return ColDFusion(fuse, inbox=inbox, seed=config.seed)
+    return ColDFusion(fuse, inbox=inbox, seed=config.seed, gate=gate)
 
 
 def check(config: Config) -> None:
-    """Check the ``fusion.*`` keys.
+    """Check the ``fusion.*``, ``screen.*`` and ``gate.*`` keys.
 
     Raises:
         ConfigError, FusionError: naming what is wrong.
     """
+    screen(config)
     if not config.fusion.strategy:
         load(config.fusion.rule, **config.rule_options())
         stages(config)
         return
     stock_strategy(config)
+    if config.gate.protocol:
+        raise ConfigError("gate.protocol needs a fusion rule: a Flower strategy fuses only once")
     plain = replace(Fusion(), strategy=config.fusion.strategy, options=config.fusion.options)
     if config.fusion != plain:
         raise ConfigError(
             "fusion.strategy replaces rule and stages: leave fusion.rule, clip, learning-rate, "
             "optimizer, momentum, nesterov and anchor alone"
         )
+
+
+def screen(config: Config) -> Screen | None:
+    """Return what judges contributions; None if nothing but their form is checked.
+
+    Raises:
+        FusionError: a check that is not known.
+    """
+    chosen = config.screen
+    checks = tuple(split(chosen.checks))
+    made = Screen(checks, norm=chosen.norm, cosine=chosen.cosine, similarity=chosen.similarity)
+    return made if checks else None
 
 
 def stages(config: Config) -> Stages:

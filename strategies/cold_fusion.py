@@ -15,7 +15,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from strategies import records
+from strategies.diagnostics import diagnose
 from strategies.fusion import Rule, Weights
+from strategies.gate import Gate
 from strategies.inbox import Inbox
 
 
@@ -28,12 +30,17 @@ class ColDFusion(Strategy):
         fuse: a rule from `strategies.fusion.load`.
         inbox: collects the contributions; pass the same one to `start` as the grid.
         seed: handed to the rule, for those that draw.
+        gate: has each candidate validated before it is the next base; an iteration without a
+            candidate that passes leaves the base as it is.
     """
 
-    def __init__(self, fuse: Rule, *, inbox: Inbox, seed: int = 0) -> None:
+    def __init__(
+        self, fuse: Rule, *, inbox: Inbox, seed: int = 0, gate: Gate[ArrayRecord] | None = None
+    ) -> None:
         self._fuse = fuse
         self._inbox = inbox
         self._seed = seed
+        self._gate = gate
         self._base = ArrayRecord()
 
     def configure_train(
@@ -48,13 +55,28 @@ class ColDFusion(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fuse the accepted contributions, tensor by tensor, from disk."""
-        accepted = [a for a in self._inbox.arrivals.values() if a.path]
+        accepted = {a.name: a for a in self._inbox.accepted()}
         base = Weights(records.Tensors(self._base))
-        given = [arrival.weights() for arrival in accepted]
-        fused = records.pack(self._fuse(base, given, seed=self._seed))
+
+        def make(names: Iterable[str]) -> ArrayRecord:
+            given = [accepted[name].weights() for name in names]
+            return records.pack(self._fuse(base, given, seed=self._seed))
+
+        def suspects() -> list[str]:
+            found = diagnose(base, [arrival.weights() for arrival in accepted.values()])
+            far = dict(zip(accepted, found.without, strict=True))
+            return sorted(far, key=lambda name: -far[name])
+
+        if self._gate:
+            least = getattr(self._fuse, "min_contributions", 1)
+            fused = self._gate.choose([*accepted], make, suspects, least)
+        else:
+            fused = make(accepted)
+        if fused is None:
+            return None, None
         # Dead now, but Flower's loop holds on to the first one until the end: a whole model.
         self._base.clear()
-        losses = [a.metrics["train-loss"] for a in accepted if "train-loss" in a.metrics]
+        losses = [a.metrics["train-loss"] for a in accepted.values() if "train-loss" in a.metrics]
         metrics: dict[str, float] = {"contributions": len(accepted)}
         if losses:
             metrics["train-loss"] = sum(losses) / len(losses)

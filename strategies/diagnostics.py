@@ -1,5 +1,6 @@
 """How the contributions of an iteration lie to each other (paper, section 9): one pass."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor
 
 from strategies.fusion import Weights
-from strategies.fusion._deltas import Stack, deltas, learned, spans
+from strategies.fusion._deltas import Stack, deltas, learned, one_thread, spans
+
+MATRIX = 1024  # numbers: of what is smaller, such as a layer norm, the cosine says little
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Diagnosis:
     """Share of the coordinates on which two of them have opposite signs."""
     layers: dict[str, list[float]]
     """L2 norm of each in each layer, by the layer's name."""
+    least: list[tuple[float, str]]
+    """Of each: the least cosine of one of its matrices with the base's, and which (`MATRIX`)."""
 
 
 def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
@@ -35,19 +40,29 @@ def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
     stack = Stack(deltas(base, given))
     layers: dict[str, Tensor] = {}
     total = torch.zeros(n, n, dtype=torch.float64)
+    least = [(1.0, "")] * n
     conflicts = size = 0
-    for key, count in learned(base).items():
-        products = torch.zeros(n, n, dtype=torch.float64)
-        for span in spans(count, n):
-            block = stack.read(key, span)
-            opposed = (block.amax(0) > 0) & (block.amin(0) < 0)
-            conflicts += int(opposed.sum())
-            wide = block.double()
-            products += wide @ wide.T
-        size += count
-        total += products
-        layer = layer_of(key)
-        layers[layer] = layers.get(layer, 0) + products.diagonal()
+    with one_thread():
+        for key, count in learned(base).items():
+            theta = base.get(key)
+            products = torch.zeros(n, n, dtype=torch.float64)
+            along, square = torch.zeros(n, dtype=torch.float64), 0.0  # <d_i, theta>, |theta|^2
+            for span in spans(count, n):
+                block = stack.read(key, span)
+                opposed = (block.amax(0) > 0) & (block.amin(0) < 0)
+                conflicts += int(opposed.sum())
+                wide, start = block.double(), theta.ravel()[span].double()
+                products += wide @ wide.T
+                along += wide @ start
+                square += float(start @ start)
+            size += count
+            total += products
+            layer = layer_of(key)
+            layers[layer] = layers.get(layer, 0) + products.diagonal()
+            if theta.dim() > 1 and count >= MATRIX and square:
+                own = (products.diagonal() + 2 * along + square).clamp(min=0).sqrt()
+                cosines = _ratio(square + along, own * math.sqrt(square)).tolist()
+                least = [min(old, (new, key)) for old, new in zip(least, cosines, strict=True)]
     norms = total.diagonal().sqrt()
     mean = total.sum().sqrt() / n  # its norm
     to_mean = total.sum(1) / n  # <d_i, mean>
@@ -60,6 +75,7 @@ def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
         pairwise=_ratio(total, norms[:, None] * norms[None, :]).tolist(),
         conflicts=conflicts / size if size else 0.0,
         layers={name: squares.sqrt().tolist() for name, squares in layers.items()},
+        least=least,
     )
 
 

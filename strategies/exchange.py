@@ -9,6 +9,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from strategies.errors import DeadActorError
+from strategies.records import text_of
 
 
 def exchange(
@@ -72,4 +73,4 @@ def _first_reply(grid: Grid, message_ids: Iterable[str]) -> Message | None:
 def reason_of(reply: Message) -> str:
     """Return the last line of an error reply's reason, which may be a whole traceback."""
     lines = str(reply.error.reason or f"error code {reply.error.code}").strip().splitlines()
-    return lines[-1].strip()[:500] if lines else f"error code {reply.error.code}"
+    return text_of(lines[-1].strip(), 500) if lines else f"error code {reply.error.code}"

@@ -7,51 +7,24 @@ ask again for what is already there. So any Flower strategy trains exactly the c
 contributors, and a run that was stopped goes on with what had arrived.
 """
 
-import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from strategies import records
+from strategies.arrivals import Arrival, Shelf
 from strategies.errors import QuorumError, Refused
 from strategies.exchange import exchange, reason_of
-from strategies.fusion import (
-    Fingerprint,
-    Template,
-    Weights,
-    fingerprint,
-    read_metadata,
-    write_safetensors,
-)
+from strategies.fusion import Template, Weights, fingerprint
 from strategies.names import NAME
-from strategies.screening import finite
+from strategies.screening import Candidate, Verdict
 
-
-@dataclass(frozen=True)
-class Arrival:
-    """What became of one contributor's answer in this iteration."""
-
-    name: str
-    verdict: str
-    """``accepted``, ``refused`` or ``missing``."""
-    reason: str = ""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    sha256: str = ""
-    path: Path | None = None
-    where: Mapping[str, str] = field(default_factory=dict)
-    """What it was computed on: see `records.WHEREABOUTS`."""
-
-    def weights(self) -> Weights:
-        """Open the accepted body."""
-        if self.path is None:
-            raise ValueError(f"{self.name} is {self.verdict}: no body to read")
-        examples = int(self.metrics[records.EXAMPLES])
-        return Weights(self.path, name=self.name, examples=examples)
+Screening = Callable[[Weights, str, Sequence[Candidate]], Mapping[str, Verdict]]
 
 
 class Inbox(Grid):
@@ -67,6 +40,10 @@ class Inbox(Grid):
         keep_arrays: leave the arrays in the replies too, for strategies that fuse
             them themselves; costs one model per contributor in memory.
         window: how many contributors may be at work at once; 0 is all (see `exchange`).
+        screen: judges the contributions of an iteration together, once all have arrived: takes
+            the base, its fingerprint and the candidates.
+        promised: how many training examples a contributor has, by name.
+        history: returns the norms of a contributor's earlier contributions.
         say: called with a line at each arrival.
     """
 
@@ -81,6 +58,9 @@ class Inbox(Grid):
         quorum: int = 0,
         keep_arrays: bool = False,
         window: int = 0,
+        screen: Screening | None = None,
+        promised: Mapping[str, int] = MappingProxyType({}),
+        history: Callable[[str], Sequence[float]] = lambda name: (),
         say: Callable[[str], None] = lambda line: None,
         poll: float = 0.1,
     ) -> None:
@@ -94,6 +74,9 @@ class Inbox(Grid):
         self._quorum = quorum
         self._keep_arrays = keep_arrays
         self._window = window
+        self._screen = screen
+        self._promised = promised
+        self._history = history
         self._say = say
         self._poll = poll
         self.iteration = first - 1
@@ -122,10 +105,11 @@ class Inbox(Grid):
         template = records.template_of(arrays)
         base = fingerprint(records.unpack(arrays))
         asked = {self._names[m.metadata.dst_node_id]: self._stamped(m, base) for m in listed}
-        self.arrivals = self._on_disk(asked, base)
+        found = {name: self._shelf.find(name, base) for name in asked}
+        self.arrivals = {name: arrival for name, arrival in found.items() if arrival}
         here = f" (already here: {', '.join(self.arrivals)})" if self.arrivals else ""
         self._say(f"iteration {self.iteration}: asking {len(asked)} contributors{here}")
-        replies = [self._reread(asked[name], arrival) for name, arrival in self.arrivals.items()]
+        replies = {name: self._reread(asked[name], a) for name, a in self.arrivals.items()}
         wanted = {name: m for name, m in asked.items() if name not in self.arrivals}
         arriving = exchange(
             self._grid, wanted, timeout=timeout, poll=self._poll, window=self._window
@@ -135,14 +119,48 @@ class Inbox(Grid):
             self.arrivals[name] = arrival
             self._say(self._line(arrival, len(asked)))
             if arrival.path and reply is not None:
-                replies.append(self._reread(reply, arrival) if self._keep_arrays else reply)
+                replies[name] = self._reread(reply, arrival) if self._keep_arrays else reply
+        if self._screen:
+            self._judge(self._screen, Weights(records.Tensors(arrays)), base)
         self._check_quorum(len(asked))
-        # Sorted, so that a strategy that sums in order of arrival gives the same bits.
-        return sorted(replies, key=lambda m: str(m.content[records.CONTRIBUTION]["contributor"]))
+        # By name, so that a strategy that sums in order of arrival gives the same bits.
+        return [replies[arrival.name] for arrival in self.accepted()]
 
-    def drop(self) -> None:
-        """Delete the current iteration's files: they are fused and published."""
-        shutil.rmtree(self._folder / f"{self.iteration:04d}", ignore_errors=True)
+    def accepted(self) -> list[Arrival]:
+        """Return the contributions that are to be fused, by name."""
+        return [a for _, a in sorted(self.arrivals.items()) if a.verdict == "accepted"]
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Take back that a contribution was accepted."""
+        self.arrivals[name] = replace(self.arrivals[name], verdict="refused", reason=reason)
+        self._say(f"iteration {self.iteration}: {name} refused: {reason}")
+
+    def drop(self, refused: Iterable[str] = ()) -> None:
+        """Delete the current iteration's files: they are fused and published.
+
+        Args:
+            refused: names whose files go to quarantine instead.
+        """
+        for name in refused:
+            self._shelf.quarantine(name)
+        self._shelf.clear()
+
+    def _judge(self, screen: Screening, base: Weights, sha256: str) -> None:
+        candidates = [
+            Candidate(
+                a.name,
+                a.sha256,
+                a.metrics,
+                a.weights(),
+                self._promised.get(a.name, 0),
+                self._history(a.name),
+            )
+            for a in self.accepted()
+        ]
+        for name, verdict in screen(base, sha256, candidates).items():
+            self.arrivals[name] = replace(self.arrivals[name], figures=verdict.figures)
+            if verdict.reason:
+                self.refuse(name, verdict.reason)
 
     def _stamped(self, message: Message, base: str) -> Message:
         """Copy a message with iteration and base in its config; the arrays are shared."""
@@ -158,24 +176,12 @@ class Inbox(Grid):
 
     @property
     def state(self) -> Path:
-        """Where a rule's stages leave their memory; no contributor can have that name."""
-        return self._path("_state")
+        """Where a rule's stages leave their memory."""
+        return self._shelf.state
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{self.iteration:04d}" / f"{name}.safetensors"
-
-    def _on_disk(self, names: Iterable[str], base: str) -> dict[str, Arrival]:
-        found = {}
-        for name in names:
-            path = self._path(name)
-            if path.exists():
-                about = read_metadata(path)
-                if about["base"] == base:
-                    metrics = json.loads(about["metrics"])
-                    sha256 = fingerprint(Weights(path).items())
-                    where = json.loads(about["where"])
-                    found[name] = Arrival(name, "accepted", "", metrics, sha256, path, where)
-        return found
+    @property
+    def _shelf(self) -> Shelf:
+        return Shelf(self._folder, self.iteration)
 
     def _take(
         self, name: str, reply: Message | None, template: Template, base: str, timeout: float | None
@@ -185,32 +191,21 @@ class Inbox(Grid):
         if reply.has_error():
             return Arrival(name, "refused", f"error reply: {reason_of(reply)}")
         try:
+            records.check_size(reply.content)
             metrics = records.metrics_of(reply.content)
             self._check_about(name, reply.content, base)
             where = records.whereabouts_of(reply.content, records.CONTRIBUTION)
-            about = {"base": base, "metrics": json.dumps(metrics), "where": json.dumps(where)}
-            sha256 = self._spill(name, reply.content, template, about)
+            body = records.body_of(reply.content, template)
+            return self._shelf.put(name, body, template, base, metrics, where)
         except Refused as reason:
             return Arrival(name, "refused", str(reason))
-        return Arrival(name, "accepted", "", metrics, sha256, self._path(name), where)
 
     def _check_about(self, name: str, content: RecordDict, base: str) -> None:
         about = records.config_of(content, records.CONTRIBUTION)
         expected = {"contributor": name, "iteration": self.iteration, "base": base}
         for key, value in expected.items():
             if about.get(key) != value:
-                raise Refused(f"{key} is {str(about.get(key))[:80]!r}, expected {value!r}")
-
-    def _spill(
-        self, name: str, content: RecordDict, template: Template, about: Mapping[str, str]
-    ) -> str:
-        """Write a reply's body to disk, emptying the reply; return its fingerprint."""
-        path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        seen = Fingerprint()
-        body = seen.passing(finite(records.body_of(content, template)))
-        write_safetensors(path, template, body, about)
-        return seen.hexdigest()
+                raise Refused(f"{key} is {records.text_of(about.get(key))!r}, expected {value!r}")
 
     def _reread(self, message: Message, arrival: Arrival) -> Message:
         """Return a reply built from the file, with arrays only where they are needed."""
@@ -237,9 +232,12 @@ class Inbox(Grid):
         return f"{done} {arrival.name} finetuned in {seconds:.1f} s"
 
     def _check_quorum(self, asked: int) -> None:
-        accepted = sum(arrival.verdict == "accepted" for arrival in self.arrivals.values())
+        accepted = len(self.accepted())
         needed = self._quorum or asked
         if accepted < needed:
+            for arrival in self.arrivals.values():
+                if arrival.verdict == "refused":  # a resumed run asks it again
+                    self._shelf.quarantine(arrival.name)
             causes = "; ".join(
                 f"{a.name} {a.verdict}: {a.reason}"
                 for a in self.arrivals.values()

@@ -23,6 +23,10 @@ CONTRIBUTION = "contribution"  # ConfigRecord beside a trained body
 WHEREABOUTS = ("device", "visible-gpus", "worker")  # in the above: what it was computed on
 EXAMPLES = "num-examples"  # the key in METRICS that Flower's strategies weigh by
 
+# What a reply may hold beside the arrays: far more than ours do, far less than would hurt.
+MOST_RECORDS, MOST_KEYS, LONGEST_KEY, LONGEST_VALUE = 8, 64, 64, 10_000
+HEADER = 1024  # bytes by which a numpy file may be larger than its values
+
 
 def pack(items: Iterable[tuple[str, Tensor]]) -> ArrayRecord:
     """Turn named tensors into an ArrayRecord, one at a time."""
@@ -44,7 +48,8 @@ def tensor_of(array: Array) -> Tensor:
             return torch.from_numpy(values)
         held = f"{values.dtype} {values.shape}"
     except Exception as error:  # bytes from the wire: numpy may raise anything (zip, header, size)
-        raise Refused(f"an array cannot be decoded: {error or type(error).__name__}") from error
+        why = text_of(error, 200) or type(error).__name__
+        raise Refused(f"an array cannot be decoded: {why}") from error
     raise Refused(f"an array says {array.dtype} {tuple(array.shape)} but holds {held}")
 
 
@@ -77,6 +82,36 @@ def template_of(record: ArrayRecord) -> Template:
     }
 
 
+def text_of(value: object, limit: int = 80) -> str:
+    """Return text from the wire as a line that can be shown: short, without control codes."""
+    return "".join(c if c.isprintable() else "?" for c in str(value)[:limit])
+
+
+def check_size(content: RecordDict) -> None:
+    """Refuse a reply with more than a reply can have, before any of it is looked at.
+
+    Raises:
+        Refused: too many records or keys, or one too long.
+    """
+    if len(content) > MOST_RECORDS:
+        raise Refused(f"{len(content)} records, expected at most {MOST_RECORDS}")
+    for name in content:
+        if len(name) > LONGEST_KEY:
+            raise Refused(f"a record's name has {len(name)} characters, at most {LONGEST_KEY}")
+    small: list[Mapping[str, Any]] = []
+    small += content.metric_records.values()
+    small += content.config_records.values()
+    for record in small:
+        if len(record) > MOST_KEYS:
+            raise Refused(f"a record with {len(record)} keys, expected at most {MOST_KEYS}")
+        for key, value in record.items():
+            if len(key) > LONGEST_KEY:
+                raise Refused(f"a key has {len(key)} characters, expected at most {LONGEST_KEY}")
+            size = len(value) if isinstance(value, str | bytes | list) else 1
+            if size > LONGEST_VALUE:
+                raise Refused(f"{text_of(key)!r} has length {size}, at most {LONGEST_VALUE}")
+
+
 def body_of(content: RecordDict, expected: Template) -> Iterator[tuple[str, Tensor]]:
     """Check a train reply's form, then yield its tensors in the base's order.
 
@@ -87,9 +122,14 @@ def body_of(content: RecordDict, expected: Template) -> Iterator[tuple[str, Tens
         Refused: no ``arrays`` or ``metrics`` record, or a body of another form.
     """
     if set(content.array_records) != {ARRAYS}:
-        raise Refused(f"expected one ArrayRecord {ARRAYS!r}, got {sorted(content.array_records)}")
+        got = text_of(sorted(content.array_records))
+        raise Refused(f"expected one ArrayRecord {ARRAYS!r}, got {got}")
     record = content.array_records[ARRAYS]
     check_template({n: (a.dtype, tuple(a.shape)) for n, a in record.items()}, expected)
+    for name, (dtype, shape) in expected.items():
+        size, most = len(record[name].data), dtype.itemsize * math.prod(shape) + HEADER
+        if size > most:
+            raise Refused(f"{name} comes in {size} bytes, expected at most {most}")
     return ((name, tensor_of(record.pop(name))) for name in expected)
 
 
@@ -102,14 +142,14 @@ def metrics_of(content: RecordDict) -> dict[str, float]:
     """
     if set(content.metric_records) != {METRICS}:
         raise Refused(
-            f"expected one MetricRecord {METRICS!r}, got {sorted(content.metric_records)}"
+            f"expected one MetricRecord {METRICS!r}, got {text_of(sorted(content.metric_records))}"
         )
     record = content.metric_records[METRICS]
     if lists := [key for key, value in record.items() if isinstance(value, list)]:
-        raise Refused(f"metric {lists[0]!r} is a list, expected a number")
+        raise Refused(f"metric {text_of(lists[0])!r} is a list, expected a number")
     metrics: dict[str, float] = dict(record.items())  # type: ignore[arg-type]
     if bad := [key for key, value in metrics.items() if not math.isfinite(value)]:
-        raise Refused(f"metric {bad[0]!r} is {metrics[bad[0]]}")
+        raise Refused(f"metric {text_of(bad[0])!r} is {metrics[bad[0]]}")
     if not metrics.get(EXAMPLES, 0) >= 1:
         raise Refused(f"metric {EXAMPLES!r} is {metrics.get(EXAMPLES)}, expected above 0")
     return metrics
@@ -123,7 +163,7 @@ def config_of(content: RecordDict, key: str) -> dict[str, Any]:
 def whereabouts_of(content: RecordDict, key: str) -> dict[str, str]:
     """Return what a reply says of the place where it was computed; for the record only."""
     about = config_of(content, key)
-    return {name: str(about[name])[:80] for name in WHEREABOUTS if name in about}
+    return {name: text_of(about[name]) for name in WHEREABOUTS if name in about}
 
 
 def train_reply(

@@ -1,11 +1,25 @@
-"""Checks on what comes back, before it is fused: pure functions, values in, reason out."""
+"""Checks on what comes back, before it is fused: pure functions, values in, reason out.
 
-from collections.abc import Iterable, Iterator, Mapping
+The paper asks for "a way to make sure no malicious or erroneous model was sent" and names
+"the updates diff (too large diff / random weights)" (section 9). The form of a reply is
+always checked (`check_template`, `finite`); `Screen` looks at a whole cohort at once, when
+everyone has answered, so that verdicts do not depend on who was first.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
 
 from torch import Tensor
 
-from strategies.errors import Refused
-from strategies.fusion import Template, is_finite
+from strategies.diagnostics import Diagnosis, diagnose
+from strategies.errors import FusionError, Refused
+from strategies.fusion import Template, Weights, is_finite
+from strategies.names import unknown
+
+LIES = 4.0  # how much the steps it says to have taken may excuse a contributor's norm, at most
+LOSS = 1e4  # no training loss of a classifier is larger
 
 
 def check_template(given: Mapping[str, tuple[str, tuple[int, ...]]], expected: Template) -> None:
@@ -41,3 +55,187 @@ def finite(items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         if not is_finite(tensor):
             raise Refused(f"{name} holds NaN or infinity")
         yield name, tensor
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One contribution, as screening sees it."""
+
+    name: str
+    sha256: str
+    metrics: Mapping[str, float]
+    """As the contributor reports them."""
+    weights: Weights
+    promised: int = 0
+    """How many training examples it said to have when it joined; 0 if it was not asked."""
+    history: Sequence[float] = ()
+    """The norms of its earlier contributions that were accepted."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What screening found."""
+
+    reason: str = ""
+    """Why it is refused; empty if it is not."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """``diff-norm``; ``similarity``: the least cosine of a matrix with the base's;
+    ``agreement``: the median of its cosines with the others."""
+
+
+def duplicate(candidate: Candidate, earlier: Mapping[str, str]) -> str:
+    """Find a copy: one vote a model. ``earlier``: names by sha256, in the order of names."""
+    first = earlier.get(candidate.sha256, candidate.name)
+    return f"the same weights as {first}" if first != candidate.name else ""
+
+
+def unchanged(candidate: Candidate, base: str) -> str:
+    """Find the base itself, sent back."""
+    return "the base, unchanged" if candidate.sha256 == base else ""
+
+
+def implausible(candidate: Candidate) -> str:
+    """Find metrics that no training has, or more examples than were promised."""
+    metrics = candidate.metrics
+    limits = {"dev-accuracy": (-1.0, 1.0), "train-loss": (0.0, LOSS)}
+    limits |= {key: (0.0, math.inf) for key in ("seconds", "steps")}
+    for key, (least, most) in limits.items():
+        if key in metrics and not least <= metrics[key] <= most:
+            return f"{key} is {metrics[key]:g}, expected {least:g} to {most:g}"
+    said = metrics.get("num-examples", 0)
+    if candidate.promised and said > candidate.promised:
+        return f"num-examples is {said:g}, it had {candidate.promised} when it joined"
+    return ""
+
+
+def too_far(norm: float, usual: float, steps: float, factor: float, whose: str) -> str:
+    """Find an update much larger than is usual.
+
+    Args:
+        norm: of the update.
+        usual: the median norm.
+        steps: how many times as many steps it took as the median: a large dataset moves
+            further, about with their root. Only so much is believed (`LIES`).
+        factor: how far is too far.
+        whose: the usual norm is.
+    """
+    limit = factor * usual * min(LIES, math.sqrt(max(1.0, steps)))
+    if not usual or norm <= limit:
+        return ""
+    return f"its update has norm {norm:.3g}, more than {limit:.3g}: {whose} is {usual:.3g}"
+
+
+def opposed(agreement: float, least: float) -> str:
+    """Find an update against the cohort: ``agreement`` is the median cosine with the others."""
+    if agreement >= least:
+        return ""
+    return f"its update points away from the others': median cosine {agreement:.2f} < {least:g}"
+
+
+def reinitialised(similarity: float, tensor: str, least: float) -> str:
+    """Find random weights: finetuning turns no matrix far away from the base's."""
+    if similarity >= least:
+        return ""
+    return f"{tensor} looks new: its cosine with the base's is {similarity:.2f} < {least:g}"
+
+
+CHECKS = ("duplicate", "unchanged", "metrics", "random", "norm", "cosine")
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Judges an iteration's contributions together.
+
+    Args:
+        checks: of `CHECKS`; they are made in that order, and the first refusal is named.
+        norm: refuse an update so many times the median norm of the cohort (of three or
+            more; the cohort's figures are those of the contributions not refused so far),
+            or of the contributor's own earlier ones.
+        cosine: refuse an update whose median cosine with the others' is below.
+        similarity: refuse weights with a matrix whose cosine with the base's is below.
+
+    Raises:
+        FusionError: a check that is not known.
+    """
+
+    checks: tuple[str, ...] = CHECKS
+    norm: float = 5.0
+    cosine: float = -0.2
+    similarity: float = 0.5
+
+    def __post_init__(self) -> None:
+        for check in self.checks:
+            if check not in CHECKS:
+                raise FusionError(unknown("check", check, CHECKS))
+
+    def __call__(
+        self, base: Weights, sha256: str, given: Sequence[Candidate]
+    ) -> dict[str, Verdict]:
+        """Judge contributions of the right form; return a verdict by name.
+
+        Args:
+            base: what they were finetuned from.
+            sha256: the base's fingerprint.
+            given: the contributions.
+        """
+        given = sorted(given, key=lambda candidate: candidate.name)
+        if not given or not self.checks:
+            return {candidate.name: Verdict() for candidate in given}
+        found = diagnose(base, [candidate.weights for candidate in given])
+        reasons: dict[int, str] = {}
+        for check in (check for check in CHECKS if check in self.checks):
+            left = [i for i in range(len(given)) if i not in reasons]
+            for i in left:
+                if reason := self._reason(check, i, left, given, found, sha256):
+                    reasons[i] = f"{check}: {reason}"
+        left = [i for i in range(len(given)) if i not in reasons]
+        return {
+            candidate.name: Verdict(
+                reasons.get(i, ""),
+                {
+                    "diff-norm": found.norms[i],
+                    "similarity": found.least[i][0],
+                    "agreement": _agreement(found, i, left),
+                },
+            )
+            for i, candidate in enumerate(given)
+        }
+
+    def _reason(
+        self,
+        check: str,
+        i: int,
+        left: Sequence[int],
+        given: Sequence[Candidate],
+        found: Diagnosis,
+        sha256: str,
+    ) -> str:
+        """Make one check of one contribution; ``left`` are those not refused before it."""
+        one = given[i]
+        match check:
+            case "duplicate":
+                return duplicate(one, {given[j].sha256: given[j].name for j in reversed(left)})
+            case "unchanged":
+                return unchanged(one, sha256)
+            case "metrics":
+                return implausible(one)
+            case "random":
+                return reinitialised(*found.least[i], self.similarity)
+            case "cosine":
+                enough = len(left) > 2
+                return opposed(_agreement(found, i, left), self.cosine) if enough else ""
+        reason = ""
+        if len(left) > 2:
+            usual = median(found.norms[j] for j in left)
+            steps = one.metrics.get("steps", 1.0)
+            ratio = steps / max(1.0, median(given[j].metrics.get("steps", 1.0) for j in left))
+            reason = too_far(found.norms[i], usual, ratio, self.norm, "the cohort's median")
+        if not reason and one.history:
+            whose = "the median of its own earlier ones"
+            reason = too_far(found.norms[i], median(one.history), 1.0, self.norm, whose)
+        return reason
+
+
+def _agreement(found: Diagnosis, i: int, others: Sequence[int]) -> float:
+    """Return the median cosine of one with the others; 1 if there are none."""
+    return median([found.pairwise[i][j] for j in others if j != i] or [1.0])

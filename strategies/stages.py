@@ -130,6 +130,7 @@ def staged(
                     tensor = narrow(new, dtype)
                 yield key, tensor
 
+    fuse.min_contributions = getattr(rule, "min_contributions", 1)  # type: ignore[attr-defined]
     return fuse
 
 

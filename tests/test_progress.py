@@ -42,7 +42,8 @@ def after(count: int) -> Progress:
 
 def test_time_goes_to_the_phase_it_was_spent_in() -> None:
     progress = after(len(EVENTS))
-    assert progress.seconds == {"start": 10, "finetune": 20, "fuse": 3, "evaluate": 11}
+    spent = {"start": 10, "finetune": 20, "validate": 0, "fuse": 3, "evaluate": 11}
+    assert progress.seconds == spent
     assert (progress.phase, progress.iteration, progress.iterations) == ("evaluate", 1, 2)
     assert progress.busy == 37
     assert progress.idle(2) == pytest.approx(1 - 37 / (2 * 31))

@@ -93,8 +93,48 @@ def test_a_start_cut_off_before_latest_was_made_is_finished(repository) -> None:
 
 
 def test_an_iteration_that_is_not_there(repository) -> None:
-    with pytest.raises(RunError, match=r"no iteration 7 .* \['0000'\]"):
+    with pytest.raises(RunError, match="no iteration 7 .*there: 0$"):
         repository.manifest(7)
+
+
+def grown(repository, count: int) -> None:
+    for i in range(1, count + 1):
+        repository.publish(i, i - 1, Weights(moved(i)), {})
+
+
+def test_a_rollback_deletes_nothing_and_uses_no_number_twice(repository) -> None:
+    grown(repository, 3)
+    repository.rollback(1)
+    assert repository.latest() == 1
+    assert repository.lineage() == [0, 1]
+    assert repository.numbers() == [0, 1, 2, 3]
+    repository.publish(4, 1, Weights(moved(4)), {})
+    assert repository.lineage() == [0, 1, 4]
+    assert (repository.path(3) / "model.safetensors").exists()
+    assert [(r["from"], r["to"], r["newest"]) for r in repository.rollbacks()] == [(3, 1, 3)]
+
+
+def test_what_was_rolled_back_is_not_taken_for_a_publish_that_was_cut_off(repository) -> None:
+    grown(repository, 2)
+    repository.rollback(1)
+    assert repository.recover() == 1
+    repository.publish(3, 1, Weights(moved(3)), {})
+    (repository.folder / "latest").unlink()
+    (repository.folder / "latest").symlink_to("0001")
+    assert repository.recover() == 3
+
+
+def test_old_iterations_keep_their_manifest(repository) -> None:
+    grown(repository, 4)
+    repository.prune(2)
+    there = [(repository.path(i) / "model.safetensors").exists() for i in range(5)]
+    assert there == [True, False, False, True, True]
+    assert repository.lineage() == [0, 1, 2, 3, 4]
+    with pytest.raises(RunError, match="iteration 1 has no weights any more"):
+        repository.rollback(1)
+    with pytest.raises(RunError, match="no iteration 9 .*there: 0, 1, 2, 3, 4"):
+        repository.rollback(9)
+    assert repository.latest() == 4
 
 
 def test_the_manifest_is_json(repository) -> None:

@@ -1,12 +1,15 @@
 """Checks on contributions."""
 
 import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
 
-from strategies.errors import Refused
-from strategies.screening import check_template, finite
+from strategies.errors import FusionError, Refused
+from strategies.fusion import Weights, fingerprint
+from strategies.screening import Candidate, Screen, Verdict, check_template, finite
 
 EXPECTED = {"w": (torch.float32, (2, 3)), "b": (torch.float32, (3,))}
 GOOD = {"w": ("float32", (2, 3)), "b": ("float32", (3,))}
@@ -34,3 +37,107 @@ def test_another_form_is_refused_by_name(given, reason) -> None:
 def test_what_is_not_finite_is_refused(value) -> None:
     with pytest.raises(Refused, match="w holds NaN or infinity"):
         list(finite([("w", torch.tensor([0.0, value]))]))
+
+
+def model(*moved: float, examples: float = 10, name: str = "x", **metrics: float) -> Candidate:
+    """A contribution whose 32 x 32 matrix and bias moved along the first coordinates."""
+    weight = torch.ones(32, 32)
+    weight.view(-1)[: len(moved)] += torch.tensor(moved)
+    body = {"w": weight, "b": torch.zeros(3)}
+    return Candidate(
+        name,
+        fingerprint(body.items()),
+        {"num-examples": examples, **metrics},
+        Weights(body, name=name),
+    )
+
+
+THETA = Weights({"w": torch.ones(32, 32), "b": torch.zeros(3)})
+SHA = fingerprint(THETA.items())
+USUAL = [[1.0, 0.1], [0.1, 1.0], [0.9, 0.2], [0.0, 0.8]]
+
+
+def judge(*odd: Candidate, screen: Screen = Screen()) -> dict[str, Verdict]:  # noqa: B008
+    usual = [model(*moved, name=f"n{i}") for i, moved in enumerate(USUAL)]
+    found = screen(THETA, SHA, [*usual, *odd])
+    assert not any(found[one.name].reason for one in usual), found
+    return found
+
+
+def test_what_is_usual_passes_with_its_figures() -> None:
+    figures = judge()["n0"].figures
+    assert figures["diff-norm"] == pytest.approx(math.sqrt(1.01))
+    cosines = sorted((1 * x + 0.1 * y) / math.sqrt(1.01) / math.hypot(x, y) for x, y in USUAL[1:])
+    assert figures["agreement"] == pytest.approx(cosines[1])
+    assert figures["similarity"] == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        (model(1.0, 0.1, name="z"), "duplicate: the same weights as n0"),
+        (model(name="z"), "unchanged: the base, unchanged"),
+        (model(0.5, name="z", **{"dev-accuracy": 1.5}), "metrics: dev-accuracy is 1.5, expected"),
+        (model(0.5, name="z", **{"train-loss": -1}), "metrics: train-loss is -1, expected 0 to"),
+        (model(0.5, name="z", seconds=-1.0), "metrics: seconds is -1"),
+        (
+            replace(model(0.5, name="z", examples=400), promised=40),
+            "metrics: num-examples is 400, it had 40 when it joined",
+        ),
+        (model(*[-2.0] * 1024, name="z"), "random: w looks new: its cosine .* is -1.00 < 0.5"),
+        (model(6.0, name="z"), "norm: its update has norm 6, more than .*: the cohort's median is"),
+        (
+            replace(model(0.9, name="z"), history=[0.1, 0.12, 0.11]),
+            "norm: its update has norm 0.9, more than 0.55: the median of its own earlier ones",
+        ),
+        (model(-0.5, -0.5, name="z"), "cosine: its update points away .* median cosine -0.7"),
+    ],
+)
+def test_the_first_refusal_is_named(odd, reason) -> None:
+    found = judge(odd)
+    assert re.match(reason, found["z"].reason), found["z"].reason
+    assert found["z"].figures.keys() == {"diff-norm", "similarity", "agreement"}
+
+
+def test_more_steps_excuse_a_larger_norm_but_only_so_much() -> None:
+    usual = [model(*moved, name=f"n{i}", steps=10.0) for i, moved in enumerate(USUAL)]
+
+    def refused(norm: float, steps: float) -> bool:
+        found = Screen()(THETA, SHA, [*usual, model(norm, name="z", steps=steps)])
+        return bool(found["z"].reason)
+
+    assert refused(6.0, 10.0)
+    assert not refused(6.0, 40.0)  # twice as far
+    assert not refused(17.0, 1e6)
+    assert refused(21.0, 1e6)  # four times at most
+
+
+def test_a_copy_is_refused_whoever_came_first() -> None:
+    one, two = model(0.5, name="aa"), model(0.5, name="zz")
+    for pair in ([one, two], [two, one]):
+        found = judge(*pair)
+        assert found["aa"].reason == ""
+        assert found["zz"].reason == "duplicate: the same weights as aa"
+
+
+def test_what_is_refused_no_longer_counts_for_the_others() -> None:
+    """Three that point the other way, two of them refused before: the third one is alone."""
+    away = [model(-0.5, -0.5 - i / 10, name=f"z{i}") for i in range(3)]
+    lying = [replace(one, promised=1) for one in away[:2]]
+    found = judge(*lying, away[2])
+    assert [v.reason.split(":")[0] for n, v in found.items() if n.startswith("z")] == [
+        "metrics", "metrics", "cosine",
+    ]  # fmt: skip
+
+
+def test_two_contributions_have_no_median_to_be_compared_with() -> None:
+    found = Screen()(THETA, SHA, [model(0.1, name="a"), model(-9.0, name="b")])
+    assert [verdict.reason for verdict in found.values()] == ["", ""]
+
+
+def test_checks_can_be_chosen() -> None:
+    only = Screen(checks=("norm",))
+    assert judge(model(-0.5, -0.5, name="z"), screen=only)["z"].reason == ""
+    assert judge(model(99.0, name="z"), screen=Screen(checks=()))["z"].figures == {}
+    with pytest.raises(FusionError, match="unknown check 'nrom'. Did you mean 'norm'"):
+        Screen(checks=("nrom",))

@@ -1,0 +1,71 @@
+"""What is recorded of an iteration: the body of its manifest.json."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from cold_flower.config import Config
+from cold_flower.repository import now
+from cold_flower.strategy import stages
+from strategies import records
+from strategies.arrivals import Arrival
+from strategies.diagnostics import diagnose
+from strategies.fusion import Weights
+from strategies.gate import Judgement
+
+_UNKNOWN: dict[str, Any] = {"diff-norm": None, "cosine": None, "leave-one-out": None, "layers": {}}
+
+
+def manifest(
+    config: Config,
+    parent: Weights,
+    arrivals: Iterable[Arrival],
+    judged: Judgement | None,
+    sha256: str,
+) -> dict[str, Any]:
+    """Describe an iteration: rule, stages, each contributor's part, the gate's decision.
+
+    Args:
+        config: the run's.
+        parent: the base that the contributors finetuned.
+        arrivals: what became of each one's answer.
+        judged: the gate's judgement, if there is a gate.
+        sha256: fingerprint of the new base.
+    """
+    arrivals = sorted(arrivals, key=lambda arrival: arrival.name)
+    accepted = [arrival for arrival in arrivals if arrival.verdict == "accepted"]
+    found = diagnose(parent, [arrival.weights() for arrival in accepted])
+    measured = {
+        arrival.name: {
+            "diff-norm": found.norms[i],
+            "cosine": found.cosines[i],
+            "leave-one-out": found.without[i],
+            "layers": {layer: norms[i] for layer, norms in found.layers.items()},
+        }
+        for i, arrival in enumerate(accepted)
+    }
+    return {
+        "rule": config.fusion.strategy or config.fusion.rule,
+        "options": config.rule_options(),
+        "stages": {k.replace("_", "-"): v for k, v in asdict(stages(config)).items()},
+        "contributors": [
+            {
+                **{k: v for k, v in arrival.metrics.items() if k != records.EXAMPLES},
+                "name": arrival.name,
+                "verdict": arrival.verdict,
+                "reason": arrival.reason,
+                "examples": int(arrival.metrics.get(records.EXAMPLES, 0)),
+                "sha256": arrival.sha256,
+                **_UNKNOWN,
+                **arrival.figures,
+                **measured.get(arrival.name, {}),
+                **arrival.where,
+            }
+            for arrival in arrivals
+        ],
+        "cosines": {arrival.name: found.pairwise[i] for i, arrival in enumerate(accepted)},
+        "sign-conflicts": found.conflicts,
+        "gate": asdict(judged) if judged else {},
+        "sha256": sha256,
+        "time": now(),
+    }

@@ -1,0 +1,126 @@
+"""The gate: a candidate becomes the next base only if the contributors' scores do not fall.
+
+The paper wishes for "regularly evaluating" and "backtracking when a harmful update was
+done" (section 9). The scores come from the contributors' own validation data, through a
+function that the caller gives; nothing here knows how.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Generic, TypeVar
+
+Scores = Mapping[str, float]
+"""Validation score by contributor."""
+Model = TypeVar("Model")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the gate decided about an iteration."""
+
+    accepted: bool
+    reason: str
+    """Why the whole cohort's candidate was not good enough; empty if it was."""
+    left_out: tuple[str, ...] = ()
+    """Whose contributions are not in what was accepted."""
+    before: Scores = field(default_factory=dict)
+    after: Scores = field(default_factory=dict)
+    """Of what was accepted, or of the best candidate."""
+    candidates: int = 1
+    """How many were validated."""
+
+
+def fall(before: Scores, after: Scores, tolerance: float, task_tolerance: float) -> str:
+    """Say how a candidate is worse than the base; empty if it is not.
+
+    Args:
+        before: the base's scores.
+        after: the candidate's, of the same contributors.
+        tolerance: by how much the mean may fall.
+        task_tolerance: by how much any single score may fall.
+    """
+    lost = {name: before[name] - after[name] for name in sorted(before.keys() & after.keys())}
+    if not lost:
+        return ""
+    mean = fmean(lost.values())
+    if mean > tolerance:
+        return f"the mean falls by {mean:.4f} (tolerance {tolerance:g})"
+    worst = max(lost, key=lambda name: lost[name])
+    if lost[worst] > task_tolerance:
+        return f"{worst} falls by {lost[worst]:.4f} (tolerance {task_tolerance:g})"
+    return ""
+
+
+class Gate(Generic[Model]):
+    """Validates candidates, and looks for the contribution that does harm.
+
+    If the candidate of the whole cohort fails, contributions are left out one at a time, the
+    likeliest first; one whose absence makes the mean better stays out. That goes on until a
+    candidate passes or the budget is spent.
+
+    Args:
+        validate: scores a candidate; costs an evaluation at every contributor.
+        before: returns the scores of the present base.
+        tolerance: by how much the mean may fall, in units of the score.
+        task_tolerance: by how much any single score may fall.
+        budget: how many further candidates may be validated.
+    """
+
+    def __init__(
+        self,
+        validate: Callable[[Model], Scores],
+        before: Callable[[], Scores],
+        *,
+        tolerance: float,
+        task_tolerance: float,
+        budget: int,
+    ) -> None:
+        self._validate = validate
+        self._before = before
+        self._limits = (tolerance, task_tolerance)
+        self._budget = budget
+        self.judgement: Judgement | None = None
+        """Of the last iteration."""
+
+    def choose(
+        self,
+        cohort: Sequence[str],
+        make: Callable[[Sequence[str]], Model],
+        suspects: Callable[[], Sequence[str]],
+        least: int = 1,
+    ) -> Model | None:
+        """Return the candidate that passes; None if the base should stay.
+
+        Args:
+            cohort: whose contributions there are.
+            make: fuses what these contributed.
+            suspects: orders the cohort, the likeliest to do harm first.
+            least: how many contributions ``make`` needs.
+        """
+        before = self._before()
+        kept = list(cohort)
+        candidate = make(kept)
+        best = after = self._validate(candidate)
+        reason = first = fall(before, after, *self._limits)
+        tried = 1
+        for name in suspects() if reason else ():
+            if not reason or tried > self._budget or len(kept) <= least:
+                break
+            del candidate  # never two of them in memory
+            without = [other for other in kept if other != name]
+            candidate = make(without)
+            after = self._validate(candidate)
+            tried += 1
+            reason = fall(before, after, *self._limits)
+            if not reason or fmean(after.values()) > fmean(best.values()):
+                kept, best = without, after
+        self.judgement = Judgement(
+            accepted=not reason,
+            reason=first,
+            left_out=() if reason else tuple(name for name in cohort if name not in kept),
+            before=before,
+            after=best,
+            candidates=tried,
+        )
+        return None if reason else candidate

@@ -1,0 +1,76 @@
+"""The gate: pure logic, scores made up."""
+
+import pytest
+
+from strategies.gate import Gate, fall
+
+
+def test_a_fall_by_hand() -> None:
+    before = {"a": 0.5, "b": 0.7}
+    assert fall(before, {"a": 0.5, "b": 0.7}, 0, 0) == ""
+    assert fall(before, {"a": 0.6, "b": 0.6}, 0, 0.1001) == ""
+    assert fall(before, {"a": 0.61, "b": 0.58}, 0.01, 0.1) == "b falls by 0.1200 (tolerance 0.1)"
+    assert (
+        fall(before, {"a": 0.4, "b": 0.7}, 0.01, 1) == "the mean falls by 0.0500 (tolerance 0.01)"
+    )
+    assert fall({}, {"a": 0.1}, 0, 0) == ""
+
+
+class Cohort:
+    """Contributors of which some do harm; a model is the names it was made of."""
+
+    def __init__(self, *harmful: str) -> None:
+        self.harmful = set(harmful)
+        self.made: list[str] = []
+
+    def make(self, names) -> str:
+        self.made.append("".join(sorted(names)))
+        return self.made[-1]
+
+    def validate(self, model: str):
+        return {"x": 0.6 - 0.1 * len(self.harmful & set(model))}
+
+    def gate(self, **changes):
+        limits = {"tolerance": 0.01, "task_tolerance": 0.1, "budget": 8, **changes}
+        return Gate(self.validate, lambda: {"x": 0.59}, **limits)
+
+
+def choose(gate, cohort, order="abcd", least=1):
+    return gate.choose(list("abcd"), cohort.make, lambda: list(order), least)
+
+
+def test_what_is_good_passes_at_once() -> None:
+    cohort = Cohort()
+    gate = cohort.gate()
+    assert choose(gate, cohort) == "abcd"
+    assert cohort.made == ["abcd"]
+    found = gate.judgement
+    assert (found.accepted, found.reason, found.left_out, found.candidates) == (True, "", (), 1)
+
+
+def test_the_harmful_one_is_left_out() -> None:
+    cohort = Cohort("c")
+    gate = cohort.gate()
+    assert choose(gate, cohort, "cabd") == "abd"
+    assert gate.judgement.left_out == ("c",)
+    assert gate.judgement.reason == "the mean falls by 0.0900 (tolerance 0.01)"
+    assert gate.judgement.after == {"x": 0.6}
+
+
+def test_two_harmful_ones_are_left_out_one_after_the_other() -> None:
+    cohort = Cohort("b", "d")
+    gate = cohort.gate()
+    assert choose(gate, cohort, "abcd") == "ac"
+    assert cohort.made == ["abcd", "bcd", "acd", "ad", "ac"]
+    assert gate.judgement.left_out == ("b", "d")
+    assert gate.judgement.candidates == 5
+
+
+@pytest.mark.parametrize(("changes", "least", "tried"), [({"budget": 2}, 1, 3), ({}, 4, 1)])
+def test_without_a_candidate_that_passes_the_base_stays(changes, least, tried) -> None:
+    cohort = Cohort("b", "d")
+    gate = cohort.gate(**changes)
+    assert choose(gate, cohort, least=least) is None
+    assert not gate.judgement.accepted
+    assert gate.judgement.left_out == ()
+    assert gate.judgement.candidates == len(cohort.made) == tried
