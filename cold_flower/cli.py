@@ -135,13 +135,12 @@ def evaluate(
     """
     from cold_flower import experiments, runner
     from cold_flower.journal import CONFIG, SCORES, Journal
-    from cold_flower.report import gain_table
+    from cold_flower.report import console, gain_table
 
     folder = run_dir or Path("runs") / f"evaluate-{model.strip('/').replace('/', '-')}"
-    there = suite if not suite.endswith(".toml") else str(Path(suite).resolve())
     given = {
         "experiment": "evaluate",
-        "suite": there,
+        "suite": _suite(suite),
         "base-model": model,
         "evaluate.protocols": protocols,
         "iterations": 0,
@@ -157,7 +156,7 @@ def evaluate(
     _stoppable(lambda: runner.run(config, runner.Sharing(), "the same command goes on"))
     if against:
         title = f"gain of {model} over {against}, in points"
-        runner.console().print(gain_table(before, Journal(folder).rows(SCORES), title))
+        console().print(gain_table(before, Journal(folder).rows(SCORES), title))
 
 
 @app.command()
@@ -217,13 +216,37 @@ def keys(
 
 
 @app.command()
-def suites() -> None:
-    """List the built-in suites and their tasks."""
+def suites(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", show_default=False)] = "",
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Read all data of NAME; compare with what it states."),
+    ] = False,
+) -> None:
+    """List the built-in suites (or NAME alone: a suite, or the path of a suite file).
+
+    Examples:
+    * `cold-flower suites --verify paper`: downloads its 36 datasets
+
+    * `cold-flower suites --verify suite.toml`
+    """
+    from cold_flower import verify as verification
     from cold_flower.tasks import load_suite, suite_names
 
-    for name in suite_names():
-        suite = load_suite(name)
-        typer.echo(f"{name}: {len(suite.tasks)} tasks: {', '.join(suite.tasks)}")
+    if verify:
+        if not name:
+            raise ConfigError(f"--verify expects a suite: {', '.join(suite_names())}, or a file")
+        if not verification.report(load_suite(_suite(name))):
+            raise typer.Exit(1)
+        return
+    for each in [_suite(name)] if name else suite_names():
+        suite = load_suite(each)
+        typer.echo(f"{each}: {len(suite.tasks)} tasks: {', '.join(suite.tasks)}")
+
+
+def _suite(given: str) -> str:
+    """Return a suite as a run wants it: a file by its absolute path."""
+    return str(Path(given).resolve()) if given.endswith(".toml") else given
 
 
 @app.command()
