@@ -12,7 +12,7 @@ from cold_flower.errors import TaskError
 from cold_flower.report import console
 from cold_flower.tasks import Suite, Whole, read
 
-WIDTH = 130  # of the table in a file
+WIDTH = 120  # of the table in a file
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def table(findings: Sequence[Finding], title: str) -> Table:
     """Draw a line per task: sizes and labels as found, and as the suite states them."""
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     made.add_column("task", no_wrap=True)
-    made.add_column("source", no_wrap=True)
-    for name in ("train", "test: found\n/ stated", "tested\non", "labels: found\n/ listed"):
+    made.add_column("source", overflow="ellipsis")  # gives way on a narrow terminal
+    for name in ("train", "test", "tested on", "labels"):
         made.add_column(name, justify="right", no_wrap=True)
     made.add_column("result", no_wrap=True)
     for finding in findings:
@@ -61,7 +61,7 @@ def _cells(task: Task, whole: Whole | None) -> list[str]:
         train,
         f"{test} / {task.rows.get('test', '-')}",
         tested,
-        "a number" if task.kind == "regression" else f"{labels} / {len(task.labels) or '-'}",
+        "number" if task.kind == "regression" else f"{labels} / {len(task.labels) or '-'}",
     ]
 
 
@@ -72,8 +72,9 @@ def report(suite: Suite) -> bool:
         for number, task in enumerate(suite.tasks.values(), 1):
             status.update(f"{number} of {len(suite.tasks)}: {task.name}")
             findings.append(examine(task))
-    width = out.width if out.is_terminal else max(out.width, WIDTH)
-    out.print(table(findings, f"suite {suite.name}"), width=width)
+    if not out.is_terminal:
+        out.width = max(out.width, WIDTH)
+    out.print(table(findings, f"suite {suite.name}: found / stated"))
     for finding in findings:
         for fault in finding.faults:
             out.print(f"{finding.task.name}: {fault}", markup=False, highlight=False)
