@@ -68,8 +68,8 @@ def faults(task: "Task", whole: "Whole") -> Iterator[str]:
                 f"{stated} as published: is it another version of the data? If it is the one you "
                 "want, correct rows in a suite file of your own"
             )
-    missing = absent(whole)
-    if task.rows and missing:
+    missing = absent(whole) if task.rows else []
+    if missing:
         yield (
             f"labels {missing} never occur in split train ({task.splits['train']!r}): the suite "
             f"lists {len(whole.labels)} labels {list(whole.labels)}, the data hold "

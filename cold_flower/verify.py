@@ -10,19 +10,21 @@ from cold_flower import published
 from cold_flower.entries import Task
 from cold_flower.errors import TaskError
 from cold_flower.report import console
-from cold_flower.tasks import Suite, Whole, read
+from cold_flower.tasks import Suite, read
 
 WIDTH = 120  # of the table in a file
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What reading one task showed."""
+    """What reading one task showed: numbers alone, for the rows of 36 tasks fill a memory."""
 
     task: Task
-    whole: Whole | None
-    """None where it could not be read."""
     faults: tuple[str, ...]
+    train: str = "-"
+    test: str = "-"
+    tested: str = "-"
+    labels: str = "-"
 
 
 def examine(task: Task) -> Finding:
@@ -31,8 +33,15 @@ def examine(task: Task) -> Finding:
         whole = read(task)
     except (TaskError, OSError) as error:  # one task that is not there must not stop the others
         said = str(error).removeprefix(f"{task.where}: ").removeprefix(f"{task.where}, ")
-        return Finding(task, None, (said,))
-    return Finding(task, whole, tuple(published.faults(task, whole)))
+        return Finding(task, (said,))
+    return Finding(
+        task,
+        tuple(published.faults(task, whole)),
+        train=str(whole.sizes["train"]),
+        test=str(whole.sizes.get("test", "of train")),
+        tested=str(len(whole.test)),
+        labels=str(len(whole.labels) - len(published.absent(whole))),
+    )
 
 
 def table(findings: Sequence[Finding], title: str) -> Table:
@@ -47,21 +56,19 @@ def table(findings: Sequence[Finding], title: str) -> Table:
         task = finding.task
         source = ":".join(filter(None, (task.source, task.path, task.subset)))
         verdict = "FAILED" if finding.faults else "ok"
-        made.add_row(task.name, source, *_cells(task, finding.whole), verdict)
+        made.add_row(task.name, source, *_cells(finding), verdict)
     return made
 
 
-def _cells(task: Task, whole: Whole | None) -> list[str]:
-    train, test, tested, labels = "-", "-", "-", "-"
-    if whole is not None:
-        train, tested = str(whole.sizes["train"]), str(len(whole.test))
-        test = str(whole.sizes.get("test", "of train"))
-        labels = str(len(whole.labels) - len(published.absent(whole)))
+def _cells(finding: Finding) -> list[str]:
+    task = finding.task
+    labels = f"{finding.labels} / {len(task.labels) or '-'}"
+    train = f" / {task.rows['train']}" if "train" in task.rows else ""
     return [
-        train,
-        f"{test} / {task.rows.get('test', '-')}",
-        tested,
-        "number" if task.kind == "regression" else f"{labels} / {len(task.labels) or '-'}",
+        finding.train + train,
+        f"{finding.test} / {task.rows.get('test', '-')}",
+        finding.tested,
+        "number" if task.kind == "regression" else labels,
     ]
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from cold_flower import cli, verify
+from cold_flower import cli, published, verify
 from cold_flower.config import Config
 from cold_flower.errors import TaskError
 from cold_flower.seeds import shuffled
@@ -95,6 +95,41 @@ def test_a_hub_repository_with_named_classes(tmp_path, monkeypatch) -> None:
         words = rf"labels are \['{labels[0]}', .* in the suite, but \['neg', 'pos'\] in the data"
         with pytest.raises(TaskError, match=words):
             read_split(task(tmp_path, **(there | {"labels": labels})), "train")
+
+
+# The hub's own class names, from its pages.
+HUB = {
+    "ag_news": ["World", "Sports", "Business", "Sci/Tech"],
+    "boolq": ["False", "True"],
+    "cb": ["entailment", "contradiction", "neutral"],
+    "copa": ["choice1", "choice2"],
+    "esnli": ["entailment", "neutral", "contradiction"],
+    "imdb": ["neg", "pos"],
+    "mrpc": ["not_equivalent", "equivalent"],
+    "poem_sentiment": ["negative", "positive", "no_impact", "mixed"],
+    "qnli": ["entailment", "not_entailment"],
+    "qqp": ["not_duplicate", "duplicate"],
+    "rotten_tomatoes": ["neg", "pos"],
+    "rte": ["entailment", "not_entailment"],
+    "tweet_emotion": ["anger", "joy", "optimism", "sadness"],
+    "tweet_hate": ["non-hate", "hate"],
+    "tweet_irony": ["non_irony", "irony"],
+    "tweet_offensive": ["non-offensive", "offensive"],
+    "tweet_sentiment": ["negative", "neutral", "positive"],
+    "wic": ["False", "True"],
+    "wnli": ["not_entailment", "entailment"],
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_labels_of_the_paper_suite_are_in_the_order_of_the_hub(name) -> None:
+    entry, names = load_suite("paper").tasks[name], tuple(HUB[name])
+    published.check_names(entry, "train", names)
+    with pytest.raises(TaskError, match="list them in the order of the data"):
+        published.check_names(entry, "train", (*names, "another"))
+    if {n.casefold() for n in names} & {n.casefold() for n in entry.labels}:
+        with pytest.raises(TaskError, match="list them in the order of the data"):
+            published.check_names(entry, "train", names[::-1])
 
 
 def test_a_test_sample_is_the_same_whatever_the_seed(data) -> None:
@@ -210,9 +245,9 @@ def test_verify_says_what_is_there_and_what_is_not(data) -> None:
     assert shown.returncode == 1
     lines = [line.split() for line in shown.stdout.splitlines()]
     table = {line[0]: line[2:] for line in lines if line and line[-1] in ("ok", "FAILED")}
-    assert table["mine"] == ["20", "20", "/", "20", "20", "2", "/", "2", "ok"]
-    assert table["worse"] == ["20", "20", "/", "21", "20", "2", "/", "2", "FAILED"]
-    assert table["gone"] == ["-", "-", "/", "20", "-", "-", "/", "2", "FAILED"]
+    assert table["mine"] == "20 / 20 20 / 20 20 2 / 2 ok".split()
+    assert table["worse"] == "20 / 20 20 / 21 20 2 / 2 FAILED".split()
+    assert table["gone"] == "- / 20 - / 20 - - / 2 FAILED".split()
     assert "worse: split test ('test') has 20 rows, but the suite states 21" in shown.stdout
     assert "gone: no file for split 'train'; looked for" in shown.stdout
     assert shown.stdout.splitlines()[-1] == "1 of 3 tasks are as the suite says"
