@@ -1,6 +1,5 @@
 """The `cold-flower` command."""
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cold_flower import listings
 from cold_flower.errors import ColdFlowerError, ConfigError
 
 app = typer.Typer(
@@ -138,9 +138,10 @@ def evaluate(
     from cold_flower.report import console, gain_table
 
     folder = run_dir or Path("runs") / f"evaluate-{model.strip('/').replace('/', '-')}"
+    there = suite if not suite.endswith(".toml") else str(Path(suite).resolve())
     given = {
         "experiment": "evaluate",
-        "suite": _suite(suite),
+        "suite": there,
         "base-model": model,
         "evaluate.protocols": protocols,
         "iterations": 0,
@@ -192,75 +193,8 @@ def _stoppable(work: Callable[[], None]) -> None:
         raise typer.Exit(128 + stopped.signum) from None
 
 
-@app.command()
-def experiments() -> None:
-    """List the shipped experiments: what each reproduces, on what, in about how long."""
-    from cold_flower import experiments as shipped
-
-    for name in shipped.names():
-        typer.echo(f"{name}\n    {shipped.about(name)}")
-
-
-@app.command()
-def keys(
-    about: Annotated[str, typer.Argument(metavar="[WORD]", show_default=False)] = "",
-) -> None:
-    """Explain the keys of an experiment and of --set (those with WORD in their name)."""
-    from cold_flower.config import describe
-
-    for key, (default, metadata) in describe().items():
-        if about in key:
-            choices = f" ({' | '.join(c or 'nothing' for c in metadata['choices'])})"
-            tail = choices if metadata["choices"] else ""
-            typer.echo(f"{key} = {json.dumps(default)}\n    {metadata['help']}{tail}")
-
-
-@app.command()
-def suites(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", show_default=False)] = "",
-    verify: Annotated[
-        bool,
-        typer.Option("--verify", help="Read all data of NAME; compare with what it states."),
-    ] = False,
-) -> None:
-    """List the built-in suites (or NAME alone: a suite, or the path of a suite file).
-
-    Examples:
-    * `cold-flower suites --verify paper`: downloads its 36 datasets
-
-    * `cold-flower suites --verify suite.toml`
-    """
-    from cold_flower import verify as verification
-    from cold_flower.tasks import load_suite, suite_names
-
-    if verify:
-        if not name:
-            raise ConfigError(f"--verify expects a suite: {', '.join(suite_names())}, or a file")
-        if not verification.report(load_suite(_suite(name))):
-            raise typer.Exit(1)
-        return
-    for each in [_suite(name)] if name else suite_names():
-        suite = load_suite(each)
-        typer.echo(f"{each}: {len(suite.tasks)} tasks: {', '.join(suite.tasks)}")
-
-
-def _suite(given: str) -> str:
-    """Return a suite as a run wants it: a file by its absolute path."""
-    return str(Path(given).resolve()) if given.endswith(".toml") else given
-
-
-@app.command()
-def rules(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", show_default=False)] = "",
-) -> None:
-    """Explain the fusion rules (or NAME alone): options, source, when to use which."""
-    from strategies import fusion
-    from strategies.names import unknown
-
-    if name and name not in fusion.names():
-        raise ConfigError(unknown("fusion rule", name, fusion.names()))
-    for rule in [name] if name else fusion.names():
-        typer.echo(fusion.explain(rule) + "\n")
+for listing in (listings.experiments, listings.keys, listings.suites, listings.rules):
+    app.command()(listing)
 
 
 @app.command()

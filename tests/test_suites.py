@@ -245,9 +245,9 @@ def test_verify_says_what_is_there_and_what_is_not(data) -> None:
     assert shown.returncode == 1
     lines = [line.split() for line in shown.stdout.splitlines()]
     table = {line[0]: line[2:] for line in lines if line and line[-1] in ("ok", "FAILED")}
-    assert table["mine"] == "20 / 20 20 / 20 20 2 / 2 ok".split()
-    assert table["worse"] == "20 / 20 20 / 21 20 2 / 2 FAILED".split()
-    assert table["gone"] == "- / 20 - / 20 - - / 2 FAILED".split()
+    assert table["mine"] == ["20", "/", "20", "20", "/", "20", "20", "2", "/", "2", "ok"]
+    assert table["worse"] == ["20", "/", "20", "20", "/", "21", "20", "2", "/", "2", "FAILED"]
+    assert table["gone"] == ["-", "/", "20", "-", "/", "20", "-", "-", "/", "2", "FAILED"]
     assert "worse: split test ('test') has 20 rows, but the suite states 21" in shown.stdout
     assert "gone: no file for split 'train'; looked for" in shown.stdout
     assert shown.stdout.splitlines()[-1] == "1 of 3 tasks are as the suite says"
