@@ -1,6 +1,5 @@
 """The `cold-flower` command."""
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cold_flower import listings
 from cold_flower.errors import ColdFlowerError, ConfigError
 
 app = typer.Typer(
@@ -135,7 +135,7 @@ def evaluate(
     """
     from cold_flower import experiments, runner
     from cold_flower.journal import CONFIG, SCORES, Journal
-    from cold_flower.report import gain_table
+    from cold_flower.report import console, gain_table
 
     folder = run_dir or Path("runs") / f"evaluate-{model.strip('/').replace('/', '-')}"
     there = suite if not suite.endswith(".toml") else str(Path(suite).resolve())
@@ -157,7 +157,7 @@ def evaluate(
     _stoppable(lambda: runner.run(config, runner.Sharing(), "the same command goes on"))
     if against:
         title = f"gain of {model} over {against}, in points"
-        runner.console().print(gain_table(before, Journal(folder).rows(SCORES), title))
+        console().print(gain_table(before, Journal(folder).rows(SCORES), title))
 
 
 @app.command()
@@ -193,51 +193,8 @@ def _stoppable(work: Callable[[], None]) -> None:
         raise typer.Exit(128 + stopped.signum) from None
 
 
-@app.command()
-def experiments() -> None:
-    """List the shipped experiments: what each reproduces, on what, in about how long."""
-    from cold_flower import experiments as shipped
-
-    for name in shipped.names():
-        typer.echo(f"{name}\n    {shipped.about(name)}")
-
-
-@app.command()
-def keys(
-    about: Annotated[str, typer.Argument(metavar="[WORD]", show_default=False)] = "",
-) -> None:
-    """Explain the keys of an experiment and of --set (those with WORD in their name)."""
-    from cold_flower.config import describe
-
-    for key, (default, metadata) in describe().items():
-        if about in key:
-            choices = f" ({' | '.join(c or 'nothing' for c in metadata['choices'])})"
-            tail = choices if metadata["choices"] else ""
-            typer.echo(f"{key} = {json.dumps(default)}\n    {metadata['help']}{tail}")
-
-
-@app.command()
-def suites() -> None:
-    """List the built-in suites and their tasks."""
-    from cold_flower.tasks import load_suite, suite_names
-
-    for name in suite_names():
-        suite = load_suite(name)
-        typer.echo(f"{name}: {len(suite.tasks)} tasks: {', '.join(suite.tasks)}")
-
-
-@app.command()
-def rules(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", show_default=False)] = "",
-) -> None:
-    """Explain the fusion rules (or NAME alone): options, source, when to use which."""
-    from strategies import fusion
-    from strategies.names import unknown
-
-    if name and name not in fusion.names():
-        raise ConfigError(unknown("fusion rule", name, fusion.names()))
-    for rule in [name] if name else fusion.names():
-        typer.echo(fusion.explain(rule) + "\n")
+for listing in (listings.experiments, listings.keys, listings.suites, listings.rules):
+    app.command()(listing)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from cold_flower import evaluate as protocols
 from cold_flower import sources, tasks, text_to_text
 from cold_flower.config import Config
 from cold_flower.encode import Encoded, encode
+from cold_flower.entries import Task
 from cold_flower.errors import NoTaskError
 from cold_flower.evaluate import Splits
 from cold_flower.finetune import finetune
@@ -175,7 +176,7 @@ def _save(data: Splits, path: Path) -> None:
     temporary.replace(path)
 
 
-def _read(path: Path, task: tasks.Task) -> Splits:
+def _read(path: Path, task: Task) -> Splits:
     with safe_open(path, framework="pt") as file:
         read = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
         labels = tuple(json.loads(file.metadata()["labels"]))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cold_flower import tasks
 from cold_flower.config import Config, Partition, split
+from cold_flower.entries import Task
 from cold_flower.errors import ConfigError
 from cold_flower.seeds import derive
 from strategies.names import unknown
@@ -15,7 +16,7 @@ from strategies.names import unknown
 class Plan:
     """Who the contributors of a run are, in the order of their partition ids."""
 
-    tasks: Mapping[str, tasks.Task]
+    tasks: Mapping[str, Task]
     """By contributor name; with shards, the same task under every name."""
     seen: tuple[str, ...]
     """Contribute."""
@@ -83,7 +84,7 @@ def _check_names(key: str, listed: Sequence[str], valid: Sequence[str], where: s
             raise ConfigError(unknown(f"task in {key} ({where})", name, valid))
 
 
-def _shards(config: Config, known: Mapping[str, tasks.Task], chosen: Sequence[str]) -> Plan:
+def _shards(config: Config, known: Mapping[str, Task], chosen: Sequence[str]) -> Plan:
     asked = config.unseen or config.folds or config.evaluate.tasks
     if len(chosen) != 1 or asked:
         raise ConfigError(

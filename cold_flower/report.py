@@ -1,13 +1,20 @@
 """From score rows to the tables at the end of a run."""
 
 import math
+import sys
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from cold_flower.config import PROTOCOLS
 from cold_flower.statistics import Row, apart_se, gains, mean_and_sem, pick
+
+
+def console() -> Console:
+    """Return where we print; lines in a file are not broken."""
+    return Console(soft_wrap=not sys.stdout.isatty())
 
 
 def summary(rows: Sequence[Row], iteration: int) -> str:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from cold_flower import baselines, experiments, html, resources
 from cold_flower.config import Config
 from cold_flower.experiments import Checked
@@ -15,7 +13,7 @@ from cold_flower.journal import CONFIG, SCORES, Journal, check_new, check_same
 from cold_flower.model import load_base
 from cold_flower.preview import preview
 from cold_flower.progress import Event, Progress, clock, display, phases
-from cold_flower.report import table
+from cold_flower.report import console, table
 from cold_flower.repository import Repository
 from cold_flower.simulate import simulate
 from cold_flower.superlink import Stopped, stoppable
@@ -85,11 +83,6 @@ def _legs(ready: Prepared, again: str) -> Iterator[Callable[[Callable[[Event], N
 
         yield trained
     yield simulated(replace(config, resume=True))
-
-
-def console() -> Console:
-    """Return where we print; lines in a file are not broken."""
-    return Console(soft_wrap=not sys.stdout.isatty())
 
 
 def show(config: Config, sharing: Sharing) -> None:

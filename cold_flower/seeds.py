@@ -1,6 +1,7 @@
 """Everything random is derived from (seed, iteration, contributor, purpose)."""
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,13 @@ def derive(seed: int, *parts: str | int) -> int:
     """Return a 63-bit seed for this purpose; equal inputs give equal seeds everywhere."""
     text = "\x1f".join(map(str, (seed, *parts)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def shuffled(size: int, seed: int, *purpose: str | int) -> list[int]:
+    """Return 0 to ``size - 1`` in an order drawn for this purpose."""
+    order = list(range(size))
+    random.Random(derive(seed, *purpose)).shuffle(order)
+    return order
 
 
 @contextmanager

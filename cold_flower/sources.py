@@ -9,7 +9,7 @@ from cold_flower import demo
 from cold_flower.errors import TaskError
 
 if TYPE_CHECKING:
-    from cold_flower.tasks import Task
+    from cold_flower.entries import Task
 
 SOURCES = ("hub", "files", "demo")
 SUFFIXES = (".parquet", ".jsonl", ".csv")
@@ -110,16 +110,17 @@ def _hub(task: "Task", split: str) -> tuple[Columns, tuple[str, ...]]:
 
     try:
         table = datasets.load_dataset(task.path, task.subset or None, split=split)
+        if task.kind == "classification" and task.label in table.column_names:
+            # -1 is the hub's mark of "no label" (SNLI)
+            table = table.filter(lambda label: label != -1, input_columns=task.label)
     except Exception as error:  # datasets raises what its many back ends raise
         raise TaskError(
             f"{task.where}: hub dataset {task.path!r} (subset {task.subset!r}, split {split!r}) "
             f"cannot be loaded: {str(error).splitlines()[0] if str(error) else error!r}. "
-            'Without a network, name a local copy: source = "files", path = "<folder with '
-            'train.parquet, test.parquet>" in a suite file of your own (--set suite=<path>.toml).'
+            "Without a network, or where it is gone, name a local copy in a suite file of your "
+            'own (source = "files"): docs/datasets.md says how'
         ) from error
     _check_columns(task, table.column_names, task.path)
-    if task.kind == "classification":  # -1 is the hub's mark of "no label" (SNLI)
-        table = table.filter(lambda label: label != -1, input_columns=task.label)
     feature = table.features[task.label]
     named = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
     return {name: list(table[name]) for name in needed(task)}, named

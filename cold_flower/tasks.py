@@ -1,53 +1,24 @@
 """Tasks and suites: what a contributor trains and is tested on.
 
 A suite is a TOML file of tasks (README, "A suite file"); the built-in ones lie in
-``suites/``. This file turns an entry into train, dev and test rows; where the rows come
-from is `cold_flower.sources`.
+``suites/``. This file turns an entry (`cold_flower.entries`) into train, dev and test rows;
+where the rows come from is `cold_flower.sources`.
 """
 
-import random
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cold_flower import sources
+from cold_flower import published, sources
 from cold_flower.config import Config, Partition, Scalar, flatten
+from cold_flower.entries import Task, parse
 from cold_flower.errors import TaskError
-from cold_flower.seeds import derive
-from strategies.names import NAME, unknown
+from cold_flower.seeds import shuffled
+from strategies.names import unknown
 
 SUITES = Path(__file__).parent / "suites"
-METRIC_OF = {"classification": "accuracy", "regression": "pearson"}
-_KEYS = ("source", "path", "subset", "text", "label", "labels", "kind", "metric", "splits")
-
-
-@dataclass(frozen=True)
-class Task:
-    """A dataset with its label space: one entry of a suite."""
-
-    name: str
-    suite: str
-    """The suite's name or file, for messages; relative paths start beside that file."""
-    source: str
-    text: tuple[str, ...]
-    """One or two columns, or templates over columns: ``"{premise} {question}"``."""
-    label: str
-    path: str = ""
-    subset: str = ""
-    labels: tuple[str, ...] = ()
-    kind: str = "classification"
-    metric: str = "accuracy"
-    splits: Mapping[str, str] = field(default_factory=dict)
-    paper_name: str = ""
-    seed: int = 0
-    """Of the run; the embedded demo is generated from it."""
-
-    @property
-    def where(self) -> str:
-        """Say which entry this is, for messages."""
-        return f"task {self.name} (suite {self.suite})"
 
 
 @dataclass(frozen=True)
@@ -73,6 +44,18 @@ class Rows:
         """Return these rows in this order."""
         chosen: Any = [self.labels[i] for i in indices]
         return Rows([self.texts[i] for i in indices], chosen)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A task's rows before a run draws from them: the same in every run."""
+
+    train: Rows
+    validation: Rows | None
+    test: Rows
+    labels: tuple[str, ...]
+    sizes: Mapping[str, int]
+    """By split that was read: how many rows it has."""
 
 
 @dataclass(frozen=True)
@@ -110,68 +93,10 @@ def load_suite(name: str, seed: int = 0) -> Suite:
         raise TaskError(f"suite file {path} is not TOML: {error}") from error
     if extra := set(table) - {"tasks", "recipe"}:
         raise TaskError(f"suite {name}: {unknown('table', min(extra), ['recipe', 'tasks'])}")
-    tasks = {key: _task(key, entry, name, seed) for key, entry in table.get("tasks", {}).items()}
+    tasks = {key: parse(key, entry, name, seed) for key, entry in table.get("tasks", {}).items()}
     if not tasks:
         raise TaskError(f"suite {name} has no [tasks.<name>] table")
     return Suite(name, tasks, flatten(table.get("recipe", {})))
-
-
-def _task(name: str, entry: Any, suite: str, seed: int) -> Task:
-    where = f"task {name} (suite {suite})"
-    if not NAME.fullmatch(name):
-        raise TaskError(f"{where}: not a valid name (expected {NAME.pattern})")
-    if not isinstance(entry, dict):
-        raise TaskError(f"{where}: expected a table, got {entry!r}")
-    for key in entry:
-        if key not in (*_KEYS, "paper-name"):
-            raise TaskError(f"{where}: {unknown('key', key, (*_KEYS, 'paper-name'))}")
-    for key in ("source", "text", "label", "splits"):
-        if key not in entry:
-            raise TaskError(f"{where}: {key} is missing")
-    kind = _choice(where, "kind", entry.get("kind", "classification"), tuple(METRIC_OF))
-    for key in ("path", "subset", "label", "paper-name"):
-        if not isinstance(entry.get(key, ""), str):
-            raise TaskError(f"{where}: {key} is a string, got {entry[key]!r}")
-    text = entry["text"]
-    sides = text if isinstance(text, list) else []
-    if len(sides) not in (1, 2) or not all(isinstance(side, str) for side in sides):
-        raise TaskError(f"{where}: text is a list of one or two columns, got {text!r}")
-    for side in sides:
-        try:
-            sources.columns_of(side)
-        except ValueError as error:
-            raise TaskError(f"{where}: text {side!r} is no template: {error}") from error
-    labels = entry.get("labels", [])
-    if not isinstance(labels, list) or len(set(map(str, labels))) != len(labels):
-        raise TaskError(f"{where}: labels is a list of different names, got {labels!r}")
-    splits = entry["splits"]
-    if (
-        not isinstance(splits, dict)
-        or not {"train", "test"} <= splits.keys() <= {"train", "validation", "test"}
-        or not all(isinstance(name, str) for name in splits.values())
-    ):
-        raise TaskError(f"{where}: splits names train, test and perhaps validation, got {splits!r}")
-    return Task(
-        name=name,
-        suite=suite,
-        source=_choice(where, "source", entry["source"], sources.SOURCES),
-        text=tuple(text),
-        label=entry["label"],
-        path=entry.get("path", ""),
-        subset=entry.get("subset", ""),
-        labels=tuple(map(str, labels)),
-        kind=kind,
-        metric=_choice(where, "metric", entry.get("metric", METRIC_OF[kind]), (METRIC_OF[kind],)),
-        splits=splits,
-        paper_name=entry.get("paper-name", name),
-        seed=seed,
-    )
-
-
-def _choice(where: str, key: str, value: Any, valid: tuple[str, ...]) -> str:
-    if value not in valid:
-        raise TaskError(f"{where}: {unknown(key, str(value), valid)}")
-    return str(value)
 
 
 def read_split(task: Task, split: str, known: tuple[str, ...] = ()) -> tuple[Rows, tuple[str, ...]]:
@@ -185,7 +110,7 @@ def read_split(task: Task, split: str, known: tuple[str, ...] = ()) -> tuple[Row
 
     Raises:
         TaskError: the source cannot be read, a column is missing, the split is empty,
-            or a label lies outside the task's list.
+            a label lies outside the task's list, or that list is not the data's.
     """
     columns, named = sources.read(task, task.splits[split])
     texts = sources.texts(task, columns)
@@ -198,6 +123,7 @@ def read_split(task: Task, split: str, known: tuple[str, ...] = ()) -> tuple[Row
             return Rows(texts, [float(value) for value in raw]), ("",)
         except (TypeError, ValueError) as error:
             raise TaskError(f"{where}: column {task.label!r} is no number: {error}") from error
+    published.check_names(task, split, named)
     labels = task.labels or named or known or tuple(sorted({str(value) for value in raw}))
     index = {name: i for i, name in enumerate(labels)}
     numbers = []
@@ -211,6 +137,28 @@ def read_split(task: Task, split: str, known: tuple[str, ...] = ()) -> tuple[Row
             )
         numbers.append(number)
     return Rows(texts, numbers), labels
+
+
+def read(task: Task) -> Whole:
+    """Read all of a task's splits, and draw the test rows that every run uses.
+
+    Raises:
+        TaskError: see `read_split`.
+    """
+    train, labels = read_split(task, "train")
+    rows = {
+        split: read_split(task, split, labels)[0]
+        for split in ("validation", "test")
+        if task.splits.get(split)
+    }
+    sizes = {"train": len(train)} | {split: len(part) for split, part in rows.items()}
+    test = rows.get("test")
+    if test is None:
+        held, left = published.sample(task, len(train))
+        train, test = train.take(left), train.take(held)
+    elif task.test_sample:
+        test = test.take(published.sample(task, len(test))[0])
+    return Whole(train, rows.get("validation"), test, labels, sizes)
 
 
 def load(task: Task, config: Config, shard: int | None = None, iteration: int = 0) -> Data:
@@ -229,28 +177,29 @@ def load(task: Task, config: Config, shard: int | None = None, iteration: int = 
             disjoint within an iteration, independent across them); else without effect.
 
     Raises:
-        TaskError: see `read_split`; or fewer rows than the shards need.
+        TaskError: see `read_split`; the data are not as the suite states; or fewer rows
+            than the shards need.
     """
-    train, labels = read_split(task, "train")
-    test, _ = read_split(task, "test", labels)
-    own = shard is None and bool(task.splits.get("validation"))
+    whole = read(task)
+    for fault in published.faults(task, whole):
+        raise TaskError(f"{task.where}: {fault}")
+    train, test, dev = whole.train, whole.test, whole.validation
     drawn = ("train", iteration) if config.partition.fresh else ("train",)
-    order = _order(len(train), config.seed, task.name, *drawn)
+    order = shuffled(len(train), config.seed, task.name, *drawn)
     if shard is not None:
         order = _shard(task, config.partition, order, shard)
     most = config.finetune.dev_examples
-    if own:
-        dev, _ = read_split(task, "validation", labels)
-        dev = dev.take(_order(len(dev), config.seed, task.name, "dev")[:most])
+    if shard is None and dev is not None:
+        dev = dev.take(shuffled(len(dev), config.seed, task.name, "dev")[:most])
     else:
         carved = min(max(1, len(order) // 10), most)
         dev, order = train.take(order[:carved]), order[carved:]
     if not order:
         raise TaskError(f"{task.where}: no training example is left beside the dev split")
     kept = order[: config.finetune.max_examples or None]
-    tested = _order(len(test), config.seed, task.name, "test")
+    tested = shuffled(len(test), config.seed, task.name, "test")
     tested = sorted(tested[: config.evaluate.max_test_examples or None])
-    return Data(train.take(kept), dev, test.take(tested), labels)
+    return Data(train.take(kept), dev, test.take(tested), whole.labels)
 
 
 def _shard(task: Task, partition: Partition, order: list[int], shard: int) -> list[int]:
@@ -278,9 +227,3 @@ def check_few_shot(task: Task, config: Config, train: int) -> None:
             f"{task.where}: few-shot.examples is {config.few_shot.examples}, but it has {train} "
             "training examples"
         )
-
-
-def _order(size: int, seed: int, task: str, *purpose: str | int) -> list[int]:
-    order = list(range(size))
-    random.Random(derive(seed, task, *purpose)).shuffle(order)
-    return order

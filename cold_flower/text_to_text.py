@@ -22,8 +22,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from cold_flower.errors import TaskError
 
 if TYPE_CHECKING:
+    from cold_flower.entries import Task
     from cold_flower.model import Base
-    from cold_flower.tasks import Task
 
 IGNORED = -100  # the target that cross_entropy and T5's shift to the right leave out
 

@@ -1,13 +1,16 @@
 """What the documents show, run as it stands there."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from cold_flower import experiments
+from cold_flower import experiments, published
 from cold_flower.config import describe
+from cold_flower.errors import TaskError
+from cold_flower.tasks import load_suite, read, read_split
 from strategies.errors import FusionError
 from strategies.fusion import Weights, load
 from tests.test_fusion import body, contributions, fuse, same_bits
@@ -64,3 +67,43 @@ def test_every_experiment_that_is_run_exists(page) -> None:
 def test_every_link_leads_somewhere(page) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_copies_made_by_hand(tmp_path, monkeypatch) -> None:
+    """The snippets of docs/datasets.md, on files of the originals' form."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "datasets.md").read_text()
+    saving, *snippets = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert "load_dataset" in saving  # needs the hub
+    emotions = (
+        'ID|Field1|SIT|STATE|\n1|joy|When we met and \u00e1 sang.|1|\n2|guilt|"No" said I.|1|\n'
+    )
+    (tmp_path / "isear.csv").write_text(emotions, "latin-1")
+    (tmp_path / "Sentences_50Agree.txt").write_text("Mail me@home , he said .@neutral\n", "latin-1")
+    for name in ("train_5500.label", "TREC_10.label"):
+        (tmp_path / name).write_text("DESC:manner How did serfdom develop ?\n", "latin-1")
+    for snippet in snippets:
+        exec(snippet, {})
+
+    (shown,) = re.findall(r"```toml\n(.*?)```", page, re.S)
+    (tmp_path / "mine.toml").write_text(shown)
+    mine = load_suite(str(tmp_path / "mine.toml")).tasks["isear"]
+    with pytest.raises(TaskError, match="test-sample is 1534, but split train has 2 rows"):
+        read(mine)
+    whole = read(replace(mine, test_sample=1))
+    assert {*whole.train.texts, *whole.test.texts} == {
+        ("When we met and sang.",),
+        ('"No" said I.',),
+    }
+    assert "has 2 rows, but the suite states 7666" in next(published.faults(mine, whole))
+
+    paper = load_suite("paper").tasks
+    for name, folder, split, texts, label in (
+        ("financial_phrasebank", "phrasebank", "train", "Mail me@home , he said .", "neutral"),
+        ("trec_coarse", "trec", "train", "How did serfdom develop ?", "DESC"),
+        ("trec_fine", "trec", "test", "How did serfdom develop ?", "DESC:manner"),
+    ):
+        splits = {"train": "train", "test": "test"}
+        entry = replace(paper[name], source="files", path=str(tmp_path / folder), splits=splits)
+        rows, labels = read_split(entry, split)
+        assert (rows.texts, labels[rows.labels[0]]) == ([(texts,)], label)

@@ -1,0 +1,283 @@
+"""Data as published: sizes, label sets and fixed test rows; `cold-flower suites --verify`."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from cold_flower import cli, published, verify
+from cold_flower.config import Config
+from cold_flower.errors import TaskError
+from cold_flower.seeds import shuffled
+from cold_flower.tasks import load, load_suite, read, read_split
+from tests.conftest import REAL, needs_real
+from tests.test_cli import cold_flower
+from tests.test_tasks import ROWS, suite, task, write
+
+# What the paper's scores were counted on, from their granularity (one item of CB is 1.8 points).
+PAPER = {
+    "20_newsgroups": 7532, "ag_news": 3000, "amazon_reviews": 5000, "anli": 3200, "boolq": 3270,
+    "cb": 56, "cola": 1043, "copa": 100, "dbpedia": 3000, "esnli": 9824,
+    "financial_phrasebank": 1000, "imdb": 25000, "isear": 1534, "mnli": 9832, "mrpc": 408,
+    "multirc": 4848, "poem_sentiment": 104, "qnli": 5463, "qqp": 40430, "rotten_tomatoes": 1066,
+    "rte": 277, "sst2": 872, "sst5": 2210, "trec_coarse": 500, "trec_fine": 500,
+    "tweet_emoji": 50000, "tweet_emotion": 1421, "tweet_hate": 2970, "tweet_irony": 784,
+    "tweet_offensive": 860, "tweet_sentiment": 12284, "wic": 638, "wnli": 71, "wsc": 104,
+    "yahoo_answers": 3000,
+}  # fmt: skip
+CLASSES = {
+    "20_newsgroups": 20, "ag_news": 4, "amazon_reviews": 5, "anli": 3, "boolq": 2, "cb": 3,
+    "cola": 2, "copa": 2, "dbpedia": 14, "esnli": 3, "financial_phrasebank": 3, "imdb": 2,
+    "isear": 7, "mnli": 3, "mrpc": 2, "multirc": 2, "poem_sentiment": 4, "qnli": 2, "qqp": 2,
+    "rotten_tomatoes": 2, "rte": 2, "sst2": 2, "sst5": 5, "trec_coarse": 6, "trec_fine": 50,
+    "tweet_emoji": 20, "tweet_emotion": 4, "tweet_hate": 2, "tweet_irony": 2,
+    "tweet_offensive": 2, "tweet_sentiment": 3, "wic": 2, "wnli": 2, "wsc": 2, "yahoo_answers": 10,
+}  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Train and test of 20 rows each, labels 0 and 1."""
+    for split in ("train", "test"):
+        write(tmp_path / "data", ".csv", split=split)
+    return tmp_path
+
+
+def test_the_paper_suite_states_every_size_and_label_set() -> None:
+    tasks = load_suite("paper").tasks
+    tested = {name: task.test_sample or task.rows["test"] for name, task in tasks.items()}
+    assert tested == PAPER | {"stsb": 1500}  # no granularity shows STS-B's; GLUE's validation set
+    listed = {name: len(task.labels) for name, task in tasks.items()}
+    assert listed == CLASSES | {"stsb": 0}
+    assert tasks["mnli"].splits["test"] == "validation_mismatched"  # the matched one has 9815
+
+
+def test_a_size_that_differs_names_both(data) -> None:
+    right = task(data, rows={"train": 20, "test": 20})
+    few = Config.from_flat({"evaluate.max-test-examples": 3})
+    assert len(load(right, few).test) == 3  # stated is what is read, not what a run draws
+    wrong = task(data, rows={"test": 872})
+    words = r"task mine .*suite.toml\): split test \('test'\) has 20 rows, but the suite states 872"
+    with pytest.raises(TaskError, match=words):
+        load(wrong, few)
+
+
+def test_a_class_that_never_occurs_is_named_where_sizes_are_stated(data) -> None:
+    labels = ["even", "odd", "prime"]
+    with pytest.raises(TaskError, match=r"labels \['prime'\] never occur .* lists 3 .* hold 2"):
+        load(task(data, labels=labels, rows={"test": 20}), Config())
+    assert load(task(data, labels=labels), Config()).labels == ("even", "odd", "prime")
+
+
+def hub(tmp_path, names, monkeypatch):
+    """Write a repository as the hub's are: parquet with named classes, one row unlabelled."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
+    )
+    for split, labels in {"train": [0, 1, 1, 0], "validation": [1], "test": [-1, 1, 0]}.items():
+        rows = {"text": [f"{split} {i}" for i in range(len(labels))], "label": labels}
+        made = datasets.Dataset.from_dict(rows, features=features)
+        made.to_parquet(tmp_path / "repository" / f"{split}.parquet")
+    return {"source": "hub", "path": str(tmp_path / "repository"), "text": ["text"]}
+
+
+def test_a_hub_repository_with_named_classes(tmp_path, monkeypatch) -> None:
+    there = hub(tmp_path, ["neg", "pos"], monkeypatch) | {"labels": ["negative", "positive"]}
+    splits = {"train": "train+validation", "test": "test"}
+    whole = read(task(tmp_path, **there, splits=splits, rows={"train": 5, "test": 2}))
+    assert whole.train.labels == [0, 1, 1, 0, 1]
+    assert whole.test.texts == [("test 1",), ("test 2",)]  # -1 is no label
+    for labels in (["pos", "neg"], ["neg", "neutral", "pos"]):
+        words = rf"labels are \['{labels[0]}', .* in the suite, but \['neg', 'pos'\] in the data"
+        with pytest.raises(TaskError, match=words):
+            read_split(task(tmp_path, **(there | {"labels": labels})), "train")
+
+
+# The hub's own class names, from its pages.
+HUB = {
+    "ag_news": ["World", "Sports", "Business", "Sci/Tech"],
+    "boolq": ["False", "True"],
+    "cb": ["entailment", "contradiction", "neutral"],
+    "copa": ["choice1", "choice2"],
+    "esnli": ["entailment", "neutral", "contradiction"],
+    "imdb": ["neg", "pos"],
+    "mrpc": ["not_equivalent", "equivalent"],
+    "poem_sentiment": ["negative", "positive", "no_impact", "mixed"],
+    "qnli": ["entailment", "not_entailment"],
+    "qqp": ["not_duplicate", "duplicate"],
+    "rotten_tomatoes": ["neg", "pos"],
+    "rte": ["entailment", "not_entailment"],
+    "tweet_emotion": ["anger", "joy", "optimism", "sadness"],
+    "tweet_hate": ["non-hate", "hate"],
+    "tweet_irony": ["non_irony", "irony"],
+    "tweet_offensive": ["non-offensive", "offensive"],
+    "tweet_sentiment": ["negative", "neutral", "positive"],
+    "wic": ["False", "True"],
+    "wnli": ["not_entailment", "entailment"],
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_labels_of_the_paper_suite_are_in_the_order_of_the_hub(name) -> None:
+    entry, names = load_suite("paper").tasks[name], tuple(HUB[name])
+    published.check_names(entry, "train", names)
+    with pytest.raises(TaskError, match="list them in the order of the data"):
+        published.check_names(entry, "train", (*names, "another"))
+    if {n.casefold() for n in names} & {n.casefold() for n in entry.labels}:
+        with pytest.raises(TaskError, match="list them in the order of the data"):
+            published.check_names(entry, "train", names[::-1])
+
+
+def test_a_test_sample_is_the_same_whatever_the_seed(data) -> None:
+    mine = task(data, **{"test-sample": 6, "rows": {"test": 20}})
+    drawn = [load(mine, Config.from_flat({"seed": seed})).test for seed in (0, 1)]
+    assert drawn[0] == drawn[1]
+    rows = sorted(shuffled(20, 0, "published test", "mine")[:6])
+    assert drawn[0].texts == [(ROWS["first"][i],) for i in rows]
+
+
+def test_a_test_set_is_held_out_of_train_and_never_trained_on(data) -> None:
+    mine = task(
+        data, **{"splits": {"train": "train", "test": ""}, "test-sample": 6, "rows": {"train": 20}}
+    )
+    one, two = (load(mine, Config.from_flat({"seed": seed})) for seed in (0, 1))
+    assert one.test == two.test
+    assert (len(one.train), len(one.dev), len(one.test)) == (13, 1, 6)
+    parts = [set(rows.texts) for rows in (one.train, one.dev, one.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 20
+    with pytest.raises(TaskError, match="test-sample is 20, but split train has 20 rows"):
+        load(replace(mine, test_sample=20), Config())
+    with pytest.raises(TaskError, match="test-sample is 21, but split test has 20 rows"):
+        load(task(data, **{"test-sample": 21}), Config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rows": 872}, "rows gives the size of train, test, got 872"),
+        ({"rows": {"tets": 872}}, "rows gives the size of train, test, got"),
+        ({"rows": {"validation": 9}}, "rows gives the size of train, test, got"),
+        ({"rows": {"test": 0}}, "whole numbers from 1"),
+        ({"rows": {"test": True}}, "whole numbers from 1"),
+        ({"test-sample": -1}, "test-sample is a whole number from 1, got -1"),
+        ({"test-sampel": 1}, "unknown key 'test-sampel'. Did you mean 'test-sample'"),
+        ({"splits": {"train": "train", "test": ""}}, "say how many with test-sample"),
+        ({"splits": {"train": "", "test": "test"}}, "splits names train, test"),
+    ],
+)
+def test_a_wrong_statement(tmp_path, changes, words) -> None:
+    with pytest.raises(TaskError, match=words):
+        load_suite(str(suite(tmp_path, **changes)))
+
+
+TEMPLATES = {
+    "copa": (
+        {
+            "premise": "The man fell.",
+            "question": "cause",
+            "choice1": "He slipped.",
+            "choice2": "He sang.",
+            "label": 0,
+        },
+        ("The man fell. What was the cause?", "Option 1: He slipped. Option 2: He sang."),
+    ),
+    "multirc": (
+        {
+            "paragraph": "Ann left. Bob stayed.",
+            "question": "Who stayed?",
+            "answer": "Bob",
+            "label": 1,
+        },
+        ("Ann left. Bob stayed.", "Who stayed? Bob"),
+    ),
+    "wic": (
+        {
+            "word": "bank",
+            "sentence1": "We sat on the bank.",
+            "sentence2": "The bank is closed.",
+            "label": 0,
+        },
+        ("bank: We sat on the bank.", "The bank is closed."),
+    ),
+    "wsc": (
+        {
+            "text": "Mark told Pete that he won.",
+            "span1_text": "Mark",
+            "span2_text": "he",
+            "label": 1,
+        },
+        ("Mark told Pete that he won.", "he refers to Mark"),
+    ),
+    "dbpedia": (
+        {"title": "Ely", "content": "A city in England.", "label": 8},
+        ("Ely A city in England.",),
+    ),
+    "yahoo_answers": (
+        {"question_title": "Why?", "question_content": None, "topic": 2},
+        ("Why? ",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_templates_of_the_paper_suite(tmp_path, name) -> None:
+    row, texts = TEMPLATES[name]
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    entry = load_suite("paper").tasks[name]
+    rows, _ = read_split(replace(entry, source="files", path=str(tmp_path)), "train")
+    assert rows.texts == [texts]
+    said = " ".join(entry.text)
+    assert name not in ("copa", "multirc", "wic", "wsc") or "{" in said
+
+
+def test_verify_says_what_is_there_and_what_is_not(data) -> None:
+    good = suite(data, rows={"train": 20, "test": 20}).read_text()
+    bad = good.replace("[tasks.mine]", "[tasks.worse]").replace('"test" = 20', '"test" = 21')
+    bad = bad.replace("test = 20", "test = 21")
+    gone = good.replace("[tasks.mine]", "[tasks.gone]").replace('"data"', '"nowhere"')
+    path = data / "suite.toml"
+    path.write_text("\n".join([gone, bad, good]))  # what fails stops nothing
+    shown = cold_flower("suites", "--verify", "suite.toml", cwd=data)
+    assert shown.returncode == 1
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    table = {line[0]: line[2:] for line in lines if line and line[-1] in ("ok", "FAILED")}
+    assert table["mine"] == ["20", "/", "20", "20", "/", "20", "20", "2", "/", "2", "ok"]
+    assert table["worse"] == ["20", "/", "20", "20", "/", "21", "20", "2", "/", "2", "FAILED"]
+    assert table["gone"] == ["-", "/", "20", "-", "/", "20", "-", "-", "/", "2", "FAILED"]
+    assert "worse: split test ('test') has 20 rows, but the suite states 21" in shown.stdout
+    assert "gone: no file for split 'train'; looked for" in shown.stdout
+    assert shown.stdout.splitlines()[-1] == "1 of 3 tasks are as the suite says"
+    path.write_text(good)
+    shown = cold_flower("suites", "suite.toml", "--verify", cwd=data)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert shown.stdout.splitlines()[-1] == "1 of 1 tasks are as the suite says"
+
+
+def test_verify_without_a_network_names_the_way_out(capsys, monkeypatch) -> None:
+    whole = load_suite("paper")
+    assert not verify.report(replace(whole, tasks={"cb": whole.tasks["cb"]}))
+    said = capsys.readouterr().out
+    assert "cb: hub dataset 'aps/super_glue' (subset 'cb', split 'train') cannot be loaded" in said
+    assert "docs/datasets.md says how" in said
+    assert said.splitlines()[-1] == "0 of 1 tasks are as the suite says"
+
+
+def test_suites_of_the_command_line(capsys) -> None:
+    cli.app(["suites", "paper"], standalone_mode=False)
+    assert capsys.readouterr().out.startswith("paper: 36 tasks: 20_newsgroups, ag_news")
+    with pytest.raises(Exception, match="--verify expects a suite: demo, paper, or a file"):
+        cli.app(["suites", "--verify"], standalone_mode=False)
+    with pytest.raises(TaskError, match="Did you mean 'paper'"):
+        cli.app(["suites", "--verify", "papr"], standalone_mode=False)
+    cli.app(["suites", "--verify", "demo"], standalone_mode=False)
+    assert "12 of 12 tasks are as the suite says (12 of them" in capsys.readouterr().out
+
+
+@needs_real
+def test_the_real_suite_is_as_it_says(capsys) -> None:
+    assert verify.report(load_suite(f"{REAL}/data/suite.toml"))
+    assert "35 of 35 tasks are as the suite says" in capsys.readouterr().out
