@@ -134,8 +134,9 @@ def evaluate(
     * `cold-flower evaluate runs/mine/iterations/latest --suite paper --against runs/start`
     """
     from cold_flower import experiments, runner
-    from cold_flower.journal import CONFIG, SCORES, Journal
+    from cold_flower.journal import CONFIG
     from cold_flower.report import console, gain_table
+    from cold_flower.runs import scores
 
     folder = run_dir or Path("runs") / f"evaluate-{model.strip('/').replace('/', '-')}"
     there = suite if not suite.endswith(".toml") else str(Path(suite).resolve())
@@ -150,14 +151,14 @@ def evaluate(
         "run-dir": str(folder.resolve()),
         "resume": (folder / CONFIG).exists(),
     }
-    before = Journal(against).rows(SCORES) if against else []
+    before = scores(against) if against else []
     if against and not before:
-        raise ConfigError(f"--against {against}: no {SCORES} there")
+        raise ConfigError(f"--against {against}: no scores there")
     config = experiments.merge(given)
     _stoppable(lambda: runner.run(config, runner.Sharing(), "the same command goes on"))
     if against:
         title = f"gain of {model} over {against}, in points"
-        console().print(gain_table(before, Journal(folder).rows(SCORES), title))
+        console().print(gain_table(before, scores(folder), title))
 
 
 @app.command()
@@ -181,6 +182,33 @@ def report(
 
     folder = out or (run[0] if len(run) == 1 else Path("report"))
     typer.echo(html.write(run, folder))
+
+
+@app.command()
+def log(run: Path) -> None:
+    """Draw a run's lineage: a line for each iteration, the newest first.
+
+    `*` marks the lineage of the latest base, `x` what a rollback left behind.
+    """
+    from cold_flower import history
+
+    for line in history.log(run):
+        typer.echo(line)
+
+
+@app.command()
+def rollback(run: Path, iteration: int) -> None:
+    """Make an earlier ITERATION the latest base of a finished or stopped run; delete nothing.
+
+    The next iteration gets the next free number and has that one as its parent.
+
+    Examples:
+    * `cold-flower rollback runs/mine 3`, then
+    `cold-flower simulate demo --run-dir runs/mine --set iterations=8 --resume`
+    """
+    from cold_flower import history
+
+    typer.echo(history.rollback(run, iteration))
 
 
 def _stoppable(work: Callable[[], None]) -> None:

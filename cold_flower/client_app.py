@@ -11,6 +11,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from cold_flower import attacks
 from cold_flower.config import PROTOCOLS, Config, split
 from cold_flower.contributor import Contributor
 from cold_flower.errors import ColdFlowerError, ConfigError, NoTaskError
@@ -103,22 +104,23 @@ def train(message: Message, context: Context) -> RecordDict:
     body = _body(message)
     iteration = int(config.get("iteration", config.get("server-round", 1)))
     seed = int(config.get("seed", me.config.seed))
-    trained, metrics = me.finetune(
-        body,
-        iteration=iteration,
-        seed=seed,
-        run=str(config.get("run", "")),
-        abandoned=config.get("abandoned", ()),
-    )
-    metrics["seconds"] = time.perf_counter() - started
+
+    def honest(who: Contributor, start: Mapping[str, torch.Tensor]) -> attacks.Answer:
+        options = {"run": str(config.get("run", "")), "abandoned": config.get("abandoned", ())}
+        return attacks.Answer(*who.finetune(start, iteration=iteration, seed=seed, **options))
+
+    attack = attacks.of(me, iteration)
+    answer = attack.answer(me, body, seed, honest) if attack else honest(me, body)
+    answer.metrics["seconds"] = time.perf_counter() - started
     about = {
         "contributor": me.name,
         "iteration": iteration,
         "base": config.get("base") or fingerprint(body.items()),
         **_whereabouts(),
+        **answer.about,
     }
-    finite: Mapping[str, float] = {k: v for k, v in metrics.items() if math.isfinite(v)}
-    return records.train_reply(trained.items(), finite, about)
+    finite = {key: value for key, value in answer.metrics.items() if math.isfinite(value)}
+    return records.train_reply(answer.body.items(), finite, about)
 
 
 @app.evaluate()

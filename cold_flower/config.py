@@ -192,6 +192,7 @@ class Config:
         "of a baseline: a task's share of the batches is its size's, or the same for all",
         choices=("proportional", "balanced"),
     )
+    attacks: str = _key("", "a rehearsal: who does what harm, {music = 'sign-flip'}; see README")
     log: str = _key(
         "",
         "follow the scores there, too, where that package is installed",

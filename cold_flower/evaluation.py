@@ -16,6 +16,7 @@ from cold_flower.journal import SCORES, VALIDATION, Journal
 from cold_flower.plan import Plan
 from cold_flower.report import summary
 from cold_flower.roster import Member, longest_first
+from cold_flower.schedule import evaluated
 from strategies import records
 from strategies.errors import Refused, RunStopped
 from strategies.exchange import exchange, reason_of
@@ -55,8 +56,9 @@ class Evaluation:
         self._evaluators = [m for m in members.values() if m.name in plan.evaluated]
 
     def due(self, iteration: int) -> bool:
-        """Return whether this iteration's base is evaluated: the first and last always are."""
-        return iteration % self._config.evaluate.every == 0 or iteration == self._config.iterations
+        """Return whether this iteration's base is evaluated."""
+        config = self._config
+        return evaluated(iteration, every=config.evaluate.every, last=config.iterations)
 
     def evaluate(
         self, iteration: int, arrays: ArrayRecord, sha256: str, say: Callable[..., None]

@@ -117,6 +117,7 @@ def check_keys(config: Config) -> Plan:
     Raises:
         ColdFlowerError, FusionError: the first thing that is wrong.
     """
+    from cold_flower import attacks
     from cold_flower.strategy import check as check_fusion
     from strategies.fusion import load
 
@@ -150,6 +151,7 @@ def check_keys(config: Config) -> Plan:
             "for what is trained on the union becomes iteration 1"
         )
     trackers.check(config)
+    attacks.check(config, whole)
     return whole
 
 

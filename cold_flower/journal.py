@@ -41,18 +41,22 @@ class Journal:
         if not config.resume:
             check_new(self.run_dir)
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._lock()
+            self.lock()
             about = {"run": secrets.token_hex(8), **about}
             self.write(CONFIG, {"config": config.flat(), **about})
             return
         check_same(self.run_dir, config)
-        self._lock()
+        self.lock()
         self.rows(PROGRESS)  # drops a last line that was cut off
         (self.run_dir / RESULT).unlink(missing_ok=True)
         self.write(CONFIG, {**json.loads(path.read_text()), "config": config.flat()})
 
-    def _lock(self) -> None:
-        """Refuse a second run in this directory for as long as this process lives."""
+    def lock(self) -> None:
+        """Keep others out of this directory for as long as this process lives.
+
+        Raises:
+            RunError: a run is at work there.
+        """
         file = os.open(self.run_dir / ".lock", os.O_CREAT | os.O_RDWR)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,7 +10,7 @@ from cold_flower.config import Config
 from cold_flower.experiments import Checked
 from cold_flower.resources import GB, Allocation
 from cold_flower.resources import describe as say_allocation
-from cold_flower.schedule import cohort
+from cold_flower.schedule import cohort, evaluated
 from cold_flower.strategy import stages
 
 
@@ -68,7 +68,8 @@ def _cost(
 ) -> Table:
     train, test, last = checked.train, checked.test, config.iterations
     epochs, few = config.finetune.max_epochs, config.few_shot
-    evaluations = sum(i % config.evaluate.every == 0 or i == last for i in range(last + 1))
+    every = config.evaluate.every
+    evaluations = sum(evaluated(i, every=every, last=last) for i in range(last + 1))
     finetunes = sum(map(len, cohorts))
     trained = epochs * sum(train[name] for names in cohorts for name in names)
     passes = {
@@ -89,6 +90,12 @@ def _cost(
         f"{evaluations * sum(passes[p] for p in protocols):,} training examples; "
         f"{evaluations * scored:,} forward",
     )
+    if config.gate.protocol:
+        validated = len(checked.plan.seen) * (last + 1)
+        most = last * config.gate.budget
+        note = f"and for each further candidate {len(checked.plan.seen)}; at most {most} of those"
+        made.add_row("validations", f"{validated:,}", note)
+        asked += len(checked.plan.seen) * (last + 1 + most)
     made.add_row("messages", _bytes(body * (2 * finetunes + asked)), f"{_bytes(body)} a body")
     state = len(stages(config).memory) if not config.fusion.strategy else 0
     stored = (last + 1) + last * state + max(map(len, cohorts), default=0)

@@ -9,12 +9,13 @@ from pathlib import Path
 from cold_flower import baselines, experiments, html, resources
 from cold_flower.config import Config
 from cold_flower.experiments import Checked
-from cold_flower.journal import CONFIG, SCORES, Journal, check_new, check_same
+from cold_flower.journal import CONFIG, Journal, check_new, check_same
 from cold_flower.model import load_base
 from cold_flower.preview import preview
 from cold_flower.progress import Event, Progress, clock, display, phases
 from cold_flower.report import console, table
 from cold_flower.repository import Repository
+from cold_flower.runs import scores
 from cold_flower.simulate import simulate
 from cold_flower.superlink import Stopped, stoppable
 
@@ -139,7 +140,7 @@ def run(config: Config, sharing: Sharing, again: str = "") -> None:
         print(f"stopped after {clock(time.time() - started)}; {said}", file=sys.stderr)
         raise
     title = f"{config.experiment}, seed {config.seed}: mean test score, in points"
-    out.print(table(Journal(folder).rows(SCORES), title))
+    out.print(table(scores(folder), title))
     out.print(phases(progress, ready.allocation.workers), highlight=False)
     where = f"the last base: {folder}/iterations/latest\nthe report: {html.write([folder], folder)}"
     out.print(where, highlight=False, markup=False)

@@ -17,6 +17,18 @@ from cold_flower.statistics import Row
 _SEED_KEYS = ("seed", "run-dir", "resume", "log")
 
 
+def every_score(folder: Path) -> list[Row]:
+    """Return the rows of a run's scores.jsonl."""
+    return list(Journal(folder).rows(SCORES))
+
+
+def scores(folder: Path) -> list[Row]:
+    """Return a run's scores without those of iterations that a rollback left behind."""
+    repository = Repository(folder)
+    left = {*repository.numbers()} - {*repository.lineage()}
+    return [row for row in every_score(folder) if row["iteration"] not in left]
+
+
 @dataclass(frozen=True)
 class Run:
     """One run directory."""
@@ -26,8 +38,8 @@ class Run:
 
     @cached_property
     def scores(self) -> list[Row]:
-        """Return the rows of scores.jsonl."""
-        return list(Journal(self.folder).rows(SCORES))
+        """Return the scores along the lineage."""
+        return scores(self.folder)
 
     @cached_property
     def contributions(self) -> list[Row]:
@@ -45,10 +57,9 @@ class Run:
 
     @property
     def manifests(self) -> list[dict[str, Any]]:
-        """Return the manifest of every iteration."""
+        """Return the manifests along the lineage."""
         repository = Repository(self.folder)
-        there = sorted(int(p.name) for p in repository.folder.glob("[0-9]*"))
-        return [repository.manifest(iteration) for iteration in there]
+        return [repository.manifest(iteration) for iteration in repository.lineage()]
 
     @property
     def body_bytes(self) -> int:

@@ -36,3 +36,8 @@ def cohort(
     random.Random(derive(seed, "round-robin")).shuffle(names)
     start = (iteration - 1) * size
     return sorted(names[(start + i) % len(names)] for i in range(size))
+
+
+def evaluated(iteration: int, *, every: int, last: int) -> bool:
+    """Return whether an iteration's base is evaluated: the first and the last always are."""
+    return iteration % every == 0 or iteration == last
