@@ -19,6 +19,7 @@ from cold_flower.errors import RunError
 CONFIG, SCORES, CONTRIBUTIONS = "config.json", "scores.jsonl", "contributions.jsonl"
 VALIDATION = "validation.jsonl"  # of the gate
 RESULT, PROGRESS = "result.json", "progress.jsonl"
+FULL = "no space left on the disk of the run directory: make room there"
 WORKERS = "COLD_FLOWER_WORKERS"  # environment: the runner tells the ServerApp of its workers
 _MAY_CHANGE = ("iterations", "resume", "run-dir", "log")
 _locks: list[int] = []  # open for as long as the process lives

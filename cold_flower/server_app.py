@@ -5,8 +5,10 @@ Flower's own loop (`Strategy.start`) drives every strategy, ours or a stock one.
 published and evaluated (`_Run.after_round`).
 """
 
+import errno
 import os
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from cold_flower.contributor import home
 from cold_flower.errors import ColdFlowerError
 from cold_flower.evaluation import Evaluation
 from cold_flower.identity import code_sha256, versions
-from cold_flower.journal import CONTRIBUTIONS, RESULT, SCORES, WORKERS, Journal, run_id
+from cold_flower.journal import CONTRIBUTIONS, FULL, RESULT, SCORES, WORKERS, Journal, run_id
 from cold_flower.manifest import manifest
 from cold_flower.plan import plan, resolve
 from cold_flower.repository import Repository, now
@@ -44,13 +46,17 @@ def main(grid: Grid, context: Context) -> None:
     run_dir = Path(config.run_dir) if config.run_dir else default
     journal = Journal(run_dir)
     journal.open(config, {"versions": versions(), "code": code_sha256()})
+    journal.say(f"the server has started, process {os.getpid()}", server=os.getpid())
     try:
         _Run(config, run_dir, grid).run()
     except Exception as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         expected = isinstance(error, ColdFlowerError | StrategyError)
         cause = str(error) if expected else traceback.format_exc(limit=-3).strip()
         head = Repository(run_dir).latest()
-        journal.write(RESULT, {"status": "failed", "iterations": head or 0, "cause": cause})
+        result = {"status": "failed", "iterations": head or 0, "cause": FULL if full else cause}
+        with suppress(OSError):  # a full disk takes not even this
+            journal.write(RESULT, result)
         raise
     journal.write(RESULT, {"status": "completed", "iterations": config.iterations, "cause": ""})
 

@@ -25,12 +25,14 @@ from cold_flower import __version__
 from cold_flower.config import Config
 from cold_flower.errors import RunError
 from cold_flower.identity import PACKAGES, ROOT
-from cold_flower.journal import CONFIG, PROGRESS, RESULT, WORKERS
+from cold_flower.journal import CONFIG, FULL, PROGRESS, RESULT, WORKERS
 from cold_flower.progress import Event
 from cold_flower.resources import Allocation
-from cold_flower.superlink import CONNECTION, Stopped, stoppable, superlink, tool
+from cold_flower.superlink import CONNECTION, Stopped, alive, stoppable, superlink, tool
 
 LOG = "flower.log"
+STATUS_SECONDS = 30
+_LEAST = 1 << 16  # bytes free: with less the disk is full
 
 
 def simulate(
@@ -68,10 +70,10 @@ def simulate(
         run_log = run_dir.parent / f".{run_dir.name}.log"
         run_log.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with run_log.open("w") as log, superlink(scratch, environment, log):
+            with run_log.open("w") as log, superlink(scratch, environment, log) as link:
                 federation = allocation.federation(contributors)
                 run = _start(app, federation, scratch, environment, log)
-                _watch(run, run_dir, show)
+                _watch(run, link, run_dir, show)
                 status = _status(environment, scratch)
         except Stopped:
             if not run_dir.exists():
@@ -164,9 +166,18 @@ def _start(
     return subprocess.Popen(command, cwd=scratch / "empty", env=environment, stdout=log, stderr=log)
 
 
-def _watch(run: "subprocess.Popen[bytes]", run_dir: Path, show: Callable[[Event], None]) -> None:
-    """Show the run's progress until it ended; `flwr run --stream` returns with it."""
-    progress = run_dir / PROGRESS
+def _watch(
+    run: "subprocess.Popen[bytes]",
+    link: "subprocess.Popen[bytes]",
+    run_dir: Path,
+    show: Callable[[Event], None],
+) -> None:
+    """Show the run's progress until it ended; `flwr run --stream` returns with it.
+
+    Where SuperLink or ServerApp are killed, Flower would notice after a minute or never; here
+    the result that is missing tells.
+    """
+    progress, server = run_dir / PROGRESS, 0
     try:
         position = progress.stat().st_size if progress.exists() else 0
         ended = False
@@ -176,7 +187,12 @@ def _watch(run: "subprocess.Popen[bytes]", run_dir: Path, show: Callable[[Event]
                 file.seek(position)
                 while (line := file.readline()).endswith("\n"):
                     position = file.tell()
-                    show(json.loads(line))
+                    event = json.loads(line)
+                    server = event.get("server", server)
+                    show(event)
+            killed = link.poll() is not None or (server and not alive(server))
+            if killed and not (run_dir / RESULT).exists():
+                return
             if not ended:
                 time.sleep(0.2)
         with suppress(subprocess.TimeoutExpired):
@@ -190,9 +206,17 @@ def _watch(run: "subprocess.Popen[bytes]", run_dir: Path, show: Callable[[Event]
 def _status(environment: Mapping[str, str], scratch: Path) -> str:
     """Ask the SuperLink how the run ended, with its details."""
     command = [tool("flwr"), "ls", CONNECTION, "--format", "json"]
-    answer = subprocess.run(
-        command, cwd=scratch / "empty", env=environment, capture_output=True, text=True
-    )
+    try:
+        answer = subprocess.run(
+            command,
+            cwd=scratch / "empty",
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=STATUS_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return "nothing: its SuperLink does not answer"
     try:
         runs: Sequence[Mapping[str, Any]] = json.loads(answer.stdout)["runs"]
         return f"{runs[0]['status']} {runs[0].get('status-details', '')}".strip()
@@ -205,7 +229,9 @@ def _judge(run_dir: Path, status: str, again: str) -> None:
     try:
         result: Mapping[str, Any] = json.loads((run_dir / RESULT).read_text())
     except (OSError, ValueError):
-        result = {"status": "missing", "cause": f"the ServerApp wrote no {RESULT}"}
+        cause = f"the ServerApp ended without a {RESULT} (killed? out of memory?)"
+        full = shutil.disk_usage(run_dir.parent).free < _LEAST
+        result = {"status": "missing", "cause": FULL if full else cause}
     if result["status"] == "completed" and status.startswith("finished:completed"):
         return
     log = run_dir / LOG

@@ -1,5 +1,6 @@
 """A SuperLink of our own: started in an empty directory, stopped with all that it started."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from cold_flower.errors import RunError
 CONNECTION = "cold-flower"
 START_SECONDS = 60
 KILL_SECONDS = 5  # after these, what still runs is killed
+_PR_SET_PDEATHSIG = 1  # of Linux' prctl
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -59,7 +61,9 @@ def tool(name: str) -> str:
 
 
 @contextmanager
-def superlink(scratch: Path, environment: Mapping[str, str], log: Any) -> Iterator[None]:
+def superlink(
+    scratch: Path, environment: Mapping[str, str], log: Any
+) -> Iterator["subprocess.Popen[bytes]"]:
     """Start a SuperLink in an empty directory on a free port; stop it and its children."""
     home = Path(environment["FLWR_HOME"])
     empty = scratch / "empty"
@@ -75,13 +79,25 @@ def superlink(scratch: Path, environment: Mapping[str, str], log: Any) -> Iterat
     process = None
     try:
         process = subprocess.Popen(
-            command, cwd=empty, env=environment, stdout=log, stderr=log, start_new_session=True
+            command,
+            cwd=empty,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
         _wait_healthy(process, port)
-        yield
+        yield process
     finally:
         with undisturbed():
             _stop(process, f"FLWR_HOME={home}")
+
+
+def _end_with_parent() -> None:
+    """Have Linux stop this process when its parent is killed, so that no run is orphaned."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager
@@ -130,7 +146,7 @@ def _stop(process: "subprocess.Popen[bytes] | None", mark: str, patience: float 
         with suppress(subprocess.TimeoutExpired):
             process.wait(patience)
     started = time.monotonic()
-    while left := [pid for pid in family | _marked(mark) if _alive(pid)]:
+    while left := [pid for pid in family | _marked(mark) if alive(pid)]:
         waited = time.monotonic() - started
         if waited > 2 * KILL_SECONDS:  # not even SIGKILL ends them: nothing more can be done
             break
@@ -163,7 +179,7 @@ def _marked(mark: str) -> set[int]:
     return found
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     """Return whether a process still runs; one that ended and waits for its parent does not."""
     try:
         os.kill(pid, 0)

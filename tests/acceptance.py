@@ -1,6 +1,7 @@
 """The matrices that take too long for every commit: ``make acceptance``, run by hand.
 
-    python -m tests.acceptance [demo] [determinism] [interrupt] [real]
+    python -m tests.acceptance [demo] [determinism] [interrupt] [crash] [attacks] [fuzz] [disk]
+        [real] [real-attacks]
 
 - demo: five seeds; after the last iteration the fused base must beat the start frozen on
   seen tasks, frozen on unseen tasks and finetuned, by more than the standard error over
@@ -10,9 +11,16 @@
 - interrupt: Ctrl-C, twice, before the run exists, while contributors finetune and while
   they evaluate: exit code 130, no process left, and after --resume the bases and scores of
   an uninterrupted run.
+- crash: kill -9 the ServerApp, the SuperLink, a Ray worker, the runner and the whole tree, each
+  before the first message, while contributors finetune, and while a base is fused, published
+  and evaluated; the bases, scores and rule memory after --resume are those of a run left alone.
+- attacks: every attack under every defence; with screening, the default, nothing is lost.
+- fuzz: 3,000 replies, manifests, suite files and config strings each.
+- disk: a full disk stops a run with the last iteration intact.
 - real: real_small with three seeds and once under stock FedAvg (needs COLD_FLOWER_REAL).
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -24,9 +32,11 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower.journal import CONTRIBUTIONS, PROGRESS, SCORES, Journal
-from cold_flower.repository import Repository
+from cold_flower.repository import STATE, Repository
 from cold_flower.statistics import gains, mean_and_sem
-from tests.test_simulation import MARK, marked
+from tests import attack
+from tests.crash import crash
+from tests.test_simulation import MARK, SMALL, marked
 
 COLD_FLOWER = str(Path(sys.executable).parent / "cold-flower")
 
@@ -170,10 +180,64 @@ def real(folder: Path) -> bool:
     return good
 
 
+def crashes(folder: Path) -> bool:
+    """The crash matrix."""
+
+    def whole(run: Path) -> Any:
+        state = (run / "iterations" / "0002" / STATE).read_bytes()
+        return (outcome(run), hashlib.sha256(state).hexdigest())
+
+    return crash(folder / "crash", whole, events)
+
+
+def fuzz(folder: Path) -> bool:
+    """Whatever comes in is accepted, or refused with one error."""
+    environment = {**os.environ, "COLD_FLOWER_FUZZ": "3000"}
+    command = [sys.executable, "-m", "pytest", "-q", "tests/test_fuzz.py"]
+    return subprocess.run(command, env=environment).returncode == 0
+
+
+def disk(folder: Path) -> bool:
+    """Run into a full disk, a small tmpfs; make room; go on."""
+    small = folder / "small-disk"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(small)], check=True)
+    try:
+        there = small / "run"
+        command = [COLD_FLOWER, "simulate", "demo", *SMALL, "--run-dir", str(there)]
+        for room in range(8, 24):  # the ballast leaves less and less
+            ballast = small / "ballast"
+            ballast.write_bytes(b"x" * (room << 20))
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                break
+            subprocess.run(["rm", "-r", str(there)], check=True)
+        said = done.stderr.strip().splitlines()[-1]
+        head = Repository(there).latest()
+        print(f"with {24 - room} MB: exit {done.returncode}, latest is {head}\n  says: {said}")
+        ballast.unlink()
+        resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+        print(f"  with room: exit {resumed.returncode} {resumed.stderr.strip()[-300:]}")
+        return "space" in said and not resumed.returncode
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
 def main() -> None:
     """Run what is named, or all; exit with 1 if anything does not hold."""
-    known = {"demo": demo, "determinism": determinism, "interrupt": interrupt, "real": real}
-    chosen = sys.argv[1:] or [k for k in known if k != "real" or "COLD_FLOWER_REAL" in os.environ]
+    known = {
+        "demo": demo,
+        "determinism": determinism,
+        "interrupt": interrupt,
+        "crash": crashes,
+        "attacks": attack.demo,
+        "fuzz": fuzz,
+        "disk": disk,
+        "real": real,
+        "real-attacks": attack.real,
+    }
+    there = "COLD_FLOWER_REAL" in os.environ
+    chosen = sys.argv[1:] or [k for k in known if there or not k.startswith("real")]
     folder = Path(tempfile.mkdtemp(prefix="cold-flower-acceptance-"))
     print(f"runs in {folder}")
     results = {name: known[name](folder) for name in chosen}

@@ -44,7 +44,7 @@ def test_everything_that_carries_the_mark_is_stopped(stubborn) -> None:
     process, child, mark = stubborn
     superlink._stop(process, mark, patience=0.2)
     assert process.wait(5) is not None
-    assert not superlink._alive(child)
+    assert not superlink.alive(child)
     assert not superlink._marked(mark) - {process.pid}
 
 
@@ -56,7 +56,7 @@ def test_a_signal_in_the_middle_of_stopping_leaks_nothing(stubborn) -> None:
         superlink._stop(process, mark, patience=0.2)
         timer.join()
     assert process.wait(5) is not None
-    assert not superlink._alive(child)
+    assert not superlink.alive(child)
 
 
 def test_the_first_signal_stops_and_a_second_one_is_ignored() -> None:

@@ -1,0 +1,110 @@
+"""Contributors that do harm, each kind against what is to find it."""
+
+import math
+
+import pytest
+import torch
+
+from cold_flower import attacks
+from cold_flower.attacks import Answer, Attack
+from cold_flower.config import Config
+from cold_flower.contributor import Contributor
+from cold_flower.errors import ConfigError
+from cold_flower.experiments import check_keys
+from cold_flower.plan import plan, resolve
+
+KEYS = {"tasks": "travel,music,kitchen", "unseen": "", "contributors-per-iteration": 0}
+
+
+def config(table: str) -> Config:
+    return resolve(Config.from_flat({**KEYS, "attacks": table}))
+
+
+def test_who_does_what_from_when() -> None:
+    chosen = config("{music = {kind = 'scale', size = 100.0, from = 2}, travel = 'label-flip'}")
+    found = attacks.parse(chosen)
+    assert found["music"] == Attack("scale", size=100.0, first=2)
+    assert (found["travel"].kind, found["travel"].first) == ("label-flip", 1)
+    me = Contributor(chosen, plan(chosen).names.index("music"))
+    assert attacks.of(me, 1) is None
+    assert attacks.of(me, 2) == attacks.of(me, 3) == Attack("scale", size=100.0, first=2)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("music", "attacks is a TOML inline table such as"),
+        ("{music = 'sign-flop'}", "unknown attack of music 'sign-flop'. Did you mean 'sign-flip'"),
+        ("{music = {kind = 'nan', form = 2}}", "unknown key of music 'form'. Did you mean 'from'"),
+        ("{music = {kind = 'scale', size = 'x'}}", "size of music is 'x', expected float"),
+        ("{music = 'copy'}", "music: of names the contributor whose weights copy sends"),
+        ("{musik = 'nan'}", "unknown contributor in attacks 'musik'. Did you mean 'music'"),
+        ("{music = {kind = 'copy', of = 'x'}}", "unknown contributor in attacks 'x'"),
+    ],
+)
+def test_what_cannot_be_rehearsed(table, words) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_keys(config(table))
+
+
+BASE = {"w": torch.ones(4, 3), "b": torch.zeros(3)}
+
+
+def honest(who, start) -> Answer:
+    """Moves everything by 1; by 2 if it is another contributor's work."""
+    by = 1.0 if who.name == "music" else 2.0
+    return Answer({key: t + by for key, t in start.items()}, {"num-examples": 10.0})
+
+
+def answer(kind: str, **options) -> Answer:
+    chosen = config("")
+    me = Contributor(chosen, plan(chosen).names.index("music"))
+    return Attack(kind, **options).answer(me, BASE, 0, honest)
+
+
+def test_directions_by_hand() -> None:
+    assert torch.equal(answer("scale").body["b"], torch.full((3,), 10.0))
+    assert torch.equal(answer("scale", size=100.0).body["b"], torch.full((3,), 100.0))
+    assert torch.equal(answer("sign-flip").body["w"], torch.zeros(4, 3))
+    assert torch.equal(answer("copy", of="travel").body["b"], torch.full((3,), 2.0))
+
+
+def test_the_forms_that_are_wrong() -> None:
+    assert math.isnan(answer("nan").body["w"][0, 0])
+    assert answer("shape").body["w"].shape == (12,)
+    assert answer("huge").body["w"].numel() == attacks.HUGE
+    hostile = answer("names")
+    assert "../../x" in hostile.body
+    assert hostile.about == {"contributor": "../../x"}
+    assert answer("metrics").metrics == {"num-examples": 10_000_000}
+
+
+def test_noise_and_random_weights_are_drawn_from_the_seed() -> None:
+    for kind in ("noise", "random"):
+        one, same = answer(kind).body["w"], answer(kind).body["w"]
+        assert torch.equal(one, same)
+        assert one.shape == (4, 3)
+        assert torch.isfinite(one).all()
+
+
+def test_labels_are_flipped_in_training_data_alone() -> None:
+    chosen = config("")
+    index = plan(chosen).names.index("music")
+    seen = []
+
+    def spy(who, start) -> Answer:
+        seen.append(who.splits())
+        return Answer(dict(start), {"num-examples": 1.0})
+
+    me = Contributor(chosen, index)
+    Attack("label-flip").answer(me, BASE, 0, spy)
+    own, flipped = me.splits(), seen[0]
+    assert len(own.labels) == 3
+    assert torch.equal(flipped.train.labels, 2 - own.train.labels)
+    assert torch.equal(flipped.dev.labels, 2 - own.dev.labels)
+    assert torch.equal(flipped.test.labels, own.test.labels)
+
+
+def test_a_stale_base_is_named_or_not() -> None:
+    assert answer("stale").about["base"]
+    assert answer("stale-lie").about == {}
