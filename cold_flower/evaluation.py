@@ -90,9 +90,19 @@ class Evaluation:
         say(f"base {iteration}: {scores}", scores=scores)
 
     def validate(
-        self, iteration: int, arrays: ArrayRecord, sha256: str, say: Callable[..., None]
+        self,
+        iteration: int,
+        sha256: str,
+        arrays: Callable[[], ArrayRecord],
+        say: Callable[..., None],
     ) -> dict[str, float]:
-        """Score a candidate on the contributors' own validation data, for the gate.
+        """Score a base or a candidate on the contributors' own validation data, for the gate.
+
+        Args:
+            iteration: that is being made.
+            sha256: of the model to score.
+            arrays: returns the model, if it has to be sent.
+            say: takes each line of progress.
 
         Returns:
             The score by contributor, of all that contribute to the run. What is known of the
@@ -111,8 +121,8 @@ class Evaluation:
         due = {(m, self._config.gate.protocol) for m in seen if m.name not in found}
         if due:
             say(f"validating a candidate for iteration {iteration}", done=0, of=len(due))
-        for row in self._ask(iteration, arrays, sha256, due, say, VALIDATION):
-            found[row["contributor"]] = row["value"]
+            for row in self._ask(iteration, arrays(), sha256, due, say, VALIDATION):
+                found[row["contributor"]] = row["value"]
         return dict(sorted(found.items()))
 
     def _messages(self, due: Collection[tuple[Member, str]]) -> int:

@@ -8,6 +8,7 @@ published and evaluated (`_Run.after_round`).
 import errno
 import os
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -171,22 +172,22 @@ class _Run:
         return found
 
     def _make_gate(self) -> Gate[ArrayRecord]:
-        def validate(arrays: ArrayRecord, sha256: str) -> dict[str, float]:
+        def validate(sha256: str, arrays: Callable[[], ArrayRecord]) -> dict[str, float]:
             iteration = self._inbox.iteration
 
             def say(line: str, **about: Any) -> None:
                 self._say(line, phase="validate", iteration=iteration, **about)
 
-            return self._evaluation.validate(iteration, arrays, sha256, say)
+            return self._evaluation.validate(iteration, sha256, arrays, say)
 
         def before() -> dict[str, float]:
             body = self._repository.body(self._head)
             sha256 = self._repository.manifest(self._head)["sha256"]
-            return validate(records.pack(body.items()), sha256)
+            return validate(sha256, lambda: records.pack(body.items()))
 
         chosen = self._config.gate
         return Gate(
-            lambda candidate: validate(candidate, fingerprint(records.unpack(candidate))),
+            lambda candidate: validate(fingerprint(records.unpack(candidate)), lambda: candidate),
             before,
             tolerance=chosen.tolerance,
             task_tolerance=chosen.task_tolerance,

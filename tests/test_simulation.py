@@ -244,3 +244,67 @@ def test_a_checkpoint_is_scored_against_a_run(finished, tmp_path) -> None:
     again = cold_flower(*command, cwd=tmp_path, timeout=240)  # nothing is left to do
     assert again.returncode == 0
     assert "frozen 0." not in again.stdout.split("gain of")[0].split("contributors are ready")[1]
+
+
+def test_a_server_that_is_killed_is_noticed_and_its_run_goes_on(finished, tmp_path) -> None:
+    command = [COLD_FLOWER, "simulate", "demo", *SMALL, *MEMORY, "--run-dir", "run"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, MARK: str(tmp_path)},
+    )  # fmt: skip
+    events: list[dict] = []
+    while not any(event.get("done") for event in events) and process.poll() is None:
+        time.sleep(0.1)
+        if (tmp_path / "run" / "progress.jsonl").exists():
+            events = rows(tmp_path / "run", "progress.jsonl")
+    os.kill(next(event["server"] for event in events if "server" in event), signal.SIGKILL)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert "the ServerApp ended without a result.json" in said
+    assert marked(str(tmp_path)) == []
+    simulate(tmp_path, "run", *MEMORY, "--resume")
+    assert [body_of(tmp_path / "run", i) for i in (1, 2)] == [body_of(finished, i) for i in (1, 2)]
+
+
+def test_harm_is_refused_and_a_base_is_rolled_back(tmp_path) -> None:
+    """A NaN, a copy, and a base that somebody does not like."""
+    chosen = [
+        "--set", "attacks={travel = 'nan', music = {kind = 'copy', of = 'kitchen'}}",
+        "--set", "contributors-per-iteration=0", "--set", "quorum=1",
+        "--set", "gate.protocol=frozen", "--set", "gate.tolerance=1", "--set",
+        "gate.task-tolerance=1", "--set", "keep-iterations=2",
+    ]  # fmt: skip
+    simulate(tmp_path, "run", *chosen)
+    run = tmp_path / "run"
+    given = {
+        (row["iteration"], row["contributor"]): row["reason"]
+        for row in rows(run, "contributions.jsonl")
+    }
+    assert given == {
+        (i, name): reason
+        for i in (1, 2)
+        for name, reason in {
+            "kitchen": "",
+            "music": "duplicate: the same weights as kitchen",
+            "travel": "embeddings.word_embeddings.weight holds NaN or infinity",
+        }.items()
+    }
+    assert sorted(p.relative_to(run).as_posix() for p in run.glob("quarantine/*/*")) == [
+        f"quarantine/{i}/music.safetensors" for i in ("0001", "0002")
+    ]
+    validated = rows(run, "validation.jsonl")
+    assert {(row["iteration"], row["contributor"]) for row in validated} == {
+        (i, name) for i in (1, 2) for name in ("kitchen", "music", "travel")
+    }
+    assert len(validated) == 9  # the start's, and each candidate's; never a base's twice
+    assert Repository(run).manifest(2)["gate"]["accepted"]
+
+    back = cold_flower("rollback", "run", "1", cwd=tmp_path)
+    assert "latest is 0001 (was 0002); nothing is deleted" in back.stdout
+    simulate(tmp_path, "run", *chosen, "--set", "iterations=3", "--resume")
+    assert [Repository(run).manifest(i)["parent"] for i in (1, 2, 3)] == [0, 1, 1]
+    log = cold_flower("log", "run", cwd=tmp_path).stdout.splitlines()
+    assert [line.split("  ")[0] for line in log] == [
+        "* 0003 (latest)", "| x 0002", "* 0001", "* 0000",
+    ]  # fmt: skip
+    assert "from 0001; average, 1 accepted, 2 refused; frozen seen" in log[0]
