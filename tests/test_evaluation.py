@@ -140,3 +140,31 @@ def test_what_a_contributor_says_beside_its_scores_cannot_harm(tmp_path) -> None
     run.evaluate(0)
     assert {row["metric"] for row in run.journal.rows(SCORES)} == {"accuracy"}
     assert run.events[1]["busy"] == 0
+
+
+def test_the_gate_asks_those_who_contribute_once_for_each_model(tmp_path) -> None:
+    run = Fixture(tmp_path, **{"gate.protocol": "frozen"})
+
+    def validate(iteration: int, sha256: str):
+        before = len(run.grid.sent)
+        sent = lambda: ARRAYS  # noqa: E731
+        scores = run.evaluation.validate(iteration, sha256, sent, lambda line, **about: None)
+        asked = [run.names[m.metadata.dst_node_id] for m in run.grid.sent[before:]]
+        return scores, asked
+
+    scores, asked = validate(1, "a")
+    assert scores == {"market": 0.25, "music": 0.25}  # travel is unseen
+    assert asked == ["market", "music"]
+    config = records.config_of(run.grid.sent[0].content, "config")
+    assert (config["split"], config["protocols"], config["iteration"]) == ("dev", "frozen", 1)
+    assert validate(2, "a") == (scores, [])
+    assert validate(2, "b") == (scores, ["market", "music"])
+    assert run.journal.rows(SCORES) == []
+
+
+def test_fresh_shards_are_validated_anew_each_iteration(tmp_path) -> None:
+    keys = {"tasks": "music", "unseen": "", "gate.protocol": "frozen", "partition.kind": "shards"}
+    run = Fixture(tmp_path, **keys, **{"partition.shards": 2, "partition.fresh": True})
+    for iteration, asked in ((1, 2), (1, 2), (2, 4)):
+        run.evaluation.validate(iteration, "a", lambda: ARRAYS, lambda line, **about: None)
+        assert len(run.grid.sent) == asked

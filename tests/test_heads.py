@@ -33,6 +33,8 @@ def test_an_iteration_begins_with_the_newest_head_from_before_it(tiny, body, tmp
         assert heads.load_into(model, iteration) == origin
         assert same(model, trained.get(origin, make(tiny, body, 77)))
         assert torch.equal(model.base_model.state_dict()[k := next(iter(body))], body[k])
+    # 3 was left behind by a rollback to 2.
+    assert heads.load_into(make(tiny, body, 77), 4, abandoned=[3]) == 1
 
 
 def test_runs_do_not_share_heads_and_names_from_the_wire_stay_inside(tiny, body, tmp_path) -> None:

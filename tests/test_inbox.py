@@ -11,7 +11,9 @@ from strategies import records
 from strategies.cold_fusion import ColDFusion
 from strategies.errors import DeadActorError, QuorumError
 from strategies.fusion import fingerprint, load, read_metadata
+from strategies.gate import Gate
 from strategies.inbox import Inbox
+from strategies.screening import Screen
 from tests.conftest import FakeGrid, error_reply, is_train
 
 BASE = {"w": torch.zeros(2, 2), "b": torch.tensor([1.0, 2.0])}
@@ -263,3 +265,57 @@ def test_arrays_that_are_no_arrays_are_refused(tmp_path) -> None:
     _, inbox = make(tmp_path, client, quorum=1)
     start(inbox)
     assert "cannot be decoded" in inbox.arrivals["cat"].reason
+
+
+def test_a_cohort_is_screened_together_and_the_refused_put_aside(tmp_path) -> None:
+    def client(message):
+        if NAMES[message.metadata.dst_node_id] != "bob":
+            return trained(message)
+        return trained(message, body={k: t + STEP["ann"] for k, t in BASE.items()})
+
+    folder = tmp_path / "incoming"
+    _, inbox = make(folder, client, quorum=2, screen=Screen(checks=("duplicate",)))
+    assert torch.equal(start(inbox)["w"], torch.full((2, 2), 3.5))  # of ann 1 and cat 6
+    bob = inbox.arrivals["bob"]
+    assert (bob.verdict, bob.reason) == ("refused", "duplicate: the same weights as ann")
+    assert inbox.arrivals["ann"].figures["diff-norm"] == pytest.approx(math.sqrt(6))
+    inbox.drop(["bob"])
+    assert [p.name for p in tmp_path.rglob("*.safetensors")] == ["bob.safetensors"]
+    assert (tmp_path / "quarantine" / "0001" / "bob.safetensors").exists()
+
+
+def test_below_the_quorum_a_refused_one_is_asked_again(tmp_path) -> None:
+    def client(message):
+        return trained(message, body={k: t + 1.0 for k, t in BASE.items()})
+
+    folder = tmp_path / "incoming"
+    _, first = make(folder, client, screen=Screen(checks=("duplicate",)))
+    with pytest.raises(QuorumError, match="bob refused: duplicate: the same weights as ann"):
+        start(first)
+    grid, second = make(folder)
+    start(second)
+    assert [NAMES[m.metadata.dst_node_id] for m in grid.sent] == ["bob", "cat"]
+
+
+def test_the_gate_leaves_the_base_as_it_is_or_one_contribution_out(tmp_path) -> None:
+    def run(folder, worst: float):
+        """A model scores by its first weight: up to 3 is fine, more is worse."""
+        _, inbox = make(folder)
+
+        def score(arrays):
+            return {"x": 0.5 if float(dict(records.unpack(arrays))["w"][0, 0]) <= worst else 0.1}
+
+        gate = Gate(score, lambda: {"x": 0.5}, tolerance=0, task_tolerance=0, budget=3)
+        strategy = ColDFusion(load("average"), inbox=inbox, gate=gate)
+        made = strategy.start(inbox, records.pack(BASE.items()), num_rounds=1, timeout=1)
+        return dict(records.unpack(made.arrays)), gate.judgement
+
+    made, judged = run(tmp_path / "a", worst=3.0)  # the mean of 1, 2, 6 fits
+    assert torch.equal(made["w"], torch.full((2, 2), 3.0))
+    assert judged.candidates == 1
+    made, judged = run(tmp_path / "b", worst=2.0)  # 6 moves the mean most: it goes first
+    assert torch.equal(made["w"], torch.full((2, 2), 1.5))
+    assert (judged.left_out, judged.candidates) == (("cat",), 2)
+    made, judged = run(tmp_path / "c", worst=0.5)
+    assert made == {}  # Flower's result of a run without a new base
+    assert not judged.accepted
