@@ -133,6 +133,9 @@ def conditions(runs: Sequence[Run]) -> list[Condition]:
         for name in {name: None for key in keys for name in key}
         if len({repr(key.get(name)) for key in keys}) > 1
     ]
+    experiments = [key["experiment"] for key in keys]
+    if len(set(experiments)) == len(keys) > 1:  # their names tell them apart
+        differing = ["experiment"]
     told = [name for name in differing if name != "experiment"] or differing
     return [
         Condition(_label({name: key.get(name) for name in told}), tuple(group))
@@ -142,6 +145,8 @@ def conditions(runs: Sequence[Run]) -> list[Condition]:
 
 def _label(about: Mapping[str, Any]) -> str:
     """Say what a condition is, in few words."""
+    if [*about] == ["experiment"]:
+        return str(about["experiment"])
     if baseline := about.get("baseline"):
         return str(baseline)
     said = []

@@ -106,6 +106,12 @@ def test_conditions_are_labelled_by_what_differs(make, tmp_path) -> None:
     assert "curves-3" not in made
 
 
+def test_experiments_are_told_apart_by_their_names(make, tmp_path) -> None:
+    for name, size in (("main", 2), ("fused_once", 0)):
+        make(name, 0.1, experiment=name, contributors_per_iteration=size)
+    assert {c.label for c in conditions(find([tmp_path / "runs"]))} == {"main", "fused_once"}
+
+
 def test_names_from_the_wire_are_text(make, tmp_path) -> None:
     page = html.write([make("a", 0.1)], tmp_path / "out").read_text()
     assert "<b>" not in page
