@@ -8,7 +8,6 @@ their own: the start is iteration 0, "fused" is a run of one iteration with all 
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from cold_flower.contributor import Contributor
 from cold_flower.encode import Encoded, concatenate, training_batches
 from cold_flower.model import State, body_of, classifier
 from cold_flower.plan import plan
-from cold_flower.repository import Repository
+from cold_flower.repository import Repository, now
 from cold_flower.seeds import derive, seeded
 from strategies.fusion import Weights, fingerprint
 
@@ -59,7 +58,7 @@ def train(config: Config, say: Callable[[str], None]) -> None:
         "contributors": [],
         "dev-score": score,
         "sha256": fingerprint(body.items()),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "time": now(),
     }
     repository.publish(1, 0, Weights(body), manifest)
 
