@@ -18,6 +18,7 @@ from cold_flower.errors import RunError
 
 CONFIG, SCORES, CONTRIBUTIONS = "config.json", "scores.jsonl", "contributions.jsonl"
 RESULT, PROGRESS = "result.json", "progress.jsonl"
+SITES = "sites.jsonl"  # who came, left, was refused; with versions and code
 WORKERS = "COLD_FLOWER_WORKERS"  # environment: the runner tells the ServerApp of its workers
 _MAY_CHANGE = ("iterations", "resume", "run-dir", "log")
 _locks: list[int] = []  # open for as long as the process lives

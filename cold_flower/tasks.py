@@ -110,13 +110,20 @@ def load_suite(name: str, seed: int = 0) -> Suite:
         raise TaskError(f"suite file {path} is not TOML: {error}") from error
     if extra := set(table) - {"tasks", "recipe"}:
         raise TaskError(f"suite {name}: {unknown('table', min(extra), ['recipe', 'tasks'])}")
-    tasks = {key: _task(key, entry, name, seed) for key, entry in table.get("tasks", {}).items()}
+    tasks = {
+        key: parse_task(key, entry, name, seed) for key, entry in table.get("tasks", {}).items()
+    }
     if not tasks:
         raise TaskError(f"suite {name} has no [tasks.<name>] table")
     return Suite(name, tasks, flatten(table.get("recipe", {})))
 
 
-def _task(name: str, entry: Any, suite: str, seed: int) -> Task:
+def parse_task(name: str, entry: Any, suite: str, seed: int = 0) -> Task:
+    """Check an entry of a suite, or of a site's own file, and make a task of it.
+
+    Raises:
+        TaskError: naming the key that is wrong.
+    """
     where = f"task {name} (suite {suite})"
     if not NAME.fullmatch(name):
         raise TaskError(f"{where}: not a valid name (expected {NAME.pattern})")

@@ -60,7 +60,7 @@ class Inbox(Grid):
     Args:
         grid: Flower's own.
         folder: where replies go: ``<folder>/<iteration>/<name>.safetensors``.
-        roster: node id by contributor name.
+        roster: node id by contributor name; may change while a cohort is drawn.
         cohort: the names to ask in an iteration.
         first: the iteration that the first round makes.
         quorum: accepted contributions an iteration needs; 0 means all that are asked.
@@ -88,8 +88,7 @@ class Inbox(Grid):
             raise ValueError(f"not a contributor name: {bad[0]!r} (expected {NAME.pattern})")
         self._grid = grid
         self._folder = folder
-        self._roster = dict(roster)
-        self._names = {node: name for name, node in roster.items()}
+        self._roster = roster
         self._cohort = cohort
         self._quorum = quorum
         self._keep_arrays = keep_arrays
@@ -121,7 +120,8 @@ class Inbox(Grid):
         arrays = listed[0].content.array_records[records.ARRAYS]
         template = records.template_of(arrays)
         base = fingerprint(records.unpack(arrays))
-        asked = {self._names[m.metadata.dst_node_id]: self._stamped(m, base) for m in listed}
+        names = {node: name for name, node in self._roster.items()}
+        asked = {names[m.metadata.dst_node_id]: self._stamped(m, base) for m in listed}
         self.arrivals = self._on_disk(asked, base)
         here = f" (already here: {', '.join(self.arrivals)})" if self.arrivals else ""
         self._say(f"iteration {self.iteration}: asking {len(asked)} contributors{here}")
@@ -181,7 +181,8 @@ class Inbox(Grid):
         self, name: str, reply: Message | None, template: Template, base: str, timeout: float | None
     ) -> Arrival:
         if reply is None:
-            return Arrival(name, "missing", f"no reply within {timeout:g} s" if timeout else "lost")
+            late = f"no reply within {timeout:g} s; one that comes later is dropped"
+            return Arrival(name, "missing", late if timeout else "lost")
         if reply.has_error():
             return Arrival(name, "refused", f"error reply: {reason_of(reply)}")
         try:
