@@ -25,7 +25,8 @@ from cold_flower.runner import console
 from cold_flower.simulate import stage
 from cold_flower.superlink import Stopped, stoppable, tool
 
-POLL = 2.0  # seconds between two looks at the run
+POLL = 0.5  # seconds between two looks at the run directory
+ASK = 15.0  # seconds between two questions to the SuperLink: each starts Flower's command line
 
 
 def deploy(config: Config, connection: str, say: Callable[[str], object]) -> None:
@@ -97,26 +98,33 @@ def _follow(
     run: str, connection: str, journal: Journal, seen: int, say: Callable[[str], object]
 ) -> str:
     """Say what the run does until it has ended; return its status."""
-    silent = 0
+    asked, silent = -ASK, False
     while True:
         with suppress(OSError, ValueError):
-            rows = journal.rows(PROGRESS) if (journal.run_dir / PROGRESS).exists() else []
+            rows = journal.rows(PROGRESS)
             for row in rows[seen:]:
                 say(str(row["line"]))
             seen = max(seen, len(rows))
-        answer = _flwr("ls", "", connection, "--run-id", run)
-        try:
-            found = answer["runs"][0]
-            status = f"{found['status']} {found.get('status-details', '')}".strip()
-            silent = 0
-        except (KeyError, IndexError):
-            silent += 1  # it may be restarting
-            if silent == 1:
+        ended = (journal.run_dir / RESULT).exists()
+        if ended or time.monotonic() - asked > ASK:
+            answer = _flwr("ls", "", connection, "--run-id", run)
+            asked = time.monotonic()
+            status = _status(answer)
+            if status.startswith("finished"):
+                return status
+            if not status and not silent:  # it may be restarting
                 say(f"the SuperLink does not answer: {_cause(answer)}; waiting for it")
-            status = ""
-        if status.startswith("finished"):
-            return status
+            silent = not status
         time.sleep(POLL)
+
+
+def _status(answer: Mapping[str, Any]) -> str:
+    """Return a run's status and its details; empty where the SuperLink gave none."""
+    try:
+        found = answer["runs"][0]
+        return f"{found['status']} {found.get('status-details', '')}".strip()
+    except (KeyError, IndexError):
+        return ""
 
 
 def _flwr(verb: str, what: str, connection: str, *more: str) -> Mapping[str, Any]:

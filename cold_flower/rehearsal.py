@@ -61,8 +61,8 @@ def rehearse(site: Site, config: Config) -> Iterator[str]:
     yield f"  arrays: the body, {len(trained)} float32 tensors, {size} bytes"
     yield f"  metrics: {', '.join(records.LISTED)}"
     yield "  contribution: contributor, iteration, base, device, visible-gpus, worker"
-    yield "in the answer to a query: name, task, metric, examples, tokens, protocol, versions, code,"
-    yield "  model, device, visible-gpus, worker; to an evaluation: num-examples, and its scores"
+    yield "once, when asked who this is: name, task, metric, examples, tokens, protocol, versions,"
+    yield "  code, model, device, visible-gpus, worker; of an evaluation: num-examples and scores"
     yield "the tensors of the body (name, shape, bytes):"
     for name, tensor in trained.items():
         yield f"  {name} {tuple(tensor.shape)} {tensor.numel() * 4}"

@@ -19,7 +19,7 @@ dry-run = false                     # true: do everything, write down what would
 
 [task]                              # your data, under your own names
 source = "{source}"                    # files: parquet, jsonl or csv; or "hub"
-path = "{path}"                       # a folder with <split>.*, "data-{{split}}.csv", or a hub dataset
+path = "{path}"                       # a folder with <split>.*, "my-{{split}}.csv", or a hub name
 text = ["{text}"]                     # one or two columns, or templates: "{{title}} {{body}}"
 label = "{label}"
 {labels}splits = {{ train = "train", validation = "", test = "test" }}    # "" = carved out of train

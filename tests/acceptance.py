@@ -1,6 +1,6 @@
 """The matrices that take too long for every commit: ``make acceptance``, run by hand.
 
-    python -m tests.acceptance [demo] [determinism] [interrupt] [real]
+    python -m tests.acceptance [demo] [determinism] [interrupt] [real] [sites]
 
 - demo: five seeds; after the last iteration the fused base must beat the start frozen on
   seen tasks, frozen on unseen tasks and finetuned, by more than the standard error over
@@ -11,6 +11,8 @@
   they evaluate: exit code 130, no process left, and after --resume the bases and scores of
   an uninterrupted run.
 - real: real_small with three seeds and once under stock FedAvg (needs COLD_FLOWER_REAL).
+- sites: tests/acceptance_sites.py: three SuperNodes with TLS, keys and real data; kills,
+  restarts, certificates (needs COLD_FLOWER_REAL).
 """
 
 import json
@@ -26,6 +28,7 @@ from typing import Any
 from cold_flower.journal import CONTRIBUTIONS, PROGRESS, SCORES, Journal
 from cold_flower.repository import Repository
 from cold_flower.statistics import gains, mean_and_sem
+from tests.acceptance_sites import sites
 from tests.test_simulation import MARK, marked
 
 COLD_FLOWER = str(Path(sys.executable).parent / "cold-flower")
@@ -172,8 +175,10 @@ def real(folder: Path) -> bool:
 
 def main() -> None:
     """Run what is named, or all; exit with 1 if anything does not hold."""
-    known = {"demo": demo, "determinism": determinism, "interrupt": interrupt, "real": real}
-    chosen = sys.argv[1:] or [k for k in known if k != "real" or "COLD_FLOWER_REAL" in os.environ]
+    known = {"demo": demo, "determinism": determinism, "interrupt": interrupt}
+    if "COLD_FLOWER_REAL" in os.environ:
+        known |= {"real": real, "sites": sites}
+    chosen = sys.argv[1:] or list(known)
     folder = Path(tempfile.mkdtemp(prefix="cold-flower-acceptance-"))
     print(f"runs in {folder}")
     results = {name: known[name](folder) for name in chosen}
