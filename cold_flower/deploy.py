@@ -59,7 +59,7 @@ def deploy(config: Config, connection: str, say: Callable[[str], object]) -> Non
         app = stage(Path(scratch) / "cold-flower", config)
         fab = fab_sha256(app)
         say(f"run directory {run_dir}\ncode sha256 {code_sha256()}\nFAB sha256 {fab}")
-        seen = len(journal.rows(PROGRESS))
+        seen = len(_lines(run_dir))
         run = _submit(app, connection, fab)
         say(f"run {run} on {connection or 'the default SuperLink'}")
         try:
@@ -100,11 +100,9 @@ def _follow(
     """Say what the run does until it has ended; return its status."""
     asked, silent = -ASK, False
     while True:
-        with suppress(OSError, ValueError):
-            rows = journal.rows(PROGRESS)
-            for row in rows[seen:]:
-                say(str(row["line"]))
-            seen = max(seen, len(rows))
+        for line in _lines(journal.run_dir)[seen:]:
+            say(line)
+            seen += 1
         ended = (journal.run_dir / RESULT).exists()
         if ended or time.monotonic() - asked > ASK:
             answer = _flwr("ls", "", connection, "--run-id", run)
@@ -116,6 +114,15 @@ def _follow(
                 say(f"the SuperLink does not answer: {_cause(answer)}; waiting for it")
             silent = not status
         time.sleep(POLL)
+
+
+def _lines(run_dir: Path) -> list[str]:
+    """Read what the run said; not with the journal, which mends a line that is being written."""
+    try:
+        whole = (run_dir / PROGRESS).read_text().rpartition("\n")[0]
+    except OSError:
+        return []
+    return [str(json.loads(line)["line"]) for line in whole.splitlines()]
 
 
 def _status(answer: Mapping[str, Any]) -> str:

@@ -378,7 +378,8 @@ class Show:
 
     def by_flwr_run(self) -> None:
         """The page's `flwr run`."""
-        out = self.federation.coordinator.run("flwr-run", timeout=600)
+        model = real() / "models" / "minilm"
+        out = self.federation.coordinator.run("flwr-run", timeout=600, MODEL=model)
         runs = sorted((self.federation.coordinator.folder / "runs").glob("*/result.json"))
         result = runs and json.loads(runs[-1].read_text())
         good = bool(result) and result["status"] == "completed"
@@ -396,7 +397,13 @@ class Show:
             say("\n" + "\n".join(site.run("site-check", timeout=300).splitlines()[:12]))
             for name in DATA:
                 self.federation.sites[name].start("supernode")
-            for part in (self.plain, self.disturbed, self.wrong_column, self.simulated):
+            for part in (
+                self.plain,
+                self.disturbed,
+                self.wrong_column,
+                self.by_flwr_run,
+                self.simulated,
+            ):
                 try:
                     part()
                 except Exception as error:
