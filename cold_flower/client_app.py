@@ -19,7 +19,7 @@ from cold_flower.identity import code_sha256, versions
 from cold_flower.model import device
 from cold_flower.outgoing import Outgoing, only_listed
 from cold_flower.plan import resolve
-from cold_flower.site import Site, load_site
+from cold_flower.site import Site, imported, load_site
 from strategies import records
 from strategies.fusion import fingerprint
 from strategies.names import unknown
@@ -42,7 +42,10 @@ def _answer(handle: Callable[[Message, Context], RecordDict]) -> Callable[..., M
         try:
             site = _site(context)
             gate = Outgoing(site) if site else None
-            content = handle(message, context)
+            if site and site.app:
+                content = _ask(site, message, context)
+            else:
+                content = handle(message, context)
             if gate:
                 _pass(gate, message, content)
             return Message(content, reply_to=message)
@@ -64,6 +67,17 @@ def _answer(handle: Callable[[Message, Context], RecordDict]) -> Callable[..., M
         return Message(Error(_CLIENT_RAISED, text), reply_to=message)
 
     return reply
+
+
+def _ask(site: Site, message: Message, context: Context) -> RecordDict:
+    """Have the ClientApp of a site's own answer instead (docs/messages.md)."""
+    site.apply_limits()
+    answer = imported(site.app, site.path.parent)(message, context)
+    if not isinstance(answer, Message) or answer.has_error():
+        said = answer.error.reason if isinstance(answer, Message) else type(answer).__name__
+        raise SiteError(f"app {site.app!r} gave no answer: {said}")
+    content: RecordDict = answer.content
+    return content
 
 
 def _pass(gate: Outgoing, message: Message, content: RecordDict) -> None:

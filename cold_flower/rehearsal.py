@@ -17,7 +17,7 @@ from cold_flower.errors import SiteError
 from cold_flower.identity import code_sha256, versions
 from cold_flower.model import device, starting_model
 from cold_flower.seeds import derive
-from cold_flower.site import Site
+from cold_flower.site import Site, imported
 from strategies import records
 
 EXAMPLES = 64  # of the tiny finetuning
@@ -35,6 +35,10 @@ def rehearse(site: Site, config: Config) -> Iterator[str]:
     """
     site.apply_limits()
     yield f"site {site.name}: {site.path}"
+    if site.app:
+        imported(site.app, site.path.parent)
+        yield f"the site's own ClientApp {site.app} answers; there is nothing of ours to rehearse"
+        return
     me = Contributor(config, site=site)
     yield f"base model {me.config.base_model}: sha256 of shape and tokenizer {me.base.sha256}"
     data = me.splits()
@@ -57,15 +61,15 @@ def rehearse(site: Site, config: Config) -> Iterator[str]:
     )
     yield _estimate(site, me, seconds / count, len(data.train))
     yield "what leaves in each iteration, and nothing else:"
-    size = sum(t.numel() * 4 for t in trained.values())
-    yield f"  arrays: the body, {len(trained)} float32 tensors, {size} bytes"
+    sent = {name: len(array.data) for name, array in records.pack(trained.items()).items()}
+    yield f"  arrays: the body, {len(sent)} float32 tensors, {sum(sent.values())} bytes"
     yield f"  metrics: {', '.join(records.LISTED)}"
     yield "  contribution: contributor, iteration, base, device, visible-gpus, worker"
     yield "once, when asked who this is: name, task, metric, examples, tokens, protocol, versions,"
     yield "  code, model, device, visible-gpus, worker; of an evaluation: num-examples and scores"
     yield "the tensors of the body (name, shape, bytes):"
     for name, tensor in trained.items():
-        yield f"  {name} {tuple(tensor.shape)} {tensor.numel() * 4}"
+        yield f"  {name} {tuple(tensor.shape)} {sent[name]}"
     yield f"installed here: {versions()}, code sha256 {code_sha256()}"
     if site.dry_run:
         yield "dry-run is set: answers to train and evaluate are written down and not sent"

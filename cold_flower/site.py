@@ -4,6 +4,8 @@ The SuperNode names the file (``--node-config 'site="/path/site.toml"'``). What 
 wins over the run's configuration: data, base model, trainer and limits are the site's.
 """
 
+import importlib
+import sys
 import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from cold_flower.config import Config, Partition
 from cold_flower.errors import SiteError
 from strategies.names import NAME, unknown
 
-_KEYS = ("name", "base-model", "trainer", "dry-run", "task", "limits")
+_KEYS = ("name", "base-model", "trainer", "app", "dry-run", "task", "limits")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Site:
     """A local folder or hub name; empty takes the run's."""
     trainer: str = ""
     """``package.module:function``; empty is our own loop (`cold_flower.trainer`)."""
+    app: str = ""
+    """``module:app``, a Flower ClientApp of the site's own that answers instead of ours."""
     dry_run: bool = False
     """Do everything, send nothing but the answer to the query."""
     limits: Limits = Limits()
@@ -80,6 +84,24 @@ def _lower(asked: float, own: float) -> float:
     return min(asked, own) if asked and own else asked or own
 
 
+def imported(name: str, beside: Path) -> Any:
+    """Import ``module:attribute``, installed or from a folder.
+
+    Raises:
+        SiteError: it is not there.
+    """
+    module, _, attribute = name.partition(":")
+    if str(beside) not in sys.path:
+        sys.path.append(str(beside))  # at the end: it hides nothing
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SiteError(
+            f"{name!r} cannot be imported: {error}. Expected module:name, installed or beside "
+            f"site.toml in {beside}"
+        ) from error
+
+
 def load_site(path: Path) -> Site:
     """Read and check a site.toml.
 
@@ -97,7 +119,7 @@ def load_site(path: Path) -> Site:
     for key in table:
         if key not in _KEYS:
             raise SiteError(f"site file {path}: {unknown('key', key, _KEYS)}")
-    defaults = {"name": "", "base-model": "", "trainer": "", "dry-run": False}
+    defaults = {"name": "", "base-model": "", "trainer": "", "app": "", "dry-run": False}
     values = {key: _typed(path, key, table.get(key, d)) for key, d in defaults.items()}
     name = str(values["name"])
     if not NAME.fullmatch(name):
@@ -105,17 +127,24 @@ def load_site(path: Path) -> Site:
             f"site file {path}: name is {name[:80]!r}, expected the name that the coordinator "
             f"registered ({NAME.pattern})"
         )
-    if not isinstance(table.get("task"), dict):
-        raise SiteError(f"site file {path}: the table [task] is missing")
     return Site(
         name=name,
         path=path,
-        task=tasks.parse_task(name, table["task"], str(path)),
+        task=_task(path, name, table),
         base_model=_beside(path, str(values["base-model"])),
         trainer=str(values["trainer"]),
+        app=str(values["app"]),
         dry_run=bool(values["dry-run"]),
         limits=_limits(path, table.get("limits", {})),
     )
+
+
+def _task(path: Path, name: str, table: dict[str, Any]) -> tasks.Task:
+    if table.get("app"):  # it has its data from wherever it wants
+        return tasks.Task(name, str(path), source="app", text=(), label="")
+    if not isinstance(table.get("task"), dict):
+        raise SiteError(f"site file {path}: the table [task] is missing")
+    return tasks.parse_task(name, table["task"], str(path))
 
 
 def _typed(path: Path, key: str, value: Any) -> Any:

@@ -96,15 +96,19 @@ def check(
 
     * `cold-flower site check --superlink superlink.example.org:9092 --root-certificates ca.crt`
     """
+    import transformers
+
     from cold_flower import experiments
     from cold_flower.config import Config
     from cold_flower.rehearsal import rehearse
     from cold_flower.site import load_site
     from cold_flower.tls import check_superlink
 
-    site = load_site(file.resolve())
+    transformers.logging.set_verbosity_error()  # its report of a head that is new, as it should be
+    transformers.logging.disable_progress_bar()
     if superlink:
         typer.echo(check_superlink(superlink, root_certificates))
+    site = load_site(file.resolve())
     config = Config.from_flat(experiments.parse_settings(set or []))
     for line in rehearse(site, config):
         typer.echo(line)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from cold_flower.errors import SiteError
 
@@ -82,11 +83,19 @@ def _refusal(
     elif own.not_valid_after_utc < now:
         last = own.not_valid_after_utc
         cause = f"the CA certificate expired at {last:%Y-%m-%d %H:%M} UTC: ask for the new ca.crt"
-    elif found.issuer != own.subject or "signature" in error.verify_message:
+    elif not _signed(found, own):
         cause = (
-            f"it was issued by {found.issuer.rfc4514_string()}, not by "
-            f"{own.subject.rfc4514_string()}: wrong ca.crt, or not the coordinator's server"
+            f"it was not signed by the key of {own.subject.rfc4514_string()} (from "
+            f"{own.not_valid_before_utc:%Y-%m-%d}): wrong ca.crt, or not the coordinator's server"
         )
     else:
         cause = error.verify_message
     return f"{address} has {_about(found)}; it is not trusted: {cause}"
+
+
+def _signed(found: x509.Certificate, own: x509.Certificate) -> bool:
+    try:
+        found.verify_directly_issued_by(own)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True

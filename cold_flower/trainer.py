@@ -4,9 +4,7 @@
 returns the trained body and metrics. It is imported from beside site.toml, or as installed.
 """
 
-import importlib
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from cold_flower.config import Finetune
 from cold_flower.errors import SiteError
+from cold_flower.site import imported
 from cold_flower.tasks import Rows
 
 
@@ -47,16 +46,7 @@ def load_trainer(name: str, beside: Path) -> Callable[[Job], Trained]:
     Raises:
         SiteError: it cannot be imported, or is no function.
     """
-    module, _, attribute = name.partition(":")
-    if str(beside) not in sys.path:
-        sys.path.append(str(beside))  # at the end: it hides nothing
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SiteError(
-            f"trainer {name!r} cannot be imported: {error}. Expected package.module:function, "
-            f"installed or beside site.toml in {beside}"
-        ) from error
+    found = imported(name, beside)
     if not callable(found):
         raise SiteError(f"trainer {name!r} is no function")
     made: Callable[[Job], Trained] = found
