@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from cold_flower.config import Config
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.experiments import check_strategy
 from cold_flower.identity import code_sha256
-from cold_flower.journal import PROGRESS, RESULT, SCORES, Journal, check_new, check_same
+from cold_flower.journal import CONFIG, PROGRESS, RESULT, SCORES, Journal, check_new, check_same
 from cold_flower.report import table
 from cold_flower.runner import console
 from cold_flower.simulate import stage
 from cold_flower.superlink import Stopped, stoppable, tool
 
 POLL = 0.5  # seconds between two looks at the run directory
+RESUMES = 3  # times that a run which was lost with its SuperLink is taken up again
 ASK = 15.0  # seconds between two questions to the SuperLink: each starts Flower's command line
 
 
@@ -53,9 +55,24 @@ def deploy(config: Config, connection: str, say: Callable[[str], object]) -> Non
         check_same(run_dir, config)
     else:
         check_new(run_dir)
+    with stoppable():
+        status = _run(config, connection, say)
+        for _ in range(RESUMES):
+            if not _lost(run_dir, status):
+                break
+            say("the ServerApp ended without a result (the SuperLink was restarted?): resuming")
+            status = _run(replace(config, resume=True), connection, say)
+    _judge(run_dir, status)
+    title = f"{config.experiment}, seed {config.seed}: mean test score, in points"
+    console().print(table(Journal(run_dir).rows(SCORES), title))
+    say(f"the last base: {run_dir}/iterations/latest")
+
+
+def _run(config: Config, connection: str, say: Callable[[str], object]) -> str:
+    """Submit and follow; return how it ended."""
+    run_dir = Path(config.run_dir)
     (run_dir / RESULT).unlink(missing_ok=True)
-    journal = Journal(run_dir)
-    with stoppable(), tempfile.TemporaryDirectory(prefix="cf-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="cf-") as scratch:
         app = stage(Path(scratch) / "cold-flower", config)
         fab = fab_sha256(app)
         say(f"run directory {run_dir}\ncode sha256 {code_sha256()}\nFAB sha256 {fab}")
@@ -63,15 +80,21 @@ def deploy(config: Config, connection: str, say: Callable[[str], object]) -> Non
         run = _submit(app, connection, fab)
         say(f"run {run} on {connection or 'the default SuperLink'}")
         try:
-            status = _follow(run, connection, journal, seen, say)
+            return _follow(run, connection, run_dir, seen, say)
         except Stopped:
             _flwr("stop", run, connection)
             say(f"stopped; what arrived is kept: add --resume --run-dir {run_dir}")
             raise
-    _judge(run_dir, status)
-    title = f"{config.experiment}, seed {config.seed}: mean test score, in points"
-    console().print(table(journal.rows(SCORES), title))
-    say(f"the last base: {run_dir}/iterations/latest")
+
+
+def _lost(run_dir: Path, status: str) -> bool:
+    """Return whether a run had begun and failed without writing its result.
+
+    Flower 1.41 ends the ServerApp when the SuperLink that started it goes away; what it had
+    collected is in the run directory.
+    """
+    begun = (run_dir / CONFIG).exists() and not (run_dir / RESULT).exists()
+    return begun and status.startswith("finished:failed")
 
 
 def fab_sha256(app: Path) -> str:
@@ -95,15 +118,15 @@ def _submit(app: Path, connection: str, fab: str) -> str:
 
 
 def _follow(
-    run: str, connection: str, journal: Journal, seen: int, say: Callable[[str], object]
+    run: str, connection: str, run_dir: Path, seen: int, say: Callable[[str], object]
 ) -> str:
     """Say what the run does until it has ended; return its status."""
     asked, silent = -ASK, False
     while True:
-        for line in _lines(journal.run_dir)[seen:]:
+        for line in _lines(run_dir)[seen:]:
             say(line)
             seen += 1
-        ended = (journal.run_dir / RESULT).exists()
+        ended = (run_dir / RESULT).exists()
         if ended or time.monotonic() - asked > ASK:
             answer = _flwr("ls", "", connection, "--run-id", run)
             asked = time.monotonic()
