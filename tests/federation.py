@@ -129,7 +129,7 @@ class Federation:
 
     def open(self) -> None:
         """Make CA, certificate, database and connection; start the SuperLink."""
-        for name in ("ca", "certificate", "database", "connection"):
+        for name in ("ca", "certificate", "connection"):
             self.coordinator.run(name)
         self.start_superlink()
 
