@@ -53,6 +53,8 @@ def _answer(handle: Callable[[Message, Context], RecordDict]) -> Callable[..., M
             text = gate.error(error) if gate else f"{type(error).__name__}: {error}"
         except torch.OutOfMemoryError as error:
             full = True
+            if gate:
+                gate.error(error)
             text = (
                 f"out of GPU memory ({str(error).split('. ')[0]}): lower "
                 "finetune.micro-batch-size or finetune.max-length, or let fewer contributors "
