@@ -156,6 +156,10 @@ def test_site_init_writes_what_is_asked_and_nothing_twice(tmp_path) -> None:
     table = tomllib.loads((tmp_path / "site.toml").read_text())
     assert table["task"]["labels"] == ["no", "yes"]
     assert set(table["limits"].values()) == {0}
+    hub = ("clinic-b", "hub.toml", "--hub", "--data", "nyu-mll/glue", "--text", "sentence")
+    assert cold_flower("site", "init", *hub, cwd=tmp_path).returncode == 0
+    task = tomllib.loads((tmp_path / "hub.toml").read_text())["task"]
+    assert (task["source"], task["path"], task["text"]) == ("hub", "nyu-mll/glue", ["sentence"])
     again = cold_flower("site", "init", "clinic-a", cwd=tmp_path)
     assert again.returncode == 1
     assert "site.toml exists" in again.stderr
