@@ -12,7 +12,7 @@
   an uninterrupted run.
 - real: real_small with three seeds and once under stock FedAvg (needs COLD_FLOWER_REAL).
 - sites: tests/acceptance_sites.py: three SuperNodes with TLS, keys and real data; kills,
-  restarts, certificates (needs COLD_FLOWER_REAL).
+  restarts, certificates (needs COLD_FLOWER_REAL). sites-small: with the demo's data and model.
 """
 
 import json
@@ -28,7 +28,7 @@ from typing import Any
 from cold_flower.journal import CONTRIBUTIONS, PROGRESS, SCORES, Journal
 from cold_flower.repository import Repository
 from cold_flower.statistics import gains, mean_and_sem
-from tests.acceptance_sites import sites
+from tests.acceptance_sites import sites, sites_small
 from tests.test_simulation import MARK, marked
 
 COLD_FLOWER = str(Path(sys.executable).parent / "cold-flower")
@@ -176,6 +176,7 @@ def real(folder: Path) -> bool:
 def main() -> None:
     """Run what is named, or all; exit with 1 if anything does not hold."""
     known = {"demo": demo, "determinism": determinism, "interrupt": interrupt}
+    known |= {"sites-small": sites_small}
     if "COLD_FLOWER_REAL" in os.environ:
         known |= {"real": real, "sites": sites}
     chosen = sys.argv[1:] or list(known)

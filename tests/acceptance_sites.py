@@ -26,7 +26,9 @@ def say(line: str) -> None:
 class Show:
     """The show: each method one thing that must hold."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, small: bool = False) -> None:
+        self.small = small
+        self.model = "demo" if small else str(real() / "models" / "minilm")
         self.federation = Federation(folder / "sites")
         self.results: dict[str, bool] = {}
 
@@ -37,8 +39,7 @@ class Show:
 
     def recipe(self, iterations: int, minimum: int) -> str:
         """Return the experiment."""
-        model = real() / "models" / "minilm"
-        return RECIPE.format(model=model, iterations=iterations, minimum=minimum)
+        return RECIPE.format(model=self.model, iterations=iterations, minimum=minimum)
 
     def finish(self, run: "subprocess.Popen[str]", seconds: float = 900) -> tuple[int, str]:
         """Wait for a deploy to end; return exit code and output."""
@@ -323,8 +324,7 @@ class Show:
 
     def by_flwr_run(self) -> None:
         """The page's `flwr run`."""
-        model = real() / "models" / "minilm"
-        out = self.federation.coordinator.run("flwr-run", timeout=600, MODEL=model)
+        out = self.federation.coordinator.run("flwr-run", timeout=600, MODEL=self.model)
         runs = sorted((self.federation.coordinator.folder / "runs").glob("*/result.json"))
         result = runs and json.loads(runs[-1].read_text())
         good = bool(result) and result["status"] == "completed"
@@ -336,7 +336,7 @@ class Show:
         try:
             port = self.nginx()
             for name in DATA:
-                settle(self.federation, name, port)
+                settle(self.federation, name, port, self.small)
             self.refused()
             site = self.federation.sites["clinic-a"]
             say("\n" + "\n".join(site.run("site-check", timeout=300).splitlines()[:12]))
@@ -362,5 +362,10 @@ class Show:
 
 
 def sites(folder: Path) -> bool:
-    """Three real sites (needs COLD_FLOWER_REAL)."""
+    """Show three real sites (needs COLD_FLOWER_REAL)."""
     return Show(folder).run()
+
+
+def sites_small(folder: Path) -> bool:
+    """Show the same with the demo's model and tasks."""
+    return Show(folder, small=True).run()
