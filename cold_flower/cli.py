@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cold_flower import listings
+from cold_flower import listings, site_cli
 from cold_flower.errors import ColdFlowerError, ConfigError
 
 app = typer.Typer(
@@ -264,6 +264,10 @@ def fuse(
 
     _stoppable(work)
     typer.echo(f"{len(models)} models fused by {rule}: {out}")
+
+
+app.add_typer(site_cli.app, name="site")
+app.command()(site_cli.deploy)
 
 
 def main() -> None:

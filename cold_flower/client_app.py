@@ -1,10 +1,11 @@
 """The ClientApp: Flower messages in, a contributor's answers out."""
 
-import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from flwr.clientapp import ClientApp
 from cold_flower import attacks
 from cold_flower.config import PROTOCOLS, Config, split
 from cold_flower.contributor import Contributor
-from cold_flower.errors import ColdFlowerError, ConfigError, NoTaskError
+from cold_flower.errors import ColdFlowerError, ConfigError, NoTaskError, SiteError
 from cold_flower.identity import code_sha256, versions
 from cold_flower.model import device
+from cold_flower.outgoing import Outgoing, only_listed
 from cold_flower.plan import resolve
+from cold_flower.site import Site, imported, load_site
 from strategies import records
 from strategies.fusion import fingerprint
 from strategies.names import unknown
@@ -28,22 +31,40 @@ _CLIENT_RAISED = 2  # flwr's code for an app that raised
 
 
 def _answer(handle: Callable[[Message, Context], RecordDict]) -> Callable[..., Message]:
-    """Turn an error the user can mend into a one-line error reply."""
+    """Turn an error the user can mend into a one-line error reply.
+
+    At a site of its own (`cold_flower.site`) the answer passes its gate (`Outgoing`), and no
+    error's details leave.
+    """
 
     @wraps(handle)
     def reply(message: Message, context: Context) -> Message:
-        full = False
+        full, gate = False, None
         try:
-            return Message(handle(message, context), reply_to=message)
+            site = _site(context)
+            gate = Outgoing(site) if site else None
+            if site and site.app:
+                content = _ask(site, message, context)
+            else:
+                content = handle(message, context)
+            if gate:
+                _pass(gate, message, content)
+            return Message(content, reply_to=message)
         except ColdFlowerError as error:
-            text = f"{type(error).__name__}: {error}"
+            text = gate.error(error) if gate else f"{type(error).__name__}: {error}"
         except torch.OutOfMemoryError as error:
             full = True
+            if gate:
+                gate.error(error)
             text = (
                 f"out of GPU memory ({str(error).split('. ')[0]}): lower "
                 "finetune.micro-batch-size or finetune.max-length, or let fewer contributors "
                 "share a GPU: a higher --gpus-per-contributor"
             )
+        except Exception as error:
+            if gate is None:
+                raise
+            text = gate.error(error)  # Flower would send its text, which may quote data
         if full:  # now the traceback no longer keeps the model alive; others share this GPU
             torch.cuda.empty_cache()
         return Message(Error(_CLIENT_RAISED, text), reply_to=message)
@@ -51,14 +72,54 @@ def _answer(handle: Callable[[Message, Context], RecordDict]) -> Callable[..., M
     return reply
 
 
+def _ask(site: Site, message: Message, context: Context) -> RecordDict:
+    """Have the ClientApp of a site's own answer instead (docs/messages.md)."""
+    site.apply_limits()
+    answer = imported(site.app, site.path.parent)(message, context)
+    if not isinstance(answer, Message) or answer.has_error():
+        said = answer.error.reason if isinstance(answer, Message) else type(answer).__name__
+        raise SiteError(f"app {site.app!r} gave no answer: {said}")
+    content: RecordDict = answer.content
+    return content
+
+
+def _pass(gate: Outgoing, message: Message, content: RecordDict) -> None:
+    """Check and write down an answer before it leaves the site."""
+    kind = str(message.metadata.message_type).partition(".")[0]
+    gate.check(kind, content, message.content)
+    config = records.config_of(message.content, records.CONFIG)
+    about: dict[str, Any] = {k: v for k, v in config.items() if k in ("run", "iteration")}
+    bodies = content.array_records.values()
+    gate.record(kind, content, about, "".join(fingerprint(records.unpack(b)) for b in bodies))
+
+
+def _site(context: Context) -> Site | None:
+    """Return the site's own settings, where the node's own configuration names them."""
+    path = context.node_config.get("site")
+    if not isinstance(path, str):
+        return None
+    try:
+        return load_site(Path(path))
+    except ColdFlowerError as error:
+        print(f"cold-flower: {error}", file=sys.stderr, flush=True)
+        raise SiteError(  # what does not fit may be a label, or another word of the site's own
+            "this node's site.toml cannot be used: the details are in the site's own log"
+        ) from error
+
+
 def _contributor(context: Context) -> Contributor:
+    # Another team's ServerApp may have keys of its own.
+    config = Config.from_flat(context.run_config, strict=False)
+    if site := _site(context):
+        site.apply_limits()
+        return Contributor(config, site=site)
     index = context.node_config.get("partition-id")
     if not isinstance(index, int):
         raise ConfigError(
-            "this node has no partition-id: start it with --node-config 'partition-id=0'"
+            "this node has no partition-id and no site: start it with --node-config "
+            "'partition-id=0', or 'site=\"<absolute path>/site.toml\"'"
         )
-    # Another team's ServerApp may have keys of its own.
-    return Contributor(resolve(Config.from_flat(context.run_config, strict=False)), index)
+    return Contributor(resolve(config), index)
 
 
 def _body(message: Message) -> dict[str, Any]:
@@ -85,6 +146,7 @@ def query(message: Message, context: Context) -> RecordDict:
         "task": me.task.name,
         "examples": len(train),
         "tokens": len(train.ids),
+        "metric": me.task.metric,
         "protocol": records.PROTOCOL,
         "versions": versions(),
         "code": code_sha256(),
@@ -119,8 +181,7 @@ def train(message: Message, context: Context) -> RecordDict:
         **_whereabouts(),
         **answer.about,
     }
-    finite = {key: value for key, value in answer.metrics.items() if math.isfinite(value)}
-    return records.train_reply(answer.body.items(), finite, about)
+    return records.train_reply(answer.body.items(), only_listed(answer.metrics), about)
 
 
 @app.evaluate()

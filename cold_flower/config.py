@@ -70,6 +70,9 @@ class Finetune:
     early_stop_examples: int = _key(256_000, "stop after so many without improvement", least=1)
     early_stop_delta: float = _key(0.001, "what counts as improvement of the dev score")
     validate_every_examples: int = _key(12_800, "also at each epoch's end", least=1)
+    max_seconds: float = _key(
+        0.0, "stop after so many with the best weights so far, which the clock then decides; 0 = no"
+    )
     precision: str = _key(
         "auto",
         "bf16 autocast where the hardware has it; weights stay float32",
@@ -162,6 +165,20 @@ class Wait:
 
 
 @dataclass(frozen=True)
+class Sites:
+    """Who takes part where contributors are sites of their own (docs/deployment.md)."""
+
+    allow: str = _key(
+        "",
+        "names as registered at the SuperLink, comma-separated, or * for all that are; empty = "
+        "the contributors are the suite's, as in a simulation",
+    )
+    minimum: int = _key(
+        1, "sites that must be ready before an iteration; it waits for them (wait.nodes)", least=1
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run; see each field's help."""
 
@@ -207,6 +224,7 @@ class Config:
     gate: Gating = Gating()
     evaluate: Evaluate = Evaluate()
     wait: Wait = Wait()
+    sites: Sites = Sites()
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any], *, strict: bool = True) -> Self:

@@ -27,6 +27,8 @@ from cold_flower.heads import Heads
 from cold_flower.model import Base, State, body_of, classifier, load_base
 from cold_flower.plan import plan
 from cold_flower.seeds import derive
+from cold_flower.site import Site
+from cold_flower.trainer import Job, train
 
 SPLITS = ("train", "dev", "test")
 ENCODED = ("ids", "types", "starts", "labels")  # the tensors of an Encoded
@@ -44,23 +46,20 @@ class Contributor:
 
     Args:
         config: the run's, resolved.
-        index: its partition id.
+        index: its partition id; at a site of its own, 0.
         folder: holds a folder for each contributor's own things; by default `home`.
+        site: its own settings, where it is a site of its own: they win over the run's.
     """
 
-    def __init__(self, config: Config, index: int, folder: Path | None = None) -> None:
-        whole = plan(config)
-        if not 0 <= index < len(whole.names):
-            raise NoTaskError(
-                f"partition-id {index} has no task: there are {len(whole.names)} contributors "
-                f"({', '.join(whole.names)})"
-            )
-        self.config = config
-        self.name = whole.names[index]
-        self.task = whole.tasks[self.name]
-        self._shard = index if config.partition.kind == "shards" else None
+    def __init__(
+        self, config: Config, index: int = 0, folder: Path | None = None, site: Site | None = None
+    ) -> None:
+        self.config = site.apply(config) if site else config
+        self.name, self.task = (site.name, site.task) if site else _planned(config, index)
+        self._shard = index if self.config.partition.kind == "shards" else None
         self._folder = (folder or home()) / self.name
-        self.base: Base = load_base(config.base_model)
+        self._site = site
+        self.base: Base = load_base(self.config.base_model)
 
     def splits(self, iteration: int = 0, *, evaluation: bool = False) -> Splits:
         """Return the tokenised data: of its own folder, where it is tokenised once.
@@ -117,6 +116,8 @@ class Contributor:
         fresh, or with ``finetune.head = keep`` it is that of an earlier iteration of ``run``
         that is not ``abandoned``, by a rollback.
         """
+        if self._site and self._site.trainer:
+            return self._train(self._site, body, iteration=iteration, seed=seed)
         data = self.splits(iteration)
         derived = derive(seed, iteration, self.name, "train")
         model = classifier(
@@ -142,6 +143,28 @@ class Contributor:
             "steps": outcome.steps,
         }
 
+    def _train(
+        self, site: Site, body: State, *, iteration: int, seed: int
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Have the site's own trainer work; it starts with a fresh head."""
+        data = tasks.load(self.task, self.config)
+        derived = derive(seed, iteration, self.name, "train")
+        model = classifier(
+            self.base, body, labels=data.labels, kind=self.task.kind, seed=derive(derived, "head")
+        )
+        job = Job(
+            model=model,
+            body=body,
+            tokenizer=self.base.tokenizer,
+            train=data.train,
+            dev=data.dev,
+            labels=data.labels,
+            options=self.config.finetune,
+            iteration=iteration,
+            seed=derive(derived, "run"),
+        )
+        return train(site.trainer, site.path.parent, job)
+
     def evaluate(
         self, body: State, chosen: list[str], *, iteration: int, seed: int, split: str = "test"
     ) -> dict[str, float]:
@@ -163,6 +186,18 @@ class Contributor:
         derived = derive(seed, self.name, "evaluate")
         scores = protocols.evaluate(self.base, body, data, chosen, self.config, derived)
         return {"num-examples": len(data.test), **scores}
+
+
+def _planned(config: Config, index: int) -> tuple[str, Task]:
+    """Return name and task of a partition id."""
+    whole = plan(config)
+    if not 0 <= index < len(whole.names):
+        raise NoTaskError(
+            f"partition-id {index} has no task: there are {len(whole.names)} contributors "
+            f"({', '.join(whole.names)})"
+        )
+    name = whole.names[index]
+    return name, whole.tasks[name]
 
 
 def _save(data: Splits, path: Path) -> None:

@@ -23,3 +23,7 @@ class ModelError(ColdFlowerError):
 
 class RunError(ColdFlowerError):
     """A run directory or a run that went wrong."""
+
+
+class SiteError(ColdFlowerError):
+    """A site's own settings, its trainer, or what it would send."""

@@ -35,6 +35,7 @@ class Evaluation:
         journal: where the scores go.
         spread: ask for one protocol at a time, so that the workers of a simulation share
             the work; a site of its own gets one message with all of them.
+        strict: stop where one cannot score; else say so and go on.
     """
 
     def __init__(
@@ -46,13 +47,19 @@ class Evaluation:
         journal: Journal,
         *,
         spread: bool,
+        strict: bool = True,
     ) -> None:
         self._grid = grid
         self._config = config
-        self._plan = plan
-        self._members = members
         self._journal = journal
         self._spread = spread
+        self._strict = strict
+        self.attend(plan, members)
+
+    def attend(self, plan: Plan, members: Mapping[str, Member]) -> None:
+        """Say anew who is there."""
+        self._plan = plan
+        self._members = members
         self._evaluators = [m for m in members.values() if m.name in plan.evaluated]
 
     def due(self, iteration: int) -> bool:
@@ -147,17 +154,15 @@ class Evaluation:
         busy = 0.0
         for done, (key, reply) in enumerate(replies, start=1):
             member, asked, _ = work[key]
-            if reply is None or reply.has_error():
-                cause = "no reply" if reply is None else reason_of(reply)
-                raise RunStopped(
-                    f"iteration {iteration} was not evaluated at {member.name}: {cause}"
-                )
             try:
                 rows = self._rows(iteration, member, asked, reply, sha256)
             except Refused as reason:
-                raise RunStopped(
-                    f"iteration {iteration}, scores of {member.name}: {reason}"
-                ) from reason
+                said = f"iteration {iteration} was not evaluated at {member.name}: {reason}"
+                if self._strict:
+                    raise RunStopped(said) from reason
+                say(f"{done}/{len(work)} {said}", done=done, of=len(work), busy=busy)
+                continue
+            assert reply is not None  # else refused
             if file == VALIDATION:
                 rows = [{**row, "contributor": member.name} for row in rows]
             self._journal.append(file, rows)
@@ -208,8 +213,15 @@ class Evaluation:
         return work
 
     def _rows(
-        self, iteration: int, member: Member, asked: Sequence[str], reply: Message, sha256: str
+        self,
+        iteration: int,
+        member: Member,
+        asked: Sequence[str],
+        reply: Message | None,
+        sha256: str,
     ) -> list[dict[str, Any]]:
+        if reply is None or reply.has_error():
+            raise Refused("no reply" if reply is None else reason_of(reply))
         records.check_size(reply.content)
         metrics = records.metrics_of(reply.content)
         size = int(metrics.pop(records.EXAMPLES))

@@ -118,11 +118,7 @@ def check_keys(config: Config) -> Plan:
         ColdFlowerError, FusionError: the first thing that is wrong.
     """
     from cold_flower import attacks
-    from cold_flower.strategy import check as check_fusion
-    from strategies.fusion import load
 
-    config.protocols()
-    check_fusion(config)
     whole = plan(config)
     asked = cohort(
         whole.seen,
@@ -131,14 +127,7 @@ def check_keys(config: Config) -> Plan:
         schedule=config.schedule,
         seed=config.seed,
     )
-    if not config.fusion.strategy:
-        rule = load(config.fusion.rule, **config.rule_options())
-        needed, least = getattr(rule, "min_contributions", 1), config.quorum or len(asked)
-        if needed > least:
-            raise ConfigError(
-                f"fusion rule {config.fusion.rule} needs {needed} contributions with these "
-                f"options, but an iteration may have {least} (contributors-per-iteration, quorum)"
-            )
+    check_strategy(config, config.quorum or len(asked))
     if config.quorum > len(asked):
         raise ConfigError(
             f"quorum is {config.quorum}, but an iteration asks {len(asked)} contributors"
@@ -150,9 +139,35 @@ def check_keys(config: Config) -> Plan:
             f"iterations = {config.iterations}: expected {wanted!r} and iterations = 1, "
             "for what is trained on the union becomes iteration 1"
         )
-    trackers.check(config)
     attacks.check(config, whole)
     return whole
+
+
+def check_strategy(config: Config, least: int) -> None:
+    """Check what is fused, scored and tracked.
+
+    Args:
+        config: resolved.
+        least: so few contributions may an iteration have.
+
+    Raises:
+        ColdFlowerError, FusionError: the first thing that is wrong.
+    """
+    from cold_flower.strategy import check as check_fusion
+    from strategies.fusion import load
+
+    config.protocols()
+    check_fusion(config)
+    trackers.check(config)
+    if config.fusion.strategy:
+        return
+    rule = load(config.fusion.rule, **config.rule_options())
+    needed = getattr(rule, "min_contributions", 1)
+    if needed > least:
+        raise ConfigError(
+            f"fusion rule {config.fusion.rule} needs {needed} contributions with these "
+            f"options, but an iteration may have {least} (contributors-per-iteration, quorum)"
+        )
 
 
 def check(config: Config) -> Checked:

@@ -72,6 +72,7 @@ def finetune(
     seen = steps = 0
     losses: list[tuple[Tensor, int]] = []
     validated = 0
+    out_of_time = False
     with seeded(derive(seed, "dropout")):
         for _ in range(options.max_epochs):
             losses.clear()
@@ -88,15 +89,21 @@ def finetune(
                     validated = seen
                     if best.judge(score(model, dev, metric, options.precision), seen):
                         break
+                if out_of_time := _out_of_time(started, options):
+                    break
             mean = sum(float(loss) * n for loss, n in losses) / sum(n for _, n in losses)
             check_finite(mean, steps, options)
             if dev is not None and validated != seen and not best.stopped:
                 validated = seen
                 best.judge(score(model, dev, metric, options.precision), seen)
-            if best.stopped:
+            if best.stopped or out_of_time:
                 break
     best.restore()
     return Outcome(mean, best.score, steps, seen, time.perf_counter() - started)
+
+
+def _out_of_time(started: float, options: Finetune) -> bool:
+    return 0 < options.max_seconds <= time.perf_counter() - started
 
 
 def check_finite(loss: float, steps: int, options: Finetune) -> None:

@@ -20,8 +20,9 @@ CONFIG, SCORES, CONTRIBUTIONS = "config.json", "scores.jsonl", "contributions.js
 VALIDATION = "validation.jsonl"  # of the gate
 RESULT, PROGRESS = "result.json", "progress.jsonl"
 FULL = "no space left on the disk of the run directory: make room there"
+SITES = "sites.jsonl"  # who came, left, was refused; with versions and code
 WORKERS = "COLD_FLOWER_WORKERS"  # environment: the runner tells the ServerApp of its workers
-_MAY_CHANGE = ("iterations", "resume", "run-dir", "log")
+_MAY_CHANGE = ("iterations", "resume", "run-dir", "log", "sites.allow", "sites.minimum")
 _locks: list[int] = []  # open for as long as the process lives
 
 

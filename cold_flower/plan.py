@@ -122,7 +122,7 @@ def resolve(config: Config) -> Config:
     Raises:
         TaskError, ConfigError: no such suite, or a recipe with a wrong key.
     """
-    if not config.recipe:
+    if not config.recipe or config.sites.allow:  # sites bring tasks of their own, no suite
         return config
     recipe = tasks.load_suite(config.suite, config.seed).recipe
     defaults, values = Config().flat(), config.flat()

@@ -1,17 +1,20 @@
 """Who is there: wait for the nodes, ask each who it is, refuse what does not fit."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from cold_flower.config import Wait
+from cold_flower.entries import METRIC_OF
 from cold_flower.errors import RunError
 from strategies import records
+from strategies.errors import Refused
 from strategies.exchange import exchange, reason_of
-from strategies.names import NAME
+from strategies.names import NAME, unknown
 
 SETTLED = 5.0  # seconds without a newcomer, after which fewer nodes than planned must do
 
@@ -27,6 +30,8 @@ class Member:
     """Of its training examples: how long its work takes, relative to the others'."""
     device: str = "cpu"
     """What it computes on, as it says."""
+    metric: str = "accuracy"
+    """Of its task, as it says."""
 
 
 def longest_first(members: Iterable[Member]) -> list[Member]:
@@ -70,27 +75,62 @@ def gather(
             raise RunError(
                 f"node {node} did not answer the query within {wait.replies:g} s (wait.replies)"
             )
-        if reply.has_error():
-            raise RunError(f"a contributor cannot start: {reason_of(reply)}")
-        about = records.config_of(reply.content, records.CONTRIBUTOR)
+        try:
+            about = ask(reply)
+        except Refused as reason:
+            raise RunError(f"a contributor cannot start: {reason}") from reason
         if not about.get("name"):
             say(f"node {node} has no task in this run and is left out")
             continue
-        name = str(about["name"])
-        if not NAME.fullmatch(name):
-            raise RunError(f"node {node} calls itself {name[:80]!r}; a name is {NAME.pattern}")
-        if name in found:
-            raise RunError(f"two nodes call themselves {name}: each contributor is one node")
-        for key, mine in (("protocol", records.PROTOCOL), ("model", model), ("code", code)):
-            if about.get(key) != mine:
-                raise RunError(
-                    f"contributor {name} has another {key}: {str(about.get(key))[:80]!r}, the "
-                    f"server has {mine!r}"
-                )
-        examples, tokens = (int(about.get(key, 0)) for key in ("examples", "tokens"))
-        device = str(about.get("device", "cpu"))
-        found[name] = Member(name, int(node), examples, tokens, device)
+        try:
+            member = examine(about, int(node), model=model, code=code)
+        except Refused as reason:
+            raise RunError(f"node {node}: {reason}") from reason
+        if member.name in found:
+            raise RunError(f"two nodes call themselves {member.name}: each contributor is one node")
+        found[member.name] = member
     return dict(sorted(found.items()))
+
+
+def ask(reply: Message) -> dict[str, Any]:
+    """Return what an answer to a query says.
+
+    Raises:
+        Refused: it is an error.
+    """
+    if reply.has_error():
+        raise Refused(reason_of(reply))
+    records.check_size(reply.content)
+    return records.config_of(reply.content, records.CONTRIBUTOR)
+
+
+def examine(about: Mapping[str, Any], node: int, *, model: str, code: str = "") -> Member:
+    """Check what a node says of itself.
+
+    Args:
+        about: its answer.
+        node: its id.
+        model: sha256 of the base model's shape and tokenizer.
+        code: this code's sha256 where all must run the same; empty lets it differ.
+
+    Raises:
+        Refused: naming what does not fit.
+    """
+    name = str(about.get("name"))
+    if not NAME.fullmatch(name):
+        raise Refused(f"it calls itself {name[:80]!r}; a name is {NAME.pattern}")
+    for key, mine in (("protocol", records.PROTOCOL), ("model", model), ("code", code)):
+        if mine and about.get(key) != mine:
+            raise Refused(
+                f"contributor {name} has another {key}: {str(about.get(key))[:80]!r}, the "
+                f"server has {mine!r}"
+            )
+    counts = [about.get(key, 0) for key in ("examples", "tokens")]
+    examples, tokens = (c if isinstance(c, int) and c >= 0 else 0 for c in counts)
+    device, metric = str(about.get("device", "cpu"))[:80], str(about.get("metric", "accuracy"))
+    if metric not in METRIC_OF.values():
+        raise Refused(unknown("metric", metric[:80], list(METRIC_OF.values())))
+    return Member(name, node, examples, tokens, device, metric)
 
 
 def _wait(grid: Grid, planned: int, wait: float) -> list[int]:

@@ -18,17 +18,27 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from cold_flower import model, trackers
+from cold_flower.attendance import Attendance, Planned
 from cold_flower.config import Config
 from cold_flower.contributor import home
 from cold_flower.errors import ColdFlowerError
 from cold_flower.evaluation import Evaluation
 from cold_flower.identity import code_sha256, versions
-from cold_flower.journal import CONTRIBUTIONS, FULL, RESULT, SCORES, WORKERS, Journal, run_id
+from cold_flower.journal import (
+    CONTRIBUTIONS,
+    FULL,
+    RESULT,
+    SCORES,
+    SITES,
+    WORKERS,
+    Journal,
+    run_id,
+)
 from cold_flower.manifest import manifest
-from cold_flower.plan import plan, resolve
+from cold_flower.plan import resolve
 from cold_flower.repository import Repository, now
-from cold_flower.roster import gather, longest_first
-from cold_flower.schedule import cohort
+from cold_flower.roster import longest_first
+from cold_flower.sites import Sites
 from cold_flower.strategy import screen, strategy
 from strategies import records
 from strategies.errors import StrategyError
@@ -79,30 +89,23 @@ class _Run:
         first = self._repository.numbers()[-1] + 1
         self._record_contributions(first - 1)
         self._norms = self._accepted_norms()
-        whole = plan(config)
-        self._members = gather(
-            self._grid,
-            len(whole.names),
-            wait=config.wait,
-            code=code_sha256(),
-            model=base.sha256,
-            say=self._say,
-        )
-        self._seen = [name for name in self._members if name in whole.seen]
-        self._size = config.contributors_per_iteration
-        if len(self._members) < len(whole.names):  # `gather` has said so
-            self._size = min(self._size, len(self._seen))
+        self._attendance = self._attend(base)
         self._first = first
         self._warn_of_idle_gpus()
-        roster = {name: member.node for name, member in self._members.items()}
         workers = int(os.environ.get(WORKERS, "0"))
         self._evaluation = Evaluation(
-            self._grid, config, whole, self._members, self._journal, spread=workers > 0
+            self._grid,
+            config,
+            self._attendance.plan,
+            self._attendance.members,
+            self._journal,
+            spread=workers > 0,
+            strict=not config.sites.allow,
         )
         self._inbox = Inbox(
             self._grid,
             self._incoming,
-            roster,
+            self._attendance.roster,
             self._cohort,
             first=first,
             quorum=config.quorum,
@@ -110,7 +113,7 @@ class _Run:
             # One more than there are workers: the next message waits where it is needed.
             window=workers + 1 if workers else 0,
             screen=screen(config),
-            promised={name: member.examples for name, member in self._members.items()},
+            promised=lambda name: self._attendance.members[name].examples,
             history=lambda name: self._norms.get(name, []),
             say=self._say_of_finetuning,
         )
@@ -119,9 +122,11 @@ class _Run:
         train = ConfigRecord({"seed": config.seed, "run": self._run_id})
         if abandoned := {*self._repository.numbers()} - {*self._repository.lineage()}:
             train["abandoned"] = sorted(abandoned)
+        there = self._attendance.members
+        seen = [there[name] for name in self._attendance.plan.seen if name in there]
         self._say(
-            f"{len(self._members)} contributors are ready, {len(self._seen)} of them contribute "
-            f"({sum(self._members[name].examples for name in self._seen)} training examples); "
+            f"{len(there)} contributors are ready, {len(seen)} of them contribute "
+            f"({sum(member.examples for member in seen)} training examples); "
             f"iterations {first} to {config.iterations}",
             iterations=config.iterations,
         )
@@ -150,6 +155,8 @@ class _Run:
                 self._say(line, phase="evaluate", iteration=iteration, left=left, **about)
 
             sha256 = self._repository.manifest(iteration)["sha256"]
+            self._attendance.refresh()
+            self._evaluation.attend(self._attendance.plan, self._attendance.members)
             self._evaluation.evaluate(iteration, arrays, sha256, say)
         rows = [r for r in self._journal.rows(SCORES) if r["iteration"] == iteration]
         contributors = self._repository.manifest(iteration).get("contributors", [])
@@ -201,7 +208,7 @@ class _Run:
             phase="finetune",
             iteration=iteration,
             done=len(arrivals),
-            of=len(self._cohort(iteration)),
+            of=len(self._attendance.cohort(iteration)),
             busy=sum(arrival.metrics.get("seconds", 0.0) for arrival in arrivals),
             left=self._left(iteration, evaluations_from=iteration),
         )
@@ -214,8 +221,8 @@ class _Run:
 
     def _warn_of_idle_gpus(self) -> None:
         gpus = torch.cuda.device_count()
-        used = any(member.device == "cuda" for member in self._members.values())
-        if gpus and not used:
+        used = any(member.device == "cuda" for member in self._attendance.members.values())
+        if gpus and not used and not self._config.sites.allow:
             self._say(
                 f"WARNING: this machine has {gpus} GPU(s), but the contributors compute on "
                 "cores. In a simulation: --gpus-per-contributor 1, or with flwr run "
@@ -234,15 +241,19 @@ class _Run:
             {"sha256": fingerprint(body.items()), "base-model": base.name, "time": now()},
         )
 
+    def _attend(self, base: model.Base) -> Attendance:
+        if not self._config.sites.allow:
+            return Planned(self._grid, self._config, base.sha256, self._say)
+
+        def record(row: dict[str, Any]) -> None:
+            self._journal.append(SITES, [row])
+
+        return Sites(self._grid, self._config, base.sha256, self._say, record)
+
     def _cohort(self, iteration: int) -> list[str]:
-        names = cohort(
-            self._seen,
-            iteration,
-            size=self._size,
-            schedule=self._config.schedule,
-            seed=self._config.seed,
-        )
-        return [member.name for member in longest_first(self._members[name] for name in names)]
+        names = self._attendance.cohort(iteration)
+        members = self._attendance.members
+        return [member.name for member in longest_first(members[name] for name in names)]
 
     def _publish(self, iteration: int, arrays: ArrayRecord) -> None:
         parent = self._head

@@ -10,7 +10,6 @@ contributors, and a run that was stopped goes on with what had arrived.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -33,7 +32,7 @@ class Inbox(Grid):
     Args:
         grid: Flower's own.
         folder: where replies go: ``<folder>/<iteration>/<name>.safetensors``.
-        roster: node id by contributor name.
+        roster: node id by contributor name; may change while a cohort is drawn.
         cohort: the names to ask in an iteration.
         first: the iteration that the first round makes.
         quorum: accepted contributions an iteration needs; 0 means all that are asked.
@@ -42,7 +41,7 @@ class Inbox(Grid):
         window: how many contributors may be at work at once; 0 is all (see `exchange`).
         screen: judges the contributions of an iteration together, once all have arrived: takes
             the base, its fingerprint and the candidates.
-        promised: how many training examples a contributor has, by name.
+        promised: returns how many training examples a contributor said to have; 0 = unknown.
         history: returns the norms of a contributor's earlier contributions.
         say: called with a line at each arrival.
     """
@@ -59,7 +58,7 @@ class Inbox(Grid):
         keep_arrays: bool = False,
         window: int = 0,
         screen: Screening | None = None,
-        promised: Mapping[str, int] = MappingProxyType({}),
+        promised: Callable[[str], int] = lambda name: 0,
         history: Callable[[str], Sequence[float]] = lambda name: (),
         say: Callable[[str], None] = lambda line: None,
         poll: float = 0.1,
@@ -68,8 +67,7 @@ class Inbox(Grid):
             raise ValueError(f"not a contributor name: {bad[0]!r} (expected {NAME.pattern})")
         self._grid = grid
         self._folder = folder
-        self._roster = dict(roster)
-        self._names = {node: name for name, node in roster.items()}
+        self._roster = roster
         self._cohort = cohort
         self._quorum = quorum
         self._keep_arrays = keep_arrays
@@ -104,7 +102,8 @@ class Inbox(Grid):
         arrays = listed[0].content.array_records[records.ARRAYS]
         template = records.template_of(arrays)
         base = fingerprint(records.unpack(arrays))
-        asked = {self._names[m.metadata.dst_node_id]: self._stamped(m, base) for m in listed}
+        names = {node: name for name, node in self._roster.items()}
+        asked = {names[m.metadata.dst_node_id]: self._stamped(m, base) for m in listed}
         found = {name: self._shelf.find(name, base) for name in asked}
         self.arrivals = {name: arrival for name, arrival in found.items() if arrival}
         here = f" (already here: {', '.join(self.arrivals)})" if self.arrivals else ""
@@ -152,7 +151,7 @@ class Inbox(Grid):
                 a.sha256,
                 a.metrics,
                 a.weights(),
-                self._promised.get(a.name, 0),
+                self._promised(a.name),
                 self._history(a.name),
             )
             for a in self.accepted()
@@ -187,7 +186,8 @@ class Inbox(Grid):
         self, name: str, reply: Message | None, template: Template, base: str, timeout: float | None
     ) -> Arrival:
         if reply is None:
-            return Arrival(name, "missing", f"no reply within {timeout:g} s" if timeout else "lost")
+            late = f"no reply within {timeout:g} s; one that comes later is dropped"
+            return Arrival(name, "missing", late if timeout else "lost")
         if reply.has_error():
             return Arrival(name, "refused", f"error reply: {reason_of(reply)}")
         try:

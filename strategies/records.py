@@ -21,6 +21,8 @@ METRICS = "metrics"  # MetricRecord from a contributor
 CONTRIBUTOR = "contributor"  # ConfigRecord: answer to a query
 CONTRIBUTION = "contribution"  # ConfigRecord beside a trained body
 WHEREABOUTS = ("device", "visible-gpus", "worker")  # in the above: what it was computed on
+LISTED = ("num-examples", "train-loss", "dev-accuracy", "seconds", "steps")
+"""All that METRICS holds beside a trained body; nothing else of a contributor is sent."""
 EXAMPLES = "num-examples"  # the key in METRICS that Flower's strategies weigh by
 
 # What a reply may hold beside the arrays: far more than ours do, far less than would hurt.
@@ -177,3 +179,14 @@ def train_reply(
             CONTRIBUTION: ConfigRecord(dict(about)),
         }
     )
+
+
+def values_of(content: RecordDict) -> dict[str, dict[str, Any]]:
+    """Return all that a message holds besides arrays, as plain values."""
+    plain = (content.metric_records, content.config_records)
+    return {key: dict(record) for records in plain for key, record in records.items()}
+
+
+def size_of(content: RecordDict) -> int:
+    """Return the bytes of a message's arrays, as they are sent."""
+    return sum(len(a.data) for record in content.array_records.values() for a in record.values())

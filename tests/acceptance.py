@@ -1,7 +1,7 @@
 """The matrices that take too long for every commit: ``make acceptance``, run by hand.
 
     python -m tests.acceptance [demo] [determinism] [interrupt] [crash] [attacks] [fuzz] [disk]
-        [real] [real-attacks]
+        [real] [real-attacks] [sites] [sites-small]
 
 - demo: five seeds; after the last iteration the fused base must beat the start frozen on
   seen tasks, frozen on unseen tasks and finetuned, by more than the standard error over
@@ -18,6 +18,8 @@
 - fuzz: 3,000 replies, manifests, suite files and config strings each.
 - disk: a full disk stops a run with the last iteration intact.
 - real: real_small with three seeds and once under stock FedAvg (needs COLD_FLOWER_REAL).
+- sites: tests/acceptance_sites.py: three SuperNodes with TLS, keys and real data; kills,
+  restarts, certificates (needs COLD_FLOWER_REAL). sites-small: with the demo's data and model.
 """
 
 import hashlib
@@ -35,6 +37,7 @@ from cold_flower.journal import CONTRIBUTIONS, PROGRESS, SCORES, Journal
 from cold_flower.repository import STATE, Repository
 from cold_flower.statistics import gains, mean_and_sem
 from tests import attack
+from tests.acceptance_sites import sites, sites_small
 from tests.crash import crash
 from tests.test_simulation import MARK, SMALL, marked
 
@@ -233,11 +236,11 @@ def main() -> None:
         "attacks": attack.demo,
         "fuzz": fuzz,
         "disk": disk,
-        "real": real,
-        "real-attacks": attack.real,
+        "sites-small": sites_small,
     }
-    there = "COLD_FLOWER_REAL" in os.environ
-    chosen = sys.argv[1:] or [k for k in known if there or not k.startswith("real")]
+    if "COLD_FLOWER_REAL" in os.environ:
+        known |= {"real": real, "real-attacks": attack.real, "sites": sites}
+    chosen = sys.argv[1:] or list(known)
     folder = Path(tempfile.mkdtemp(prefix="cold-flower-acceptance-"))
     print(f"runs in {folder}")
     results = {name: known[name](folder) for name in chosen}

@@ -23,6 +23,8 @@ FLWR = {
     "cold_flower/server_app.py",
     "cold_flower/evaluation.py",
     "cold_flower/strategy.py",
+    "cold_flower/attendance.py",
+    "cold_flower/sites.py",
 }
 
 

@@ -130,7 +130,7 @@ def test_when_a_base_is_evaluated(tmp_path) -> None:
 )
 def test_scores_that_cannot_be_are_refused(tmp_path, client, words) -> None:
     run = Fixture(tmp_path, client)
-    with pytest.raises(RunStopped, match=f"scores of market: {words}"):
+    with pytest.raises(RunStopped, match=f"not evaluated at market: {words}"):
         run.evaluate(0)
     assert run.journal.rows(SCORES) == []
 

@@ -123,7 +123,7 @@ def test_one_that_never_answers_is_missing_after_the_deadline(tmp_path) -> None:
     )
     start(inbox, timeout=0.05)
     assert inbox.arrivals["cat"].verdict == "missing"
-    assert inbox.arrivals["cat"].reason == "no reply within 0.05 s"
+    assert inbox.arrivals["cat"].reason == "no reply within 0.05 s; one that comes later is dropped"
 
 
 def test_an_error_without_a_node_id_is_mapped_by_its_message(tmp_path) -> None:

@@ -42,6 +42,8 @@ def test_only_more_iterations_may_differ_on_resume(tmp_path) -> None:
     journal.open(changed(iterations=5), {})
     assert load_config(tmp_path / "run")["iterations"] == 5
     assert not (tmp_path / "run" / "result.json").exists()
+    unlock()
+    journal.open(changed(iterations=5, **{"sites.allow": "ann,bob"}), {})  # they come and go
     with pytest.raises(RunError, match="iterations = 3: it was to have 5"):
         journal.open(changed(iterations=3), {})
     with pytest.raises(RunError, match=r"changed seed \(was 0, now 4\), quorum \(was 0, now 2\)"):

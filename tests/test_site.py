@@ -1,0 +1,283 @@
+"""A site's own settings, its trainer, and what may leave."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+
+from cold_flower.client_app import app
+from cold_flower.config import Config
+from cold_flower.errors import ColdFlowerError, SiteError
+from cold_flower.model import starting_model
+from cold_flower.outgoing import Outgoing
+from cold_flower.rehearsal import rehearse
+from cold_flower.site import Limits, load_site
+from strategies import records
+from strategies.fusion import fingerprint
+from tests.federation import block
+
+ROWS = [{"review": f"a{i % 7} b{i % 5} c", "stars": ("bad", "good")[i % 2]} for i in range(60)]
+TOML = """
+name = "clinic-a"
+base-model = "demo"
+{top}
+[task]
+source = "files"
+path = "data"
+text = ["review"]
+label = "{label}"
+splits = {{ train = "train", validation = "", test = "test" }}
+[limits]
+{limits}
+"""
+RUN = Config.from_flat({"finetune.max-epochs": 1, "finetune.precision": "fp32"}).flat()
+
+
+@pytest.fixture
+def site(tmp_path):
+    """Return a function that writes a site and returns its file."""
+
+    def write(top="", limits="", label="stars") -> Path:
+        (tmp_path / "data").mkdir(exist_ok=True)
+        for split in ("train", "test"):
+            lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+            (tmp_path / "data" / f"{split}.jsonl").write_text(lines)
+        path = tmp_path / "site.toml"
+        path.write_text(TOML.format(top=top, limits=limits, label=label))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def arrays(tiny):
+    return records.pack(starting_model(tiny, seed=0)[1].items())
+
+
+def send(kind, content, path, **run_config) -> Message:
+    message = Message(RecordDict(content), 1, kind)
+    message.metadata.__dict__["_message_id"] = "m"
+    node = {"site": str(path)}
+    return app(message, Context(1, 1, node, RecordDict(), {**RUN, **run_config}))
+
+
+def train(path, arrays, **run_config) -> Message:
+    config = ConfigRecord({"iteration": 3, "run": "r", "base": "b"})
+    return send(MessageType.TRAIN, {"arrays": arrays, "config": config}, path, **run_config)
+
+
+def log(own_home) -> list[dict]:
+    path = own_home / "clinic-a" / "sent.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_limits_hold_whatever_the_run_asks(site) -> None:
+    made = load_site(site(limits="max-examples = 40\nmax-seconds = 60\nmicro-batch-size = 8"))
+    keys = {"finetune.max-examples": 500, "partition.kind": "shards", "base-model": "theirs"}
+    applied = made.apply(Config.from_flat(keys))
+    assert (applied.finetune.max_examples, applied.finetune.max_seconds) == (40, 60.0)
+    assert (applied.finetune.micro_batch_size, applied.base_model) == (8, "demo")
+    assert applied.partition.kind == "tasks"
+    lower = made.apply(Config.from_flat({"finetune.max-examples": 9}))
+    assert lower.finetune.max_examples == 9
+    assert Limits() == load_site(site()).limits
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"top": 'trainr = "x"'}, "Did you mean 'trainer'"),
+        ({"top": "dry-run = 1"}, "dry-run is of type bool, got 1"),
+        ({"limits": "max-example = 1"}, "Did you mean 'max-examples'"),
+        ({"limits": "threads = 1.5"}, "limits.threads is a whole number, at least 0"),
+        ({"limits": "memory-gb = -1"}, "limits.memory-gb is a number, at least 0"),
+    ],
+)
+def test_a_wrong_key_says_what_was_expected(site, changes, words) -> None:
+    with pytest.raises(SiteError, match=words):
+        load_site(site(**changes))
+
+
+def test_a_name_that_cannot_be_registered(site) -> None:
+    path = site()
+    path.write_text(path.read_text().replace('"clinic-a"', '"../x"'))
+    with pytest.raises(SiteError, match=r"name is '../x', expected the name that the coordinator"):
+        load_site(path)
+
+
+def test_the_node_decides_and_what_leaves_is_written_down(site, arrays, own_home) -> None:
+    path = site(limits="max-examples = 20")
+    query = send(MessageType.QUERY, {}, path, suite="/nowhere.toml", recipe=True).content
+    assert records.config_of(query, "contributor")["name"] == "clinic-a"
+    reply = train(path, arrays).content
+    metrics = records.metrics_of(reply)
+    assert metrics["num-examples"] == 20
+    assert metrics.keys() <= set(records.LISTED)
+    rows = log(own_home)
+    assert [row["kind"] for row in rows] == ["query", "train"]
+    body = fingerprint(records.unpack(reply.array_records["arrays"]))
+    assert (rows[1]["sha256"], rows[1]["iteration"], rows[1]["run"]) == (body, 3, "r")
+    assert rows[1]["bytes"] == records.size_of(reply) > 4 * 90_000
+    assert rows[1]["metrics"] == metrics
+    assert rows[0]["contributor"]["examples"] == 20
+    assert all(row["code"] and row["sent"] for row in rows)
+
+
+def test_dry_run_trains_and_keeps_the_answer(site, arrays, own_home) -> None:
+    path = site(top="dry-run = true", limits="max-examples = 20")
+    assert not send(MessageType.QUERY, {}, path).has_error()
+    reply = train(path, arrays)
+    assert "dry-run: the answer to train" in reply.error.reason
+    assert not reply.has_content()
+    kept = log(own_home)[1]
+    assert (kept["sent"], kept["kind"], len(kept["sha256"])) == (False, "train", 64)
+
+
+def test_no_word_of_the_data_leaves_with_an_error(site, arrays, own_home, capsys) -> None:
+    path = site(top='[task]\nlabels = ["bad"]\n')
+    path.write_text(
+        path.read_text().replace('[task]\nlabels = ["bad"]\n\n[task]', '[task]\nlabels = ["bad"]')
+    )
+    for reply in (train(path, arrays), send(MessageType.QUERY, {}, path)):
+        assert reply.error.reason == "TaskError: the details are in the site's own log"
+    assert "label 'good' in column 'stars' is outside the list" in capsys.readouterr().err
+    assert "label 'good'" in (own_home / "clinic-a" / "errors.log").read_text()
+    assert log(own_home)[0]["error"] == reply.error.reason
+
+
+def test_a_wrong_column_is_clear_at_the_site(site, own_home) -> None:
+    reply = send(MessageType.QUERY, {}, site(label="tone"))
+    assert reply.has_error()
+    said = (own_home / "clinic-a" / "errors.log").read_text()
+    assert "no column 'tone'" in said
+    assert "the columns there are review, stars" in said
+
+
+def test_an_unexpected_error_does_not_leave_either(site, arrays, monkeypatch) -> None:
+    def quotes(*_, **__):
+        raise ValueError("row 'Mr Smith is ill'")
+
+    monkeypatch.setattr("cold_flower.contributor.Contributor.finetune", quotes)
+    reply = train(site(), arrays)
+    assert reply.error.reason == "ValueError: the details are in the site's own log"
+
+
+def test_a_broken_site_file_does_not_leave(site) -> None:
+    path = site()
+    path.write_text("name = 'x")
+    reason = send(MessageType.QUERY, {}, path).error.reason
+    assert "this node's site.toml cannot be used" in reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("train", {"metrics": MetricRecord({"num-examples": 1, "age": 3.0})}, "'age' is not one"),
+        ("train", {"head": records.pack([("w", torch.zeros(2))])}, r"held \['arrays', 'head'\]"),
+        ("train", {"arrays": records.pack([("w", torch.zeros(2))])}, "not of the base's names"),
+        ("evaluate", {"arrays": records.pack([("w", torch.zeros(2))])}, "answer to evaluate held"),
+        ("query", {"metrics": MetricRecord({"loss": 1.0})}, "'loss' is not one"),
+    ],
+)
+def test_what_is_not_listed_is_not_sent(site, arrays, kind, change, words) -> None:
+    gate = Outgoing(load_site(site()))
+    good = {"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}
+    content = RecordDict({**(good if kind == "train" else {}), **change})
+    with pytest.raises(SiteError, match=words):
+        gate.check(kind, content, RecordDict({"arrays": arrays}))
+
+
+TRAINER = """
+import torch
+def finetune(job):
+    assert len(job.train) > 9 and job.labels == ("bad", "good") and job.iteration == 3
+    state = {name: tensor + 1 for name, tensor in job.body.items()}
+    return {**state, "classifier.weight": torch.ones(2)}, {"train-loss": 0.5, "secret": 7.0}
+def nothing(job):
+    return None
+def short(job):
+    return {}, {}
+"""
+
+
+def test_a_trainer_of_ones_own(site, arrays, own_home, tmp_path) -> None:
+    (tmp_path / "my_trainer.py").write_text(TRAINER)
+    reply = train(site(top='trainer = "my_trainer:finetune"'), arrays).content
+    assert set(reply.array_records["arrays"]) == set(arrays)
+    before, after = (dict(records.unpack(a)) for a in (arrays, reply.array_records["arrays"]))
+    assert all(torch.allclose(after[k], before[k] + 1) for k in before)
+    metrics = records.metrics_of(reply)
+    assert metrics.keys() == {"num-examples", "train-loss", "seconds"}
+    assert metrics["num-examples"] == 54
+    assert "secret" not in (own_home / "clinic-a" / "sent.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("my_trainer:absent", "cannot be imported"),
+        ("nowhere", "cannot be imported"),
+        ("my_trainer:nothing", "returned NoneType, expected"),
+        ("my_trainer:short", "returned no tensor"),
+    ],
+)
+def test_a_trainer_that_does_not_do_its_work(site, arrays, own_home, tmp_path, name, words) -> None:
+    (tmp_path / "my_trainer.py").write_text(TRAINER)
+    assert train(site(top=f'trainer = "{name}"'), arrays).has_error()
+    assert words in (own_home / "clinic-a" / "errors.log").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory'")
+def test_the_trainer_of_the_page(site, arrays, tmp_path) -> None:
+    pytest.importorskip("accelerate")
+    (tmp_path / "my_site.py").write_text(block("file: my_site.py"))
+    path = site(top='trainer = "my_site:finetune"', limits="max-examples = 32")
+    reply = train(path, arrays, **{"finetune.learning-rate": 1e-3})
+    assert not reply.has_error(), reply.error.reason
+    metrics = records.metrics_of(reply.content)
+    assert (metrics["num-examples"], metrics["steps"]) == (32, 2)
+    assert metrics["train-loss"] > 0
+    body = fingerprint(records.unpack(reply.content.array_records["arrays"]))
+    assert body != fingerprint(records.unpack(arrays))
+
+
+def test_the_clock_ends_a_finetuning(site, arrays) -> None:
+    endless = {"finetune.max-epochs": 100_000, "finetune.early-stop-examples": 10**9}
+    reply = train(site(limits="max-seconds = 1"), arrays, **endless).content
+    assert records.metrics_of(reply)["steps"] > 1
+
+
+def test_the_rehearsal_lists_what_leaves(site) -> None:
+    lines = list(rehearse(load_site(site()), Config.from_flat(RUN)))
+    text = "\n".join(lines)
+    for words in (
+        "54 training, 6 dev, 60 test examples; labels bad, good",
+        "finetuned on 54 examples with our loop",
+        "an iteration takes an estimated",
+        "float32 tensors, 383104 bytes",
+        "num-examples, train-loss, dev-accuracy, seconds, steps",
+        "embeddings.word_embeddings.weight (",
+    ):
+        assert words in text
+    with pytest.raises(ColdFlowerError, match=r"limits.memory-gb is 0.9; lower limits.micro-batch"):
+        made = load_site(site())
+        small = type(made)(**{**vars(made), "limits": Limits(memory_gb=0.9)})
+        object.__setattr__(small, "apply_limits", lambda: None)
+        list(rehearse(small, Config.from_flat({**RUN, "finetune.batch-size": 100_000})))
+
+
+def test_memory_is_limited(site) -> None:
+    path = site(limits="memory-gb = 2\nthreads = 1")
+    code = (
+        "import torch, pathlib; from cold_flower.site import load_site\n"
+        f"load_site(pathlib.Path({str(path)!r})).apply_limits()\n"
+        "assert torch.get_num_threads() == 1\n"
+        "try: torch.ones(3_000_000_000 // 4)\n"
+        "except RuntimeError as error: assert 'memory' in str(error)\n"
+        "else: raise AssertionError('3 GB were given')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
