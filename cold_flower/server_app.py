@@ -113,7 +113,7 @@ class _Run:
             # One more than there are workers: the next message waits where it is needed.
             window=workers + 1 if workers else 0,
             screen=screen(config),
-            promised=lambda name: self._attendance.members[name].examples,
+            promised=self._promised,
             history=lambda name: self._norms.get(name, []),
             say=self._say_of_finetuning,
         )
@@ -168,6 +168,11 @@ class _Run:
         head = self._repository.latest()
         assert head is not None  # the start is published first
         return head
+
+    def _promised(self, name: str) -> int:
+        """Return how many training examples a contributor said to have when it joined."""
+        member = self._attendance.members.get(name)
+        return member.examples if member else 0
 
     def _accepted_norms(self) -> dict[str, list[float]]:
         """Return each contributor's norms along the lineage, for screening."""

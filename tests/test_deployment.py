@@ -58,6 +58,9 @@ def write_demo(folder: Path, task: str, kind: str) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("openssl", "ssh-keygen", "bash"))), reason="no openssl or ssh-keygen"
+)
 def test_two_sites_with_tls_and_keys_as_the_page_says(tmp_path) -> None:
     federation = Federation(tmp_path / "federation")
     try:
