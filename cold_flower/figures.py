@@ -20,13 +20,12 @@ CONDITIONS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", 
 STYLE = {"seen": "-", "unseen": (0, (4, 2))}
 
 
-def _figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=10)
-    return figure, axes
+    ax = figure.add_subplot()
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=10)
+    return figure, ax
 
 
 def _draw(ax: Axes, condition: Condition, group: str, protocol: str, **style: Any) -> Any:
@@ -61,7 +60,7 @@ def _iterations(ax: Axes, last: int) -> None:
 def curves(condition: Condition) -> Figure:
     """Draw one condition's scores by iteration, a line per protocol and group (Fig. 2, 3)."""
     pairs = columns(condition.scores[0])
-    figure, (ax,) = _figure(7, 4)
+    figure, ax = _figure(7, 4)
     ends = []
     for group, protocol in pairs:
         colour = COLOURS[protocol]
@@ -76,7 +75,7 @@ def curves(condition: Condition) -> Figure:
 
 def compare(all_conditions: Sequence[Condition], group: str, protocol: str) -> Figure:
     """Draw conditions against each other; baselines are dashed levels (Fig. 4 to 6)."""
-    figure, (ax,) = _figure(7, 4)
+    figure, ax = _figure(7, 4)
     last = max(condition.last for condition in all_conditions)
     ends = []
     for i, condition in enumerate(all_conditions):
@@ -102,7 +101,7 @@ def gains(condition: Condition, protocol: str) -> Figure:
     """Draw each task's gain of the last base over the start, with its error (Fig. 7)."""
     found = task_gains(condition.scores, protocol, condition.last)
     order = sorted(found, key=lambda task: found[task][0])
-    figure, (ax,) = _figure(7, 0.9 + 0.22 * len(order))
+    figure, ax = _figure(7, 0.9 + 0.22 * len(order))
     values = [100 * found[task][0] for task in order]
     errors = [0.0 if math.isnan(found[t][1]) else 100 * found[t][1] for t in order]
     ax.barh(order, values, xerr=errors, color=COLOURS[protocol], ecolor="#555555", height=0.7)

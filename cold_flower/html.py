@@ -2,15 +2,12 @@
 
 import base64
 import html
-import io
 import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from matplotlib.figure import Figure
 
 from cold_flower import __version__, experiments, reference
 from cold_flower.config import Config
@@ -53,14 +50,14 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     for name, figure in figures.items():
         for kind in ("png", "svg"):
             figure.savefig(where / f"{name}.{kind}", dpi=150)
-    page = "".join(_page(every, figures))
+    page = "".join(_page(every, [where / f"{name}.png" for name in figures]))
     temporary = out / f".{REPORT}"
     temporary.write_text(page)
     temporary.replace(out / REPORT)
     return out / REPORT
 
 
-def _page(every: Sequence[Condition], figures: Mapping[str, Figure]) -> Iterable[str]:
+def _page(every: Sequence[Condition], figures: Sequence[Path]) -> Iterable[str]:
     config = every[0].config
     name = html.escape(str(config["experiment"]))
     yield f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title>"
@@ -79,8 +76,8 @@ def _page(every: Sequence[Condition], figures: Mapping[str, Figure]) -> Iterable
         "sqrt(p(1-p)/n) beside.</p>"
     )
     yield "<h2>Figures</h2>"
-    for name, figure in figures.items():
-        yield f"<h3>{html.escape(name.replace('-', ' '))}</h3>{_image(figure, name)}"
+    for figure in figures:
+        yield f"<h3>{html.escape(figure.stem.replace('-', ' '))}</h3>{_image(figure)}"
     yield "<h2>Task by task</h2>"
     for condition in every:
         yield from _tasks(condition)
@@ -254,8 +251,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     return f"<table><tr>{top}{body}</table>"
 
 
-def _image(figure: Figure, title: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
+def _image(figure: Path) -> str:
+    data = base64.b64encode(figure.read_bytes()).decode()
+    return f'<img alt="{html.escape(figure.stem)}" src="data:image/png;base64,{data}">'
