@@ -49,15 +49,15 @@ MOMENTS: dict[str, Callable[[Path, Events], bool]] = {
 
 def pids(mark: str, pattern: str) -> list[int]:
     """Return the processes of a run whose command line has the pattern."""
-    found = []
-    for pid in marked(mark):
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if pattern in command:
-            found.append(pid)
-    return found
+    return [pid for pid in marked(mark) if pattern in command_of(pid)]
+
+
+def command_of(pid: int) -> str:
+    """Return a process's command line; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
 
 
 def crash(folder: Path, outcome: Callable[[Path], Any], events: Callable[[Path], Events]) -> bool:
@@ -101,7 +101,7 @@ def crash(folder: Path, outcome: Callable[[Path], Any], events: Callable[[Path],
             while marked(there.name) and time.monotonic() < started + 60:
                 time.sleep(0.1)
             gone = time.monotonic() - started
-            left = marked(there.name)
+            left = [command_of(pid)[:80] for pid in marked(there.name)]
             kept = sorted(p.stem for p in there.glob("incoming/*/[a-z]*.safetensors"))
             resume = ["--resume"] if (there / "config.json").exists() else []
             again = subprocess.run([*command, str(there), *resume], capture_output=True, text=True)
@@ -111,7 +111,8 @@ def crash(folder: Path, outcome: Callable[[Path], Any], events: Callable[[Path],
             good &= fine
             print(
                 f"{'ok  ' if fine else 'FAIL'} {victim:9} {moment:24} after {line[:48]!r}: exit "
-                f"{process.returncode} after {took:.1f} s, all gone after {gone:.1f} s; inbox "
+                f"{process.returncode} after {took:.1f} s, all gone after {gone:.1f} s {left}; "
+                f"inbox "
                 f"{kept}; {asked}; same {same}; {said} {again.stderr.strip()[-200:]}",
                 flush=True,
             )
