@@ -1,7 +1,7 @@
 """``python -m tests.acceptance sites``: three real sites, and everything that goes wrong.
 
 SuperLink and SuperNodes with directories, keys and ports of their own, TLS, real datasets under
-column names of the sites' own, MiniLM; nginx in front where there is one (NGINX names it).
+column names of the sites' own, MiniLM (or the demo's, `sites-small`); nginx in front where there is one (NGINX names it).
 """
 
 import json
@@ -160,7 +160,9 @@ class Show:
         good = code == 0 and [r["verdict"] for r in rows] == ["accepted"] * 6
         took = time.monotonic() - before
         self.hold(
-            "3 sites, 2 iterations, MiniLM", good, f"{took:.0f} s in all; {self.steps('plain')}"
+            f"3 sites, 2 iterations, {Path(self.model).name}",
+            good,
+            f"{took:.0f} s in all; {self.steps('plain')}",
         )
         for name, site in self.federation.sites.items():
             log = site.folder / "own" / name / "sent.jsonl"
