@@ -86,7 +86,7 @@ def compare(all_conditions: Sequence[Condition], group: str, protocol: str) -> F
         if condition.is_baseline:
             level = 100 * points[max(points)][0]
             ax.axhline(level, color=colour, linestyle="--", linewidth=1.5)
-            ends.append((last, level, condition.label, colour))
+            ends.append((last + 0.1, level, condition.label, colour))  # where the line ends
         else:
             ends.append(
                 (*_draw(ax, condition, group, protocol, color=colour), condition.label, colour)
