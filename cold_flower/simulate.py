@@ -81,9 +81,9 @@ def simulate(
             raise
         finally:
             if run_dir.exists():
-                with (run_dir / LOG).open("ab") as whole:
+                with suppress(OSError), (run_dir / LOG).open("ab") as whole:  # a full disk
                     whole.write(run_log.read_bytes())
-                run_log.unlink()
+                    run_log.unlink()
     _judge(run_dir, status, again)
 
 
