@@ -150,6 +150,7 @@ class Evaluation:
             self._grid,
             {key: message for key, (_, _, message) in work.items()},
             timeout=self._config.wait.replies,
+            actors=self._strict,
         )
         busy = 0.0
         for done, (key, reply) in enumerate(replies, start=1):

@@ -113,9 +113,15 @@ class Repository:
         return found
 
     def state(self) -> Path | None:
-        """Return where the fusion's memory of the latest base lies; none at the start."""
-        latest = self.latest()
-        return self.path(latest) / STATE if latest else None
+        """Return where the fusion's memory of the latest base lies.
+
+        None at the start, and while the gate has rejected every iteration since.
+        """
+        at = latest = self.latest()
+        while at and self.manifest(at).get("gate", {}).get("accepted") is False:
+            at = self.manifest(at)["parent"]
+        there = latest and (at or (self.path(latest) / STATE).exists())
+        return self.path(latest) / STATE if latest and there else None
 
     def body(self, iteration: int) -> Weights:
         """Open an iteration's body, lazily."""

@@ -112,6 +112,7 @@ class _Run:
             keep_arrays=bool(config.fusion.strategy),
             # One more than there are workers: the next message waits where it is needed.
             window=workers + 1 if workers else 0,
+            actors=not config.sites.allow,
             screen=screen(config),
             promised=self._promised,
             history=lambda name: self._norms.get(name, []),
@@ -178,7 +179,10 @@ class _Run:
         """Return each contributor's norms along the lineage, for screening."""
         found: dict[str, list[float]] = {}
         for iteration in self._repository.lineage():
-            for row in self._repository.manifest(iteration).get("contributors", []):
+            about = self._repository.manifest(iteration)
+            if about.get("gate", {}).get("accepted") is False:
+                continue  # its contributions were not fused
+            for row in about.get("contributors", []):
                 if row["verdict"] == "accepted":
                     found.setdefault(row["name"], []).append(row["diff-norm"])
         return found
@@ -186,6 +190,7 @@ class _Run:
     def _make_gate(self) -> Gate[ArrayRecord]:
         def validate(sha256: str, arrays: Callable[[], ArrayRecord]) -> dict[str, float]:
             iteration = self._inbox.iteration
+            self._evaluation.attend(self._attendance.plan, self._attendance.members)
 
             def say(line: str, **about: Any) -> None:
                 self._say(line, phase="validate", iteration=iteration, **about)
@@ -249,6 +254,8 @@ class _Run:
     def _attend(self, base: model.Base) -> Attendance:
         if not self._config.sites.allow:
             return Planned(self._grid, self._config, base.sha256, self._say)
+
+        self._journal.rows(SITES)  # drops a last line that was cut off
 
         def record(row: dict[str, Any]) -> None:
             self._journal.append(SITES, [row])

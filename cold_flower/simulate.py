@@ -179,7 +179,8 @@ def _watch(
     """
     progress, server = run_dir / PROGRESS, 0
     try:
-        position = progress.stat().st_size if progress.exists() else 0
+        # After the last whole line: the ServerApp drops one that was cut off.
+        position = progress.read_bytes().rfind(b"\n") + 1 if progress.exists() else 0
         ended = False
         while not ended:
             ended = run.poll() is not None or (run_dir / RESULT).exists()

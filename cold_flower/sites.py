@@ -132,7 +132,9 @@ class Sites:
     def _ask(self, asked: dict[str, int]) -> None:
         """Ask newcomers who they are; in the time that sites are waited for."""
         messages = {n: Message(RecordDict(), i, MessageType.QUERY) for n, i in asked.items()}
-        for name, reply in exchange(self._grid, messages, timeout=self._config.wait.nodes):
+        for name, reply in exchange(
+            self._grid, messages, timeout=self._config.wait.nodes, actors=False
+        ):
             try:
                 if reply is None:
                     del self._stamps[asked[name]]  # it may only be slow: asked again

@@ -105,6 +105,11 @@ class Shelf:
         sha256 = fingerprint(Weights(path).items())
         return Arrival(name, "accepted", "", metrics, sha256, path, where)
 
+    def names(self) -> list[str]:
+        """Return whose bodies are there."""
+        there = (path.stem for path in self._folder.glob("*.safetensors"))
+        return sorted(name for name in there if NAME.fullmatch(name))
+
     def quarantine(self, name: str) -> None:
         """Put a refused body aside, if it was written at all."""
         path = self._path(name)

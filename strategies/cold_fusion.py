@@ -68,7 +68,7 @@ class ColDFusion(Strategy):
             return sorted(far, key=lambda name: -far[name])
 
         if self._gate:
-            least = getattr(self._fuse, "min_contributions", 1)
+            least = max(self._inbox.quorum, getattr(self._fuse, "min_contributions", 1))
             fused = self._gate.choose([*accepted], make, suspects, least)
         else:
             fused = make(accepted)

@@ -3,13 +3,15 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-from flwr.app import Message
+from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from strategies.errors import DeadActorError
 from strategies.records import text_of
+
+_UNREADABLE = 0  # flwr's code for what it does not know
 
 
 def exchange(
@@ -19,6 +21,7 @@ def exchange(
     timeout: float | None,
     poll: float = 0.1,
     window: int = 0,
+    actors: bool = True,
 ) -> Iterator[tuple[str, Message | None]]:
     """Send one message to each contributor and yield each reply as it arrives.
 
@@ -30,6 +33,8 @@ def exchange(
         poll: seconds between two looks.
         window: how many may be under way at once; 0 is all. Flower keeps replies in
             memory until they are pulled, so in a simulation this bounds it.
+        actors: the contributors are Ray actors of a simulation, and one that died would fail
+            every later message, too; of sites, none can stop the others.
 
     Yields:
         Name and reply; at the deadline, None for each that did not answer.
@@ -48,12 +53,12 @@ def exchange(
                 waiting[ids[0]] = name
             else:  # the SuperLink refused it
                 yield name, None
-        found = _first_reply(grid, waiting)
+        asked, found = _first_reply(grid, {i: messages[name] for i, name in waiting.items()})
         if found is None:
             time.sleep(poll)
             continue
-        name = waiting.pop(found.metadata.reply_to_message_id)
-        if found.has_error() and "ActorDied" in str(found.error.reason):
+        name = waiting.pop(asked)
+        if actors and found.has_error() and "ActorDied" in str(found.error.reason):
             raise DeadActorError(
                 f"the worker of contributor {name} died (out of memory?): {reason_of(found)}"
             )
@@ -62,12 +67,21 @@ def exchange(
         yield name, None
 
 
-def _first_reply(grid: Grid, message_ids: Iterable[str]) -> Message | None:
-    """Pull one reply, if there is any: never two in memory."""
-    for message_id in message_ids:
-        for reply in grid.pull_messages([message_id]):
-            return reply
-    return None
+def _first_reply(grid: Grid, waiting: Mapping[str, Message]) -> tuple[str, Message | None]:
+    """Pull one reply, if there is any: never two in memory; return which message it answers.
+
+    Flower decodes a site's bytes here, and trusts them: what it cannot read is an error reply.
+    """
+    for message_id, message in waiting.items():
+        try:
+            for reply in grid.pull_messages([message_id]):
+                if reply.has_error() or isinstance(reply.content, RecordDict):
+                    return message_id, reply
+                raise ValueError(f"it holds {type(reply.content).__name__}")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            said = f"the reply cannot be read: {type(error).__name__}: {error}"
+            return message_id, Message(Error(_UNREADABLE, said), reply_to=message)
+    return "", None
 
 
 def reason_of(reply: Message) -> str:

@@ -41,8 +41,8 @@ def fall(before: Scores, after: Scores, tolerance: float, task_tolerance: float)
         task_tolerance: by how much any single score may fall.
     """
     lost = {name: before[name] - after[name] for name in sorted(before.keys() & after.keys())}
-    if not lost:
-        return ""
+    if not lost or 2 * len(lost) < len(before):  # at sites of their own, some may not answer
+        return f"{len(lost)} of {len(before)} contributors could validate it"
     mean = fmean(lost.values())
     if mean > tolerance:
         return f"the mean falls by {mean:.4f} (tolerance {tolerance:g})"
@@ -50,6 +50,12 @@ def fall(before: Scores, after: Scores, tolerance: float, task_tolerance: float)
     if lost[worst] > task_tolerance:
         return f"{worst} falls by {lost[worst]:.4f} (tolerance {task_tolerance:g})"
     return ""
+
+
+def _better(one: Scores, other: Scores) -> bool:
+    """Compare means over the contributors that scored both."""
+    both = one.keys() & other.keys()
+    return bool(both) and sum(one[name] - other[name] for name in both) > 0
 
 
 class Gate(Generic[Model]):
@@ -113,7 +119,7 @@ class Gate(Generic[Model]):
             after = self._validate(candidate)
             tried += 1
             reason = fall(before, after, *self._limits)
-            if not reason or fmean(after.values()) > fmean(best.values()):
+            if not reason or _better(after, best):
                 kept, best = without, after
         self.judgement = Judgement(
             accepted=not reason,

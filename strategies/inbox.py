@@ -39,6 +39,7 @@ class Inbox(Grid):
         keep_arrays: leave the arrays in the replies too, for strategies that fuse
             them themselves; costs one model per contributor in memory.
         window: how many contributors may be at work at once; 0 is all (see `exchange`).
+        actors: the contributors are Ray actors (see `exchange`).
         screen: judges the contributions of an iteration together, once all have arrived: takes
             the base, its fingerprint and the candidates.
         promised: returns how many training examples a contributor said to have; 0 = unknown.
@@ -57,6 +58,7 @@ class Inbox(Grid):
         quorum: int = 0,
         keep_arrays: bool = False,
         window: int = 0,
+        actors: bool = True,
         screen: Screening | None = None,
         promised: Callable[[str], int] = lambda name: 0,
         history: Callable[[str], Sequence[float]] = lambda name: (),
@@ -72,6 +74,7 @@ class Inbox(Grid):
         self._quorum = quorum
         self._keep_arrays = keep_arrays
         self._window = window
+        self._actors = actors
         self._screen = screen
         self._promised = promised
         self._history = history
@@ -85,6 +88,11 @@ class Inbox(Grid):
     def get_node_ids(self) -> list[int]:
         """Return the nodes of the coming iteration's cohort."""
         return [self._roster[name] for name in self._cohort(self.iteration + 1)]
+
+    @property
+    def quorum(self) -> int:
+        """How many good contributions an iteration needs; 0 is all that are asked."""
+        return self._quorum
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -104,14 +112,24 @@ class Inbox(Grid):
         base = fingerprint(records.unpack(arrays))
         names = {node: name for name, node in self._roster.items()}
         asked = {names[m.metadata.dst_node_id]: self._stamped(m, base) for m in listed}
-        found = {name: self._shelf.find(name, base) for name in asked}
+        # Also of a site that is not there now: what it gave before the run was stopped counts.
+        there = [name for name in self._shelf.names() if name not in asked]
+        found = {name: self._shelf.find(name, base) for name in (*asked, *there)}
         self.arrivals = {name: arrival for name, arrival in found.items() if arrival}
         here = f" (already here: {', '.join(self.arrivals)})" if self.arrivals else ""
         self._say(f"iteration {self.iteration}: asking {len(asked)} contributors{here}")
-        replies = {name: self._reread(asked[name], a) for name, a in self.arrivals.items()}
+        replies = {
+            name: self._reread(asked.get(name, listed[0]), arrival)
+            for name, arrival in self.arrivals.items()
+        }
         wanted = {name: m for name, m in asked.items() if name not in self.arrivals}
         arriving = exchange(
-            self._grid, wanted, timeout=timeout, poll=self._poll, window=self._window
+            self._grid,
+            wanted,
+            timeout=timeout,
+            poll=self._poll,
+            window=self._window,
+            actors=self._actors,
         )
         for name, reply in arriving:
             arrival = self._take(name, reply, template, base, timeout)
@@ -198,7 +216,7 @@ class Inbox(Grid):
             body = records.body_of(reply.content, template)
             return self._shelf.put(name, body, template, base, metrics, where)
         except Refused as reason:
-            return Arrival(name, "refused", str(reason))
+            return Arrival(name, "refused", records.text_of(reason, 500))
 
     def _check_about(self, name: str, content: RecordDict, base: str) -> None:
         about = records.config_of(content, records.CONTRIBUTION)

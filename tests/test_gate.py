@@ -13,7 +13,9 @@ def test_a_fall_by_hand() -> None:
     assert (
         fall(before, {"a": 0.4, "b": 0.7}, 0.01, 1) == "the mean falls by 0.0500 (tolerance 0.01)"
     )
-    assert fall({}, {"a": 0.1}, 0, 0) == ""
+    assert fall({}, {"a": 0.1}, 0, 0) == "0 of 0 contributors could validate it"
+    assert fall(before, {"a": 0.5}, 0, 0) == ""  # half of them
+    assert fall({**before, "c": 0.1}, {"a": 0.5}, 0, 0) == "1 of 3 contributors could validate it"
 
 
 class Cohort:
@@ -74,3 +76,16 @@ def test_without_a_candidate_that_passes_the_base_stays(changes, least, tried) -
     assert not gate.judgement.accepted
     assert gate.judgement.left_out == ()
     assert gate.judgement.candidates == len(cohort.made) == tried
+
+
+def test_means_are_compared_over_those_who_scored_both() -> None:
+    """Without a, only x answers: that is no reason to think that a did harm."""
+    answers = {"ab": {"x": 0.8, "y": 0.1}, "b": {"x": 0.8}, "a": {"x": 0.9, "y": 0.6}}
+    gate = Gate(
+        answers.__getitem__, lambda: {"x": 0.8, "y": 0.6},
+        tolerance=0.01, task_tolerance=0.1, budget=8,
+    )  # fmt: skip
+    made = gate.choose(["a", "b"], "".join, lambda: ["b", "a"])
+    assert (made, gate.judgement.left_out) == ("a", ("b",))
+    answers["b"] = {"x": 0.7}
+    assert gate.choose(["a", "b"], "".join, lambda: ["a", "b"]) == "a"

@@ -319,3 +319,61 @@ def test_the_gate_leaves_the_base_as_it_is_or_one_contribution_out(tmp_path) -> 
     made, judged = run(tmp_path / "c", worst=0.5)
     assert made == {}  # Flower's result of a run without a new base
     assert not judged.accepted
+
+
+def test_what_a_site_gave_before_a_stop_counts_though_it_is_away(tmp_path) -> None:
+    _, first = make(tmp_path, quorum=3)
+    start(first)
+    grid = FakeGrid(trained, ROSTER.values())
+    second = Inbox(grid, tmp_path, ROSTER, lambda i: ["bob", "cat"], quorum=2, poll=0.001)
+    assert torch.equal(start(second)["w"], torch.full((2, 2), 3.0))  # of 1, 2 and 6
+    assert grid.sent == []
+
+
+def test_a_reply_that_flower_cannot_read_is_refused(tmp_path) -> None:
+    class Hostile(FakeGrid):
+        def pull_messages(self, message_ids):
+            replies = super().pull_messages(message_ids)
+            if any(r.metadata.src_node_id == 33 for r in replies):
+                raise KeyError("dtype\x1b[2J")
+            return replies
+
+    inbox = Inbox(
+        Hostile(trained, ROSTER.values()), tmp_path, ROSTER, lambda i: sorted(ROSTER),
+        quorum=2, poll=0.001,
+    )  # fmt: skip
+    assert torch.equal(start(inbox)["w"], torch.full((2, 2), 1.5))
+    assert inbox.arrivals["cat"].reason.startswith(
+        "error reply: the reply cannot be read: KeyError"
+    )
+    assert inbox.arrivals["cat"].reason.isprintable()
+
+
+def test_a_site_cannot_stop_the_others_by_a_word(tmp_path) -> None:
+    def client(message):
+        dead = message.metadata.dst_node_id == 33
+        return error_reply(message, "ActorDiedError: mine") if dead else trained(message)
+
+    _, simulated = make(tmp_path / "a", client, quorum=2)
+    with pytest.raises(DeadActorError):
+        start(simulated)
+    _, at_sites = make(tmp_path / "b", client, quorum=2, actors=False)
+    assert torch.equal(start(at_sites)["w"], torch.full((2, 2), 1.5))
+
+
+def test_reasons_are_short_and_can_be_shown(tmp_path) -> None:
+    def client(message):
+        if message.metadata.dst_node_id != 33:
+            return trained(message)
+        reply = trained(message)
+        array = reply.content["arrays"]["w"]
+        reply.content["arrays"]["w"] = Array(
+            "\x1b[2J" + "x" * 9999, array.shape, "numpy.ndarray", array.data
+        )
+        return reply
+
+    _, inbox = make(tmp_path, client, quorum=2)
+    start(inbox)
+    reason = inbox.arrivals["cat"].reason
+    assert reason.startswith("w is ?[2Jxxx")
+    assert len(reason) == 500

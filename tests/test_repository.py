@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cold_flower.errors import RunError
-from cold_flower.repository import Repository
+from cold_flower.repository import STATE, Repository
 from strategies.fusion import Weights, fingerprint
 
 BODY = {"w": torch.zeros(2, 2), "b": torch.ones(2)}
@@ -122,6 +122,20 @@ def test_what_was_rolled_back_is_not_taken_for_a_publish_that_was_cut_off(reposi
     (repository.folder / "latest").unlink()
     (repository.folder / "latest").symlink_to("0001")
     assert repository.recover() == 3
+
+
+def test_the_rule_s_memory_is_of_the_last_base_that_was_accepted(repository, tmp_path) -> None:
+    rejected = {"gate": {"accepted": False, "reason": "worse"}}
+    repository.publish(1, 0, Weights(BODY), rejected)
+    assert repository.state() is None  # as at the start
+    memory = tmp_path / "state"
+    memory.write_bytes(b"x")
+    repository.publish(2, 1, Weights(moved(2)), {"gate": {"accepted": True}}, state=memory)
+    repository.publish(3, 2, Weights(moved(2)), rejected, state=repository.state())
+    assert repository.state() == repository.path(3) / STATE
+    assert repository.state().read_bytes() == b"x"
+    repository.publish(4, 3, Weights(moved(4)), {})
+    assert repository.state() == repository.path(4) / STATE  # lost: who reads it says so
 
 
 def test_old_iterations_keep_their_manifest(repository) -> None:
