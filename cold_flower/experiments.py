@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cold_flower import tasks, trackers
+from cold_flower import tasks, toml, trackers
 from cold_flower.config import Config, describe, flatten
 from cold_flower.errors import ConfigError
 from cold_flower.plan import Plan, plan, resolve
@@ -44,12 +44,7 @@ def read(name: str) -> dict[str, Any]:
     path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
     if not name.endswith(".toml") and name not in names():
         raise ConfigError(unknown("experiment", name, names()) + " Or give a .toml file.")
-    try:
-        return {"experiment": path.stem, **flatten(tomllib.loads(path.read_text()))}
-    except OSError as error:
-        raise ConfigError(f"experiment {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"experiment {path} is not TOML: {error}") from error
+    return {"experiment": path.stem, **flatten(toml.read(path, "experiment", ConfigError))}
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

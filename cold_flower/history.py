@@ -6,7 +6,7 @@ from typing import Any
 
 from cold_flower.journal import Journal, load_config
 from cold_flower.report import summary
-from cold_flower.repository import Repository
+from cold_flower.repository import Repository, rejected
 from cold_flower.runs import every_score
 
 
@@ -38,9 +38,8 @@ def _made(found: dict[str, Any]) -> str:
     """Say how an iteration was made."""
     verdicts = [row["verdict"] for row in found.get("contributors", [])]
     counts = [f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts))]
-    gate = found.get("gate") or {}
-    if gate and not gate["accepted"]:
-        return f"rejected by the gate ({gate['reason']}), {', '.join(counts)}"
+    if rejected(found):
+        return f"rejected by the gate ({found['gate']['reason']}), {', '.join(counts)}"
     return f"{found.get('rule', '')}, {', '.join(counts)}" if counts else str(found.get("rule"))
 
 

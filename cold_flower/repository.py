@@ -56,6 +56,10 @@ class Repository:
             at = self.manifest(at)["parent"]
         return found[::-1]
 
+    def abandoned(self) -> list[int]:
+        """Return the iterations that rollbacks left behind."""
+        return sorted({*self.numbers()} - {*self.lineage()})
+
     def recover(self) -> int | None:
         """Finish a publish that was cut off between its last two steps; return the head."""
         latest, numbers = self.latest(), self.numbers()
@@ -118,7 +122,7 @@ class Repository:
         None at the start, and while the gate has rejected every iteration since.
         """
         at = latest = self.latest()
-        while at and self.manifest(at).get("gate", {}).get("accepted") is False:
+        while at and rejected(self.manifest(at)):
             at = self.manifest(at)["parent"]
         there = latest and (at or (self.path(latest) / STATE).exists())
         return self.path(latest) / STATE if latest and there else None
@@ -247,6 +251,11 @@ def _is_manifest(found: Any, iteration: int) -> bool:
             and all(isinstance(name, str) for name in names)
         )
     return isinstance(parent, int) and 0 <= parent < iteration
+
+
+def rejected(manifest: Mapping[str, Any]) -> bool:
+    """Return whether the gate rejected an iteration: its base is its parent's."""
+    return manifest.get("gate", {}).get("accepted") is False
 
 
 def now() -> str:

@@ -24,8 +24,7 @@ def every_score(folder: Path) -> list[Row]:
 
 def scores(folder: Path) -> list[Row]:
     """Return a run's scores without those of iterations that a rollback left behind."""
-    repository = Repository(folder)
-    left = {*repository.numbers()} - {*repository.lineage()}
+    left = Repository(folder).abandoned()
     return [row for row in every_score(folder) if row["iteration"] not in left]
 
 

@@ -36,7 +36,7 @@ from cold_flower.journal import (
 )
 from cold_flower.manifest import manifest
 from cold_flower.plan import resolve
-from cold_flower.repository import Repository, now
+from cold_flower.repository import Repository, now, rejected
 from cold_flower.roster import longest_first
 from cold_flower.sites import Sites
 from cold_flower.strategy import screen, strategy
@@ -121,8 +121,8 @@ class _Run:
         self._drop()  # what a crash left between publishing and dropping
         body = self._repository.body(self._head)
         train = ConfigRecord({"seed": config.seed, "run": self._run_id})
-        if abandoned := {*self._repository.numbers()} - {*self._repository.lineage()}:
-            train["abandoned"] = sorted(abandoned)
+        if abandoned := self._repository.abandoned():
+            train["abandoned"] = abandoned
         there = self._attendance.members
         seen = [there[name] for name in self._attendance.plan.seen if name in there]
         self._say(
@@ -180,7 +180,7 @@ class _Run:
         found: dict[str, list[float]] = {}
         for iteration in self._repository.lineage():
             about = self._repository.manifest(iteration)
-            if about.get("gate", {}).get("accepted") is False:
+            if rejected(about):
                 continue  # its contributions were not fused
             for row in about.get("contributors", []):
                 if row["verdict"] == "accepted":
@@ -283,8 +283,7 @@ class _Run:
             fingerprint(fused.items()),
         )
         # A candidate that was rejected has left its memory in the inbox; the base keeps its own.
-        rejected = judged is not None and not judged.accepted
-        state = self._repository.state() if rejected else self._inbox.state
+        state = self._repository.state() if rejected(about) else self._inbox.state
         state = state if state and state.exists() else None
         self._repository.publish(iteration, parent, fused, about, state=state)
         self._record_contributions(iteration)

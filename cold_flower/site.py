@@ -6,11 +6,11 @@ wins over the run's configuration: data, base model, trainer and limits are the 
 
 import importlib
 import sys
-import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from cold_flower import toml
 from cold_flower.config import Config, Partition
 from cold_flower.entries import Task, parse
 from cold_flower.errors import SiteError
@@ -113,12 +113,7 @@ def load_site(path: Path) -> Site:
     """
     if not path.is_absolute():
         raise SiteError(f"site {str(path)!r}: give the absolute path of site.toml")
-    try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise SiteError(f"site file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SiteError(f"site file {path} is not TOML: {error}") from error
+    table = toml.read(path, "site file", SiteError)
     for key in table:
         if key not in _KEYS:
             raise SiteError(f"site file {path}: {unknown('key', key, _KEYS)}")

@@ -5,13 +5,12 @@ A suite is a TOML file of tasks (README, "A suite file"); the built-in ones lie 
 where the rows come from is `cold_flower.sources`.
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cold_flower import published, sources
+from cold_flower import published, sources, toml
 from cold_flower.config import Config, Partition, Scalar, flatten
 from cold_flower.entries import Task, parse
 from cold_flower.errors import TaskError
@@ -85,12 +84,7 @@ def load_suite(name: str, seed: int = 0) -> Suite:
         raise TaskError(
             unknown("suite", name, suite_names()) + " A file is given as <absolute path>.toml."
         )
-    try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise TaskError(f"suite file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TaskError(f"suite file {path} is not TOML: {error}") from error
+    table = toml.read(path, "suite file", TaskError)
     if extra := set(table) - {"tasks", "recipe"}:
         raise TaskError(f"suite {name}: {unknown('table', min(extra), ['recipe', 'tasks'])}")
     tasks = {key: parse(key, entry, name, seed) for key, entry in table.get("tasks", {}).items()}
