@@ -23,6 +23,7 @@ from cold_flower.model import State, body_of, classifier
 from cold_flower.plan import plan
 from cold_flower.repository import Repository, now
 from cold_flower.seeds import derive, seeded
+from cold_flower.vocabulary import Occurring, occurring
 from strategies.fusion import Weights, fingerprint
 
 
@@ -92,13 +93,24 @@ def _finetune(tasks: Mapping[str, _Task], config: Config, say: Callable[[str], N
     A batch is of one task. An epoch has as many batches as all tasks together, each task
     with its own (proportional) or as many as any other (balanced).
     """
+    model = next(iter(tasks.values())).model  # all have the same body
+    data = [part for task in tasks.values() for part in (task.train, task.dev)]
+    with occurring(model, *data) as rows:
+        return _train(tasks, model.base_model, rows, config, say)
+
+
+def _train(
+    tasks: Mapping[str, _Task],
+    body: Any,
+    rows: Occurring | None,
+    config: Config,
+    say: Callable[[str], None],
+) -> float:
     options = config.finetune
-    unique = {id(p): p for task in tasks.values() for p in task.model.parameters()}
     per_epoch = sum(math.ceil(len(t.train) / options.batch_size) for t in tasks.values())
-    parameters = [p for p in unique.values() if p.requires_grad]
-    optimizer, schedule = loop.make_optimizer(parameters, options, per_epoch * options.max_epochs)
-    first = next(iter(tasks.values()))
-    best = loop.Best(first.model.base_model, options)
+    parameters = {id(p): p for task in tasks.values() for p in task.model.parameters()}
+    descent = loop.Descent(parameters.values(), options, per_epoch, rows)
+    best = loop.Best(body, options)
     generator = torch.Generator().manual_seed(derive(config.seed, config.baseline, "order"))
     batches = _batches(tasks, config, per_epoch, generator)
     seen = validated = 0
@@ -107,10 +119,7 @@ def _finetune(tasks: Mapping[str, _Task], config: Config, say: Callable[[str], N
             task, indices = next(batches)
             task.model.train()
             loss = loop.accumulate(task.model, task.train, indices, options)
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
+            descent.step()
             seen += len(indices)
             due = seen - validated >= options.validate_every_examples
             if due or step % per_epoch == 0:

@@ -7,7 +7,7 @@ torch and transformers alone, neither flwr nor datasets.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from cold_flower.config import Finetune
 from cold_flower.encode import Encoded, sorted_batches, training_batches
 from cold_flower.errors import ColdFlowerError
 from cold_flower.seeds import derive, seeded
+from cold_flower.vocabulary import Occurring, occurring
 
 EVALUATION_BATCH = 64
 
@@ -64,41 +65,39 @@ def finetune(
         DivergedError: the loss is not finite.
     """
     started = time.perf_counter()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    per_epoch = math.ceil(len(train) / options.batch_size)
-    optimizer, schedule = make_optimizer(parameters, options, per_epoch * options.max_epochs)
-    generator = torch.Generator().manual_seed(derive(seed, "order"))
-    best = Best(model, options)
-    seen = steps = 0
-    losses: list[tuple[Tensor, int]] = []
-    validated = 0
-    out_of_time = False
-    with seeded(derive(seed, "dropout")):
-        for _ in range(options.max_epochs):
-            losses.clear()
-            for indices in training_batches(train.lengths(), options.batch_size, generator):
-                model.train()
-                loss = accumulate(model, train, indices, options)
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad(set_to_none=True)
-                losses.append((loss, len(indices)))
-                steps, seen = steps + 1, seen + len(indices)
-                if dev is not None and seen - validated >= options.validate_every_examples:
-                    validated = seen
-                    if best.judge(score(model, dev, metric, options.precision), seen):
+    with occurring(model, train, dev) as rows:
+        descent = Descent(
+            model.parameters(), options, math.ceil(len(train) / options.batch_size), rows
+        )
+        generator = torch.Generator().manual_seed(derive(seed, "order"))
+        best = Best(model, options)
+        seen = steps = 0
+        losses: list[tuple[Tensor, int]] = []
+        validated = 0
+        out_of_time = False
+        with seeded(derive(seed, "dropout")):
+            for _ in range(options.max_epochs):
+                losses.clear()
+                for indices in training_batches(train.lengths(), options.batch_size, generator):
+                    model.train()
+                    loss = accumulate(model, train, indices, options)
+                    descent.step()
+                    losses.append((loss, len(indices)))
+                    steps, seen = steps + 1, seen + len(indices)
+                    if dev is not None and seen - validated >= options.validate_every_examples:
+                        validated = seen
+                        if best.judge(score(model, dev, metric, options.precision), seen):
+                            break
+                    if out_of_time := _out_of_time(started, options):
                         break
-                if out_of_time := _out_of_time(started, options):
+                mean = sum(float(loss) * n for loss, n in losses) / sum(n for _, n in losses)
+                check_finite(mean, steps, options)
+                if dev is not None and validated != seen and not best.stopped:
+                    validated = seen
+                    best.judge(score(model, dev, metric, options.precision), seen)
+                if best.stopped or out_of_time:
                     break
-            mean = sum(float(loss) * n for loss, n in losses) / sum(n for _, n in losses)
-            check_finite(mean, steps, options)
-            if dev is not None and validated != seen and not best.stopped:
-                validated = seen
-                best.judge(score(model, dev, metric, options.precision), seen)
-            if best.stopped or out_of_time:
-                break
-    best.restore()
+        best.restore()
     return Outcome(mean, best.score, steps, seen, time.perf_counter() - started)
 
 
@@ -119,21 +118,51 @@ def check_finite(loss: float, steps: int, options: Finetune) -> None:
         )
 
 
-def make_optimizer(
-    parameters: list[nn.Parameter], options: Finetune, total: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Return AdamW and its schedule over ``total`` steps (PAPER, App. B)."""
-    # Biases and layer norms are one-dimensional and are not decayed (Liu et al. 2019).
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(
-        groups, lr=options.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True
-    )
-    return optimizer, linear_decay(
-        optimizer, total, options.warmup_ratio, options.final_learning_rate_ratio
-    )
+class Descent:
+    """AdamW over a number of epochs, with its schedule and clipping (PAPER, App. B).
+
+    Args:
+        parameters: of all that is trained.
+        options: learning rate, its schedule, batch size, weight decay.
+        batches: steps of an epoch.
+        rows: the part of the word embedding that is trained, if it is a part.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        options: Finetune,
+        batches: int,
+        rows: Occurring | None,
+    ) -> None:
+        self._parameters = [p for p in parameters if p.requires_grad]
+        self._rows, self._weight_decay = rows, options.weight_decay
+        # Biases and layer norms are one-dimensional and are not decayed (Liu et al. 2019).
+        groups = [
+            {
+                "params": [p for p in self._parameters if p.ndim > 1],
+                "weight_decay": options.weight_decay,
+            },
+            {"params": [p for p in self._parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self._optimizer = torch.optim.AdamW(
+            groups, lr=options.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True
+        )
+        self._schedule = linear_decay(
+            self._optimizer,
+            batches * options.max_epochs,
+            options.warmup_ratio,
+            options.final_learning_rate_ratio,
+        )
+
+    def step(self) -> None:
+        """Go one step down the gradients, whose norm is cut to 1, and forget them."""
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimizer.step()
+        if self._rows is not None:
+            self._rows.step(self._optimizer.param_groups[0]["lr"], self._weight_decay)
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
 
 
 def linear_decay(

@@ -20,7 +20,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from cold_flower import demo
+from cold_flower import cores, demo
 from cold_flower.errors import ModelError
 from cold_flower.families import PREFIXES
 from cold_flower.seeds import derive, seeded
@@ -192,6 +192,8 @@ def classifier(base: Base, body: State, *, labels: Sequence[str], kind: str, see
             config.problem_type = "regression" if number else "single_label_classification"
             model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     load_body(model, body)
+    if device().type == "cpu":
+        cores.adapt(model)
     return model.to(device())
 
 

@@ -1,0 +1,91 @@
+"""Finetuning on cores: dropout and attention, where torch is slow there.
+
+Torch draws a dropout mask on a CPU number by number from a serial generator, and its
+``scaled_dot_product_attention`` takes, as soon as it drops something, a path of many small
+steps. The mathematics is the same here, the random numbers are others. Without dropout, and on
+GPUs, torch's own ways are used.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask
+
+ATTENTION = "cold-flower"
+_LANES = 4  # numbers of 16 bits in one draw of 64
+_LEVELS = 1 << 16
+
+
+def multiplier(like: Tensor, p: float) -> Tensor:
+    """Draw what dropout multiplies with: 0 with probability ``p``, else the scale.
+
+    ``p`` is rounded to a multiple of 2^-16, the scale is the inverse of what is kept exactly.
+    """
+    dropped = round(p * _LEVELS)
+    size = like.numel()
+    words = torch.empty(-(-size // _LANES), dtype=torch.int64).random_(-(2**63), None)
+    lanes = words.view(torch.int16)[:size].view(like.shape)
+    scale = _LEVELS / (_LEVELS - dropped) if dropped < _LEVELS else 0.0
+    return torch.where(
+        lanes >= dropped - _LEVELS // 2,  # signed: the lanes begin at -2^15
+        torch.tensor(scale, dtype=like.dtype),
+        torch.tensor(0.0, dtype=like.dtype),
+    )
+
+
+class Dropout(nn.Dropout):
+    """`torch.nn.Dropout` with masks that are drawn sixteen bits a number."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop elements while training."""
+        if not self.training or self.p == 0 or input.device.type != "cpu":
+            return super().forward(input)
+        return input * multiplier(input, self.p)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **more: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend, as transformers calls it: heads [batch, heads, tokens, size] in, their mix out.
+
+    Returns:
+        [batch, tokens, heads, size], and no weights.
+    """
+    if dropout == 0 or query.device.type != "cpu":
+        stock: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **more
+        )
+        return stock
+    # Each step keeps the precision that query has: autocast would make the softmax 32 bit.
+    with torch.autocast("cpu", enabled=False):
+        scores = (query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)
+        if attention_mask is not None:
+            scores = scores + attention_mask.to(scores.dtype)
+        weights = scores.softmax(-1)
+        mixed = (weights * multiplier(weights, dropout)) @ value
+    return mixed.transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, eager_mask)
+
+
+def adapt(model: Any) -> None:
+    """Give a model that computes on cores this dropout and, if it asks for SDPA, this attention."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, Dropout(child.p))
+    # T5, in its wrapper, has attention of its own.
+    if isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(ATTENTION)

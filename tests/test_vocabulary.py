@@ -1,0 +1,92 @@
+"""Training only the embeddings that occur is training all of them."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cold_flower import finetune as loop
+from cold_flower.config import Finetune
+from cold_flower.finetune import finetune
+from cold_flower.model import body_of, classifier, load_base, starting_model
+from cold_flower.vocabulary import occurring
+from tests.test_encode import some
+from tests.test_model import ABC, ENCODERS, STARTS
+
+OPTIONS = Finetune(
+    learning_rate=1e-3, weight_decay=0.5, batch_size=8, max_epochs=3, precision="fp32"
+)
+
+
+@contextmanager
+def everything(*_):
+    yield None
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_it_ends_where_training_the_whole_ends(folders, family, monkeypatch) -> None:
+    base = load_base(str(folders(family, STARTS[family][0])))
+    _, body = starting_model(base, seed=0)
+    data, dev = some(base, 24), some(base, 8, seed=1)
+    ends = []
+    for ours in (True, False):
+        if not ours:
+            monkeypatch.setattr(loop, "occurring", everything)
+        model = classifier(base, body, labels=ABC, kind="classification", seed=1)
+        whole = model.get_input_embeddings()
+        finetune(model, data, dev, options=OPTIONS, metric="accuracy", seed=0)
+        assert model.get_input_embeddings() is whole
+        ends.append(body_of(model))
+    for key, want in ends[1].items():
+        assert torch.allclose(ends[0][key], want, atol=2e-5), key
+        assert not torch.equal(want, body[key])
+
+
+def test_rows_that_do_not_occur_decay_by_hand(tiny) -> None:
+    _, body = starting_model(tiny, seed=0)
+    model = classifier(tiny, body, labels=ABC, kind="classification", seed=1)
+    data = some(tiny, 8)
+    options = replace(
+        OPTIONS, max_epochs=2, warmup_ratio=0.0, final_learning_rate_ratio=0.5, learning_rate=0.1
+    )
+    finetune(model, data, None, options=options, metric="accuracy", seed=0)
+    key = next(k for k in body if k.endswith("word_embeddings.weight"))
+    absent = torch.ones(len(body[key]), dtype=torch.bool)
+    absent[[*data.ids.tolist(), data.padding]] = False
+    assert absent.any()
+    assert not absent.all()
+    want = body[key] * (1 - 0.1 * 0.5) * (1 - 0.05 * 0.5)  # two steps, weight decay 0.5
+    got = body_of(model)[key]
+    assert torch.allclose(got[absent], want[absent], rtol=1e-6)
+    assert not torch.allclose(got[~absent], want[~absent], rtol=1e-3)
+
+
+def test_a_step_trains_the_rows_that_occur_alone(tiny) -> None:
+    _, body = starting_model(tiny, seed=0)
+    model = classifier(tiny, body, labels=ABC, kind="classification", seed=1)
+    data, dev = some(tiny, 4), some(tiny, 4, seed=1)
+    tokens = {*data.ids.tolist(), *dev.ids.tolist(), data.padding}
+    with occurring(model, data, dev):
+        assert len(model.get_input_embeddings().weight) == len(tokens)
+
+
+def test_what_is_more_than_a_look_up_stays_whole(tiny, folders) -> None:
+    _, body = starting_model(tiny, seed=0)
+    frozen = classifier(tiny, body, labels=ABC, kind="classification", seed=1)
+    frozen.base_model.requires_grad_(False)
+    t5 = load_base(str(folders("t5", STARTS["t5"][0])))
+    worded = classifier(
+        t5, starting_model(t5, seed=0)[1], labels=ABC, kind="classification", seed=1
+    )
+    for model in (frozen, worded):
+        with occurring(model, some(tiny, 4)) as rows:
+            assert rows is None
+
+
+def test_an_error_puts_the_whole_back(tiny) -> None:
+    _, body = starting_model(tiny, seed=0)
+    model = classifier(tiny, body, labels=ABC, kind="classification", seed=1)
+    with pytest.raises(ZeroDivisionError), occurring(model, some(tiny, 4)):
+        raise ZeroDivisionError
+    assert all(torch.equal(body_of(model)[key], body[key]) for key in body)
