@@ -9,8 +9,7 @@ from cold_flower.repository import now
 from cold_flower.strategy import stages
 from strategies import records
 from strategies.arrivals import Arrival
-from strategies.diagnostics import diagnose
-from strategies.fusion import Weights
+from strategies.diagnostics import Diagnosis
 from strategies.gate import Judgement
 
 _UNKNOWN: dict[str, Any] = {"diff-norm": None, "cosine": None, "leave-one-out": None, "layers": {}}
@@ -18,8 +17,8 @@ _UNKNOWN: dict[str, Any] = {"diff-norm": None, "cosine": None, "leave-one-out": 
 
 def manifest(
     config: Config,
-    parent: Weights,
     arrivals: Iterable[Arrival],
+    found: Diagnosis,
     judged: Judgement | None,
     sha256: str,
 ) -> dict[str, Any]:
@@ -27,14 +26,13 @@ def manifest(
 
     Args:
         config: the run's.
-        parent: the base that the contributors finetuned.
         arrivals: what became of each one's answer.
+        found: what the accepted ones measure, by name.
         judged: the gate's judgement, if there is a gate.
         sha256: fingerprint of the new base.
     """
     arrivals = sorted(arrivals, key=lambda arrival: arrival.name)
     accepted = [arrival for arrival in arrivals if arrival.verdict == "accepted"]
-    found = diagnose(parent, [arrival.weights() for arrival in accepted])
     measured = {
         arrival.name: {
             "diff-norm": found.norms[i],

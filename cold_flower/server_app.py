@@ -277,8 +277,8 @@ class _Run:
         fused = Weights(records.Tensors(arrays))
         about = manifest(
             self._config,
-            self._repository.body(parent),
             self._inbox.arrivals.values(),
+            self._inbox.diagnosis(self._repository.body(parent)),
             judged,
             fingerprint(fused.items()),
         )

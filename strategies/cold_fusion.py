@@ -15,7 +15,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from strategies import records
-from strategies.diagnostics import diagnose
 from strategies.fusion import Rule, Weights
 from strategies.gate import Gate
 from strategies.inbox import Inbox
@@ -63,8 +62,7 @@ class ColDFusion(Strategy):
             return records.pack(self._fuse(base, given, seed=self._seed))
 
         def suspects() -> list[str]:
-            found = diagnose(base, [arrival.weights() for arrival in accepted.values()])
-            far = dict(zip(accepted, found.without, strict=True))
+            far = dict(zip(accepted, self._inbox.diagnosis(base).without, strict=True))
             return sorted(far, key=lambda name: -far[name])
 
         if self._gate:

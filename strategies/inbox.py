@@ -17,13 +17,14 @@ from flwr.serverapp import Grid
 
 from strategies import records
 from strategies.arrivals import Arrival, Shelf
+from strategies.diagnostics import Diagnosis, diagnose
 from strategies.errors import QuorumError, Refused
 from strategies.exchange import exchange, reason_of
 from strategies.fusion import Template, Weights, fingerprint
 from strategies.names import NAME
 from strategies.screening import Candidate, Verdict
 
-Screening = Callable[[Weights, str, Sequence[Candidate]], Mapping[str, Verdict]]
+Screening = Callable[[str, Sequence[Candidate], Diagnosis], Mapping[str, Verdict]]
 
 
 class Inbox(Grid):
@@ -41,7 +42,7 @@ class Inbox(Grid):
         window: how many contributors may be at work at once; 0 is all (see `exchange`).
         actors: the contributors are Ray actors (see `exchange`).
         screen: judges the contributions of an iteration together, once all have arrived: takes
-            the base, its fingerprint and the candidates.
+            the base's fingerprint, the candidates and what they measure.
         promised: returns how many training examples a contributor said to have; 0 = unknown.
         history: returns the norms of a contributor's earlier contributions.
         say: called with a line at each arrival.
@@ -84,6 +85,7 @@ class Inbox(Grid):
         """The iteration whose contributions are in `arrivals`."""
         self.arrivals: dict[str, Arrival] = {}
         """Of the current iteration, by name."""
+        self._measured: tuple[list[str], Diagnosis] | None = None
 
     def get_node_ids(self) -> list[int]:
         """Return the nodes of the coming iteration's cohort."""
@@ -107,6 +109,7 @@ class Inbox(Grid):
         if not listed or listed[0].metadata.message_type != MessageType.TRAIN:
             return list(self._grid.send_and_receive(listed, timeout=timeout)) if listed else []
         self.iteration += 1
+        self._measured = None
         arrays = listed[0].content.array_records[records.ARRAYS]
         template = records.template_of(arrays)
         base = fingerprint(records.unpack(arrays))
@@ -147,6 +150,19 @@ class Inbox(Grid):
         """Return the contributions that are to be fused, by name."""
         return [a for _, a in sorted(self.arrivals.items()) if a.verdict == "accepted"]
 
+    def diagnosis(self, base: Weights) -> Diagnosis:
+        """Measure the accepted contributions, by name; once, as long as they are the same.
+
+        Args:
+            base: of this iteration.
+        """
+        accepted = self.accepted()
+        names = [arrival.name for arrival in accepted]
+        if self._measured is None or self._measured[0] != names:
+            found = diagnose(base, [arrival.weights() for arrival in accepted])
+            self._measured = names, found
+        return self._measured[1]
+
     def refuse(self, name: str, reason: str) -> None:
         """Take back that a contribution was accepted."""
         self.arrivals[name] = replace(self.arrivals[name], verdict="refused", reason=reason)
@@ -164,17 +180,12 @@ class Inbox(Grid):
 
     def _judge(self, screen: Screening, base: Weights, sha256: str) -> None:
         candidates = [
-            Candidate(
-                a.name,
-                a.sha256,
-                a.metrics,
-                a.weights(),
-                self._promised(a.name),
-                self._history(a.name),
-            )
+            Candidate(a.name, a.sha256, a.metrics, self._promised(a.name), self._history(a.name))
             for a in self.accepted()
         ]
-        for name, verdict in screen(base, sha256, candidates).items():
+        if not candidates:
+            return
+        for name, verdict in screen(sha256, candidates, self.diagnosis(base)).items():
             self.arrivals[name] = replace(self.arrivals[name], figures=verdict.figures)
             if verdict.reason:
                 self.refuse(name, verdict.reason)

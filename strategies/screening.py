@@ -13,9 +13,9 @@ from statistics import median
 
 from torch import Tensor
 
-from strategies.diagnostics import Diagnosis, diagnose
+from strategies.diagnostics import Diagnosis
 from strategies.errors import FusionError, Refused
-from strategies.fusion import Template, Weights, is_finite
+from strategies.fusion import Template, is_finite
 from strategies.names import unknown
 
 LIES = 4.0  # how much the steps it says to have taken may excuse a contributor's norm, at most
@@ -65,7 +65,6 @@ class Candidate:
     sha256: str
     metrics: Mapping[str, float]
     """As the contributor reports them."""
-    weights: Weights
     promised: int = 0
     """How many training examples it said to have when it joined; 0 if it was not asked."""
     history: Sequence[float] = ()
@@ -169,19 +168,15 @@ class Screen:
                 raise FusionError(unknown("check", check, CHECKS))
 
     def __call__(
-        self, base: Weights, sha256: str, given: Sequence[Candidate]
+        self, sha256: str, given: Sequence[Candidate], found: Diagnosis
     ) -> dict[str, Verdict]:
         """Judge contributions of the right form; return a verdict by name.
 
         Args:
-            base: what they were finetuned from.
-            sha256: the base's fingerprint.
-            given: the contributions.
+            sha256: fingerprint of the base that they were finetuned from.
+            given: the contributions, by name.
+            found: what they measure, in that order.
         """
-        given = sorted(given, key=lambda candidate: candidate.name)
-        if not given or not self.checks:
-            return {candidate.name: Verdict() for candidate in given}
-        found = diagnose(base, [candidate.weights for candidate in given])
         reasons: dict[int, str] = {}
         for check in (check for check in CHECKS if check in self.checks):
             left = [i for i in range(len(given)) if i not in reasons]

@@ -9,8 +9,9 @@ from flwr.serverapp.strategy import FedAvg
 
 from strategies import records
 from strategies.cold_fusion import ColDFusion
+from strategies.diagnostics import diagnose
 from strategies.errors import DeadActorError, QuorumError
-from strategies.fusion import fingerprint, load, read_metadata
+from strategies.fusion import Weights, fingerprint, load, read_metadata
 from strategies.gate import Gate
 from strategies.inbox import Inbox
 from strategies.screening import Screen
@@ -282,6 +283,24 @@ def test_a_cohort_is_screened_together_and_the_refused_put_aside(tmp_path) -> No
     inbox.drop(["bob"])
     assert [p.name for p in tmp_path.rglob("*.safetensors")] == ["bob.safetensors"]
     assert (tmp_path / "quarantine" / "0001" / "bob.safetensors").exists()
+
+
+def test_what_is_accepted_is_measured_once(tmp_path, monkeypatch) -> None:
+    measured = []
+
+    def counted(base, given):
+        measured.append([one.name for one in given])
+        return diagnose(base, given)
+
+    monkeypatch.setattr("strategies.inbox.diagnose", counted)
+    _, inbox = make(tmp_path, screen=Screen())
+    start(inbox)
+    before = Weights(BASE)
+    assert inbox.diagnosis(before).norms == pytest.approx([math.sqrt(6) * n for n in (1, 2, 6)])
+    assert measured == [["ann", "bob", "cat"]]
+    inbox.refuse("bob", "for a reason")
+    assert len(inbox.diagnosis(before).norms) == 2
+    assert measured[1:] == [["ann", "cat"]]
 
 
 def test_below_the_quorum_a_refused_one_is_asked_again(tmp_path) -> None:

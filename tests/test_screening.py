@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from strategies.diagnostics import diagnose
 from strategies.errors import FusionError, Refused
 from strategies.fusion import Weights, fingerprint
 from strategies.screening import Candidate, Screen, Verdict, check_template, finite
@@ -39,17 +40,17 @@ def test_what_is_not_finite_is_refused(value) -> None:
         list(finite([("w", torch.tensor([0.0, value]))]))
 
 
+BODIES: dict[str, Weights] = {}  # of the candidates, by sha256
+
+
 def model(*moved: float, examples: float = 10, name: str = "x", **metrics: float) -> Candidate:
     """A contribution whose 32 x 32 matrix and bias moved along the first coordinates."""
     weight = torch.ones(32, 32)
     weight.view(-1)[: len(moved)] += torch.tensor(moved)
     body = {"w": weight, "b": torch.zeros(3)}
-    return Candidate(
-        name,
-        fingerprint(body.items()),
-        {"num-examples": examples, **metrics},
-        Weights(body, name=name),
-    )
+    sha256 = fingerprint(body.items())
+    BODIES[sha256] = Weights(body)
+    return Candidate(name, sha256, {"num-examples": examples, **metrics})
 
 
 THETA = Weights({"w": torch.ones(32, 32), "b": torch.zeros(3)})
@@ -57,9 +58,14 @@ SHA = fingerprint(THETA.items())
 USUAL = [[1.0, 0.1], [0.1, 1.0], [0.9, 0.2], [0.0, 0.8]]
 
 
+def screened(screen: Screen, *given: Candidate) -> dict[str, Verdict]:
+    given = tuple(sorted(given, key=lambda one: one.name))
+    return screen(SHA, given, diagnose(THETA, [BODIES[one.sha256] for one in given]))
+
+
 def judge(*odd: Candidate, screen: Screen = Screen()) -> dict[str, Verdict]:  # noqa: B008
     usual = [model(*moved, name=f"n{i}") for i, moved in enumerate(USUAL)]
-    found = screen(THETA, SHA, [*usual, *odd])
+    found = screened(screen, *usual, *odd)
     assert not any(found[one.name].reason for one in usual), found
     return found
 
@@ -103,7 +109,7 @@ def test_more_steps_excuse_a_larger_norm_but_only_so_much() -> None:
     usual = [model(*moved, name=f"n{i}", steps=10.0) for i, moved in enumerate(USUAL)]
 
     def refused(norm: float, steps: float) -> bool:
-        found = Screen()(THETA, SHA, [*usual, model(norm, name="z", steps=steps)])
+        found = screened(Screen(), *usual, model(norm, name="z", steps=steps))
         return bool(found["z"].reason)
 
     assert refused(6.0, 10.0)
@@ -131,13 +137,13 @@ def test_what_is_refused_no_longer_counts_for_the_others() -> None:
 
 
 def test_two_contributions_have_no_median_to_be_compared_with() -> None:
-    found = Screen()(THETA, SHA, [model(0.1, name="a"), model(-9.0, name="b")])
+    found = screened(Screen(), model(0.1, name="a"), model(-9.0, name="b"))
     assert [verdict.reason for verdict in found.values()] == ["", ""]
 
 
 def test_checks_can_be_chosen() -> None:
     only = Screen(checks=("norm",))
     assert judge(model(-0.5, -0.5, name="z"), screen=only)["z"].reason == ""
-    assert judge(model(99.0, name="z"), screen=Screen(checks=()))["z"].figures == {}
+    assert judge(model(99.0, name="z"), screen=Screen(checks=()))["z"].reason == ""
     with pytest.raises(FusionError, match="unknown check 'nrom'. Did you mean 'norm'"):
         Screen(checks=("nrom",))

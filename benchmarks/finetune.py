@@ -1,0 +1,307 @@
+"""Finetuning throughput: our loop against `transformers.Trainer`, same data, model and epochs.
+
+    python -m benchmarks.finetune [--tasks rotten_tomatoes,mrpc] [--examples 3200] [--epochs 2]
+    python -m benchmarks.finetune --random 40000 [--tokens 128]     # RoBERTa-base, random weights
+
+Trainer's defaults, Trainer's best flags (bf16, grouped by length, fused AdamW), our loop, and our
+loop as a simulation runs it without a GPU: one contributor per core at once. Each is a process of
+its own; loading, tokenising and the test are not counted. Real tasks and MiniLM come from
+COLD_FLOWER_REAL, else the demo's are taken. ``--random`` needs no data: random tokens, of
+lengths like MNLI's (mean 39) or all of ``--tokens``, and says what share of the
+machine's measured bf16 matmul rate is reached.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cold_flower.config import Config, Finetune
+from cold_flower.encode import Encoded
+from cold_flower.finetune import finetune, score
+from cold_flower.model import Base, classifier, device, starting_model
+
+WAYS = ("trainer", "trainer-best", "ours", "ours-per-core")
+BATCH, RATE = 32, 1e-4
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is learnt, from what."""
+
+    model: Callable[[], Any]
+    train: Encoded
+    test: Encoded | None
+
+
+def real(task: str, examples: int) -> Work:
+    """Return a dataset and the encoder it is for."""
+    from cold_flower.contributor import Contributor
+    from cold_flower.plan import resolve
+
+    keys: dict[str, Any] = {
+        "tasks": task,
+        "contributors-per-iteration": 0,
+        "finetune.max-examples": examples,
+        "finetune.dev-examples": 100,
+    }
+    if folder := os.environ.get("COLD_FLOWER_REAL"):
+        keys["suite"] = f"{folder}/data/suite.toml"
+        keys["base-model"] = f"{folder}/models/minilm"
+    os.environ["COLD_FLOWER_HOME"] = tempfile.mkdtemp()
+    contributor = Contributor(resolve(Config.from_flat(keys)), 0)
+    data = contributor.splits()
+    _, body = starting_model(contributor.base, 0)
+    return Work(
+        lambda: classifier(contributor.base, body, labels=data.labels, kind=data.kind, seed=0),
+        data.train,
+        data.test,
+    )
+
+
+def random(examples: int, tokens: int) -> Work:
+    """Return random tokens and a RoBERTa-base of random weights."""
+    from transformers import RobertaConfig
+
+    shape = RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1)
+    base = Base("random", shape, None, "")
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.empty(examples).log_normal_(3.55, 0.47, generator=generator)  # mean 39
+    lengths = torch.full((examples,), tokens) if tokens else drawn.long().clamp(8, 128)
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    ids = torch.randint(4, 50_265, (int(starts[-1]),), generator=generator, dtype=torch.int32)
+    labels = torch.randint(3, (examples,), generator=generator)
+    data = Encoded(ids, torch.empty(0, dtype=torch.uint8), starts, labels, padding=1)
+    torch.manual_seed(0)
+    body = starting_body(base)
+    make = lambda: classifier(base, body, labels="abc", kind="classification", seed=0)  # noqa: E731
+    return Work(make, data, None)
+
+
+def starting_body(base: Base) -> dict[str, torch.Tensor]:
+    """Draw a body of this shape."""
+    from transformers import AutoModelForSequenceClassification
+
+    from cold_flower.model import body_of
+
+    return body_of(AutoModelForSequenceClassification.from_config(base.config))
+
+
+def ours(work: Work, batch: int, epochs: int, seed: int) -> dict[str, float]:
+    """Run our loop."""
+    model = work.model()
+    options = Finetune(learning_rate=RATE, batch_size=batch, max_epochs=epochs)
+    # Kernels are loaded and memory is taken before the clock starts, here and for Trainer.
+    finetune(
+        work.model(),
+        work.train.take(range(batch * 4)),
+        None,
+        options=options,
+        metric="accuracy",
+        seed=1,
+    )
+    done = finetune(model, work.train, None, options=options, metric="accuracy", seed=seed)
+    return {"seconds": done.seconds, **result(model, work, epochs)}
+
+
+def trainer(work: Work, batch: int, epochs: int, *, best: bool) -> dict[str, float]:
+    """Run transformers' loop."""
+    from transformers import Trainer, TrainingArguments
+
+    model = work.model()
+    plain(model)
+    lengths = work.train.lengths().tolist()
+    pairs = len(work.train.types) > 0
+
+    class Rows(torch.utils.data.Dataset[dict[str, Any]]):
+        """Examples as Trainer takes them."""
+
+        def __len__(self) -> int:
+            return len(work.train)
+
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            span = slice(int(work.train.starts[i]), int(work.train.starts[i + 1]))
+            row = {"input_ids": work.train.ids[span], "labels": work.train.labels[i]}
+            return {**row, "token_type_ids": work.train.types[span]} if pairs else row
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        width = max(len(row["input_ids"]) for row in rows)
+        ids = torch.full((len(rows), width), work.train.padding)
+        mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            n = len(row["input_ids"])
+            ids[i, :n], mask[i, :n] = row["input_ids"], 1
+            if pairs:
+                types[i, :n] = row["token_type_ids"]
+        made = {"input_ids": ids, "attention_mask": mask}
+        made["labels"] = torch.stack([row["labels"] for row in rows])
+        return {**made, "token_type_ids": types} if pairs else made
+
+    class Lengths(Trainer):
+        """Trainer knows the lengths without reading all rows before its first step."""
+
+        def _get_train_sampler(self, *_: Any) -> Any:
+            from transformers.trainer_pt_utils import LengthGroupedSampler
+
+            if not best:
+                return super()._get_train_sampler()
+            return LengthGroupedSampler(batch, lengths=lengths)
+
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=batch,
+        num_train_epochs=epochs,
+        learning_rate=RATE,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        bf16=best,
+        dataloader_num_workers=4 if best and device().type == "cuda" else 0,
+    )
+    made = Lengths(model=model, args=arguments, train_dataset=Rows(), data_collator=collate)
+    if device().type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    made.train()
+    if device().type == "cuda":
+        torch.cuda.synchronize()
+    return {"seconds": time.perf_counter() - started, **result(model, work, epochs)}
+
+
+def plain(model: Any) -> None:
+    """Undo what we change in a model."""
+    from torch import nn
+
+    from cold_flower.cores import ATTENTION, Dropout
+
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is Dropout:
+                setattr(parent, name, nn.Dropout(child.p))
+    if model.config._attn_implementation == ATTENTION:
+        model.set_attn_implementation("sdpa")
+
+
+def result(model: Any, work: Work, epochs: int) -> dict[str, float]:
+    """Return what was done, and how well it was learnt."""
+    accuracy = score(model, work.test, "accuracy", "auto") if work.test else float("nan")
+    tokens = float(work.train.lengths().sum()) * epochs
+    return {"examples": len(work.train) * epochs, "tokens": tokens, "accuracy": accuracy}
+
+
+def matmul_rate() -> float:
+    """Measure bf16 products of 4096 x 4096 (1024 on cores), in FLOP/s."""
+    on = device()
+    size = 4096 if on.type == "cuda" else 1024
+    a = torch.randn(size, size, device=on, dtype=torch.bfloat16)
+
+    def wait() -> None:
+        if on.type == "cuda":
+            torch.cuda.synchronize()
+
+    for _ in range(10):
+        a @ a
+    wait()
+    started = time.perf_counter()
+    for _ in range(100):
+        a @ a
+    wait()
+    return float(2 * size**3 * 100 / (time.perf_counter() - started))
+
+
+def alone(way: str, chosen: argparse.Namespace, task: str, seed: int) -> dict[str, float]:
+    """Run one way here."""
+    work = random(chosen.random, chosen.tokens) if chosen.random else real(task, chosen.examples)
+    if way == "ours":
+        return ours(work, chosen.batch, chosen.epochs, seed)
+    return trainer(work, chosen.batch, chosen.epochs, best=way == "trainer-best")
+
+
+def start(way: str, task: str, chosen: argparse.Namespace, threads: int, seed: int) -> Any:
+    """Start one way in a process."""
+    keys = ("examples", "epochs", "batch", "random", "tokens")
+    options = [f"--{key}={getattr(chosen, key)}" for key in keys]
+    command = [sys.executable, "-m", "benchmarks.finetune", *options]
+    command += ["--only", way, "--tasks", task, "--seed", str(seed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def measure(way: str, task: str, chosen: argparse.Namespace) -> dict[str, float]:
+    """Run one way; a contributor per core is as many processes at once."""
+    cores = len(os.sched_getaffinity(0))
+    many = cores if way == "ours-per-core" else 1
+    started = [
+        start(way.removesuffix("-per-core"), task, chosen, cores // many, seed)
+        for seed in range(many)
+    ]
+    found = []
+    for process in started:
+        out, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"{way} failed")
+        found.append(json.loads(out.strip().splitlines()[-1]))
+    slowest = max(f["seconds"] for f in found)
+    return {
+        "examples": sum(f["examples"] for f in found) / slowest,
+        "tokens": sum(f["tokens"] for f in found) / slowest,
+        "accuracy": sum(f["accuracy"] for f in found) / many,
+    }
+
+
+def compare(task: str, chosen: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Run all ways on a task; print and return examples and tokens a second, and accuracy."""
+    ways = [w for w in WAYS if w != "ours-per-core" or device().type == "cpu"]
+    found = {}
+    for way in ways:
+        found[way] = measure(way, task, chosen)
+        f = found[way]
+        print(
+            f"{task:16} {way:14} {f['examples']:8.1f} examples/s {f['tokens']:9.0f} tokens/s "
+            f"accuracy {f['accuracy']:.3f}",
+            flush=True,
+        )
+    best = max(found[way]["examples"] for way in ways if way.startswith("ours"))
+    for peer in ("trainer", "trainer-best"):
+        print(f"{task:16} ours / {peer}: {best / found[peer]['examples']:.1f}", flush=True)
+    if chosen.random:
+        # 6 FLOP a token and weight (forward, and twice that backward), embeddings apart.
+        weights = 85.6e6
+        reached = 6 * weights * found["ours"]["tokens"] / matmul_rate()
+        print(f"{task:16} ours: {100 * reached:.0f} % of the measured bf16 matmul rate")
+    return found
+
+
+def main() -> None:
+    """Compare on each task."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    there = "COLD_FLOWER_REAL" in os.environ
+    parser.add_argument("--tasks", default="rotten_tomatoes,mrpc" if there else "weather")
+    parser.add_argument("--examples", type=int, default=1600)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--random", type=int, default=0, help="so many examples of random tokens")
+    parser.add_argument("--tokens", type=int, default=0, help="of each; 0 = as MNLI's")
+    parser.add_argument("--only", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.only:
+        print(json.dumps(alone(chosen.only, chosen, chosen.tasks, chosen.seed)))
+        return
+    for task in ["random"] if chosen.random else chosen.tasks.split(","):
+        compare(task, chosen)
+
+
+if __name__ == "__main__":
+    main()
