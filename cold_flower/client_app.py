@@ -12,7 +12,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from cold_flower import attacks
+from cold_flower import attacks, shared
 from cold_flower.config import PROTOCOLS, Config, split
 from cold_flower.contributor import Contributor
 from cold_flower.errors import ColdFlowerError, ConfigError, NoTaskError, SiteError
@@ -22,6 +22,7 @@ from cold_flower.outgoing import Outgoing, only_listed
 from cold_flower.plan import resolve
 from cold_flower.site import Site, imported, load_site
 from strategies import records
+from strategies.arrivals import INCOMING, Shelf
 from strategies.fusion import fingerprint
 from strategies.names import unknown
 
@@ -122,7 +123,11 @@ def _contributor(context: Context) -> Contributor:
     return Contributor(resolve(config), index)
 
 
-def _body(message: Message) -> dict[str, Any]:
+def _body(message: Message, config: Config) -> dict[str, Any]:
+    """Return the base that a message carries, or names (`cold_flower.shared`)."""
+    about = records.config_of(message.content, records.CONFIG)
+    if config.transport == "shared-dir" and records.REFERENCE in about:
+        return shared.base(config.run_dir, int(about[records.REFERENCE]), str(about["base"]))
     return dict(records.unpack(message.content.array_records[records.ARRAYS]))
 
 
@@ -163,7 +168,7 @@ def train(message: Message, context: Context) -> RecordDict:
     started = time.perf_counter()
     me = _contributor(context)
     config = records.config_of(message.content, records.CONFIG)
-    body = _body(message)
+    body = _body(message, me.config)
     iteration = int(config.get("iteration", config.get("server-round", 1)))
     seed = int(config.get("seed", me.config.seed))
 
@@ -174,6 +179,7 @@ def train(message: Message, context: Context) -> RecordDict:
     attack = attacks.of(me, iteration)
     answer = attack.answer(me, body, seed, honest) if attack else honest(me, body)
     answer.metrics["seconds"] = time.perf_counter() - started
+    metrics = only_listed(answer.metrics)
     about = {
         "contributor": me.name,
         "iteration": iteration,
@@ -181,7 +187,12 @@ def train(message: Message, context: Context) -> RecordDict:
         **_whereabouts(),
         **answer.about,
     }
-    return records.train_reply(answer.body.items(), only_listed(answer.metrics), about)
+    if records.REFERENCE not in config:
+        return records.train_reply(answer.body.items(), metrics, about)
+    shelf = Shelf(Path(me.config.run_dir) / INCOMING, iteration)
+    where = records.whereabouts(about)
+    about["sha256"] = shelf.offer(me.name, answer.body, about["base"], metrics, where)
+    return records.train_reply(None, metrics, about)
 
 
 @app.evaluate()
@@ -200,7 +211,7 @@ def evaluate(message: Message, context: Context) -> RecordDict:
     split_name = str(config.get("split", "test"))
     if split_name not in ("test", "dev"):
         raise ConfigError(unknown("split", split_name, ("test", "dev")))
-    body = _body(message)
+    body = _body(message, me.config)
     scores = me.evaluate(body, chosen, iteration=iteration, seed=seed, split=split_name)
     about = {
         "contributor": me.name,

@@ -197,6 +197,11 @@ class Config:
     seed: int = _key(0, "everything random is derived from it")
     run_dir: str = _key("", "where the run lies, absolute; empty = a new folder")
     resume: bool = _key(False, "continue the run in run-dir")
+    transport: str = _key(
+        "message",
+        "how bodies travel: in messages, or by reference through run-dir, which all nodes share",
+        choices=("message", "shared-dir"),
+    )
     keep_iterations: int = _key(0, "delete the weights of all but the newest so many; 0 = none")
     quorum: int = _key(0, "good contributions an iteration needs; 0 = all that are asked")
     baseline: str = _key(

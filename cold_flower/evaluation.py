@@ -29,7 +29,7 @@ class Evaluation:
 
     Args:
         grid: Flower's.
-        config: the run's.
+        config: the run's; with ``transport = "shared-dir"`` a message names a published base.
         plan: who evaluates, and whose task is unseen.
         members: who is there, by name.
         journal: where the scores go.
@@ -145,7 +145,11 @@ class Evaluation:
         file: str,
     ) -> Iterator[dict[str, Any]]:
         """Have members score under a protocol each; yield each row once it is in the file."""
-        work = self._work(iteration, arrays, due, "dev" if file == VALIDATION else "test")
+        about: dict[str, int | str] = {"split": "dev" if file == VALIDATION else "test"}
+        # A candidate that is validated is not published.
+        if self._config.transport == "shared-dir" and file == SCORES:
+            about |= {"base": sha256, records.REFERENCE: iteration}
+        work = self._work(iteration, about, arrays, due)
         replies = exchange(
             self._grid,
             {key: message for key, (_, _, message) in work.items()},
@@ -187,9 +191,9 @@ class Evaluation:
     def _work(
         self,
         iteration: int,
+        about: Mapping[str, int | str],
         arrays: ArrayRecord,
         due: Collection[tuple[Member, str]],
-        split: str,
     ) -> dict[str, tuple[Member, list[str], Message]]:
         """Return whom to ask for which protocols, what takes longest first."""
         asked = [p for p in COSTLY_FIRST if any(p == protocol for _, protocol in due)]
@@ -204,11 +208,11 @@ class Evaluation:
                         "protocols": protocols,
                         "seed": self._config.seed,
                         "iteration": iteration,
-                        "split": split,
+                        **about,
                     }
-                    content = RecordDict(
-                        {records.ARRAYS: arrays, records.CONFIG: ConfigRecord(dict(config))}
-                    )
+                    content = RecordDict({records.CONFIG: ConfigRecord(dict(config))})
+                    if records.REFERENCE not in about:
+                        content[records.ARRAYS] = arrays
                     message = Message(content, member.node, MessageType.EVALUATE)
                     work[f"{member.name} {protocols}"] = (member, chosen, message)
         return work

@@ -17,7 +17,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from cold_flower import model, trackers
+from cold_flower import model, shared, trackers
 from cold_flower.attendance import Attendance, Planned
 from cold_flower.config import Config
 from cold_flower.contributor import home
@@ -41,6 +41,7 @@ from cold_flower.roster import longest_first
 from cold_flower.sites import Sites
 from cold_flower.strategy import screen, strategy
 from strategies import records
+from strategies.arrivals import INCOMING
 from strategies.errors import StrategyError
 from strategies.fusion import Weights, fingerprint
 from strategies.gate import Gate
@@ -79,11 +80,12 @@ class _Run:
         self._journal = Journal(run_dir)
         self._say = self._journal.say
         self._repository = Repository(run_dir)
-        self._incoming = run_dir / "incoming"
+        self._incoming = run_dir / INCOMING
         self._run_id = run_id(run_dir)
 
     def run(self) -> None:
         config = self._config
+        shared.check(config)
         base = model.load_base(config.base_model)
         self._publish_start(base)
         first = self._repository.numbers()[-1] + 1
@@ -117,6 +119,7 @@ class _Run:
             promised=self._promised,
             history=lambda name: self._norms.get(name, []),
             say=self._say_of_finetuning,
+            reference=(lambda: self._head) if config.transport == "shared-dir" else None,
         )
         self._drop()  # what a crash left between publishing and dropping
         body = self._repository.body(self._head)

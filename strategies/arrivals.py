@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from strategies import records
+from strategies.errors import Refused
 from strategies.fusion import (
     Fingerprint,
     Template,
@@ -18,7 +20,9 @@ from strategies.fusion import (
     write_safetensors,
 )
 from strategies.names import NAME
-from strategies.screening import finite
+from strategies.screening import check_template, finite
+
+INCOMING = "incoming"  # the folder, in a run directory
 
 
 @dataclass(frozen=True)
@@ -84,16 +88,69 @@ class Shelf:
         Raises:
             Refused: a tensor holds NaN or infinity.
         """
-        about = {
-            "base": base,
-            "metrics": json.dumps(dict(metrics)),
-            "where": json.dumps(dict(where)),
-        }
+        about = _about(base, metrics, where)
         seen = Fingerprint()
         path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.open()
         write_safetensors(path, template, seen.passing(finite(body)), about)
         return Arrival(name, "accepted", "", metrics, seen.hexdigest(), path, where)
+
+    def offer(
+        self,
+        name: str,
+        body: Mapping[str, Tensor],
+        base: str,
+        metrics: Mapping[str, float],
+        where: Mapping[str, str],
+    ) -> str:
+        """Leave a body for the server to `take`; called by a contributor. Return its sha256.
+
+        Raises:
+            Refused: the server waits for no body of this iteration any more.
+        """
+        if not self._folder.is_dir():
+            raise Refused(f"{self._folder} is gone: the iteration is over")
+        template = {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in body.items()}
+        seen = Fingerprint()
+        about = _about(base, metrics, where)
+        write_safetensors(self._offered(name), template, seen.passing(body.items()), about)
+        return seen.hexdigest()
+
+    def take(
+        self,
+        name: str,
+        template: Template,
+        base: str,
+        metrics: Mapping[str, float],
+        where: Mapping[str, str],
+        sha256: str,
+    ) -> Arrival:
+        """Check a body that was left here, and keep it.
+
+        Raises:
+            Refused: there is none, it has another form or other values than was said, or it
+                holds NaN or infinity.
+        """
+        offered = self._offered(name)
+        if offered.is_symlink() or not offered.is_file():
+            raise Refused(f"it left no body in {offered.parent}")
+        try:
+            weights, about = Weights(offered), read_metadata(offered)
+            form = {key: (str(d)[6:], shape) for key, (d, shape) in weights.template().items()}
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise Refused(f"its file cannot be read: {error}") from error
+        check_template(form, template)
+        seen = Fingerprint()
+        for _ in seen.passing(finite((key, weights.get(key)) for key in template)):
+            pass
+        if (seen.hexdigest(), about) != (sha256, _about(base, metrics, where)):
+            raise Refused("its file is not what its message says")
+        offered.replace(self._path(name))
+        return Arrival(name, "accepted", "", metrics, sha256, self._path(name), where)
+
+    def open(self) -> None:
+        """Make the folder."""
+        self._folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, name: str, base: str) -> Arrival | None:
         """Return what was put there for this base, before a run was stopped."""
@@ -121,7 +178,20 @@ class Shelf:
         """Delete what is there."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _offered(self, name: str) -> Path:
+        path = self._path(name)
+        return path.with_name(f".{path.name}.offered")
+
     def _path(self, name: str) -> Path:
         if not NAME.fullmatch(name):  # it may come from the wire
             raise ValueError(f"not a contributor name: {name!r} (expected {NAME.pattern})")
         return self._folder / f"{name}.safetensors"
+
+
+def _about(base: str, metrics: Mapping[str, float], where: Mapping[str, str]) -> dict[str, str]:
+    """Return what a body's file says of it, so that a resumed run need not ask again."""
+    return {
+        "base": base,
+        "metrics": json.dumps(dict(metrics), sort_keys=True),
+        "where": json.dumps(dict(where), sort_keys=True),
+    }

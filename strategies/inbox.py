@@ -46,6 +46,8 @@ class Inbox(Grid):
         promised: returns how many training examples a contributor said to have; 0 = unknown.
         history: returns the norms of a contributor's earlier contributions.
         say: called with a line at each arrival.
+        reference: returns which published iteration is the base; messages then carry that number
+            instead of arrays, and contributors leave their bodies in ``folder`` (`Shelf.offer`).
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Inbox(Grid):
         promised: Callable[[str], int] = lambda name: 0,
         history: Callable[[str], Sequence[float]] = lambda name: (),
         say: Callable[[str], None] = lambda line: None,
+        reference: Callable[[], int] | None = None,
         poll: float = 0.1,
     ) -> None:
         if bad := [name for name in roster if not NAME.fullmatch(name)]:
@@ -80,6 +83,7 @@ class Inbox(Grid):
         self._promised = promised
         self._history = history
         self._say = say
+        self._reference = reference
         self._poll = poll
         self.iteration = first - 1
         """The iteration whose contributions are in `arrivals`."""
@@ -126,6 +130,7 @@ class Inbox(Grid):
             for name, arrival in self.arrivals.items()
         }
         wanted = {name: m for name, m in asked.items() if name not in self.arrivals}
+        self._shelf.open()
         arriving = exchange(
             self._grid,
             wanted,
@@ -194,12 +199,12 @@ class Inbox(Grid):
         """Copy a message with iteration and base in its config; the arrays are shared."""
         config = {**records.config_of(message.content, records.CONFIG)}
         config |= {"iteration": self.iteration, "base": base}
-        content = RecordDict(
-            {
-                records.ARRAYS: message.content.array_records[records.ARRAYS],
-                records.CONFIG: ConfigRecord(config),
-            }
-        )
+        content = RecordDict()
+        if self._reference:
+            config[records.REFERENCE] = self._reference()
+        else:
+            content[records.ARRAYS] = message.content.array_records[records.ARRAYS]
+        content[records.CONFIG] = ConfigRecord(config)
         return Message(content, message.metadata.dst_node_id, MessageType.TRAIN)
 
     @property
@@ -224,6 +229,10 @@ class Inbox(Grid):
             metrics = records.metrics_of(reply.content)
             self._check_about(name, reply.content, base)
             where = records.whereabouts_of(reply.content, records.CONTRIBUTION)
+            if self._reference:
+                about = records.config_of(reply.content, records.CONTRIBUTION)
+                sha256 = str(about.get("sha256", ""))
+                return self._shelf.take(name, template, base, metrics, where, sha256)
             body = records.body_of(reply.content, template)
             return self._shelf.put(name, body, template, base, metrics, where)
         except Refused as reason:

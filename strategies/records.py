@@ -17,6 +17,7 @@ PROTOCOL = 1
 
 ARRAYS = "arrays"  # ArrayRecord: the body, float32
 CONFIG = "config"  # ConfigRecord to a contributor: iteration, base, seed, ...
+REFERENCE = "reference"  # in CONFIG, instead of arrays: the published iteration that is the base
 METRICS = "metrics"  # MetricRecord from a contributor
 CONTRIBUTOR = "contributor"  # ConfigRecord: answer to a query
 CONTRIBUTION = "contribution"  # ConfigRecord beside a trained body
@@ -164,21 +165,26 @@ def config_of(content: RecordDict, key: str) -> dict[str, Any]:
 
 def whereabouts_of(content: RecordDict, key: str) -> dict[str, str]:
     """Return what a reply says of the place where it was computed; for the record only."""
-    about = config_of(content, key)
+    return whereabouts(config_of(content, key))
+
+
+def whereabouts(about: Mapping[str, Any]) -> dict[str, str]:
+    """Return what of this says where something was computed, as text."""
     return {name: text_of(about[name]) for name in WHEREABOUTS if name in about}
 
 
 def train_reply(
-    body: Iterable[tuple[str, Tensor]], metrics: Mapping[str, float], about: Mapping[str, Any]
+    body: Iterable[tuple[str, Tensor]] | None,
+    metrics: Mapping[str, float],
+    about: Mapping[str, Any],
 ) -> RecordDict:
-    """Build the answer to a train message."""
-    return RecordDict(
-        {
-            ARRAYS: pack(body),
-            METRICS: MetricRecord(dict(metrics)),
-            CONTRIBUTION: ConfigRecord(dict(about)),
-        }
+    """Build the answer to a train message; no body where it goes by reference."""
+    content = RecordDict(
+        {METRICS: MetricRecord(dict(metrics)), CONTRIBUTION: ConfigRecord(dict(about))}
     )
+    if body is not None:
+        content[ARRAYS] = pack(body)
+    return content
 
 
 def values_of(content: RecordDict) -> dict[str, dict[str, Any]]:

@@ -8,9 +8,10 @@ from flwr.app import Array, ConfigRecord, Message, MessageType, MetricRecord, Re
 from flwr.serverapp.strategy import FedAvg
 
 from strategies import records
+from strategies.arrivals import Shelf
 from strategies.cold_fusion import ColDFusion
 from strategies.diagnostics import diagnose
-from strategies.errors import DeadActorError, QuorumError
+from strategies.errors import DeadActorError, QuorumError, Refused
 from strategies.fusion import Weights, fingerprint, load, read_metadata
 from strategies.gate import Gate
 from strategies.inbox import Inbox
@@ -396,3 +397,80 @@ def test_reasons_are_short_and_can_be_shown(tmp_path) -> None:
     reason = inbox.arrivals["cat"].reason
     assert reason.startswith("w is ?[2Jxxx")
     assert len(reason) == 500
+
+
+def referring(tmp_path, spoil=lambda name, shelf, about: None, **options):
+    """An inbox by reference, and contributors that leave their bodies in its folder."""
+
+    def client(message):
+        assert not message.content.array_records
+        config = records.config_of(message.content, records.CONFIG)
+        assert config[records.REFERENCE] == 7
+        name = NAMES[message.metadata.dst_node_id]
+        metrics, where = {"num-examples": 10.0, "seconds": 0.5}, {"device": "cpu"}
+        shelf = Shelf(tmp_path / "incoming", int(config["iteration"]))
+        body = {key: tensor + STEP[name] for key, tensor in BASE.items()}
+        about = {"contributor": name, "iteration": config["iteration"], "base": config["base"]}
+        about |= where
+        about["sha256"] = shelf.offer(name, body, str(config["base"]), metrics, where)
+        spoil(name, shelf, about)
+        return Message(records.train_reply(None, metrics, about), reply_to=message)
+
+    return make(tmp_path / "incoming", client, reference=lambda: 7, **options)
+
+
+def test_by_reference_no_weights_travel(tmp_path) -> None:
+    _, inbox = referring(tmp_path)
+    assert torch.equal(start(inbox)["w"], torch.full((2, 2), 3.0))
+    assert inbox.arrivals["bob"].where == {"device": "cpu"}
+    folder = tmp_path / "incoming" / "0001"
+    assert sorted(p.name for p in folder.iterdir()) == [f"{n}.safetensors" for n in ROSTER]
+    grid, again = referring(tmp_path)  # what is there is not asked for again
+    start(again)
+    assert grid.sent == []
+
+
+def rewrite(shelf, name, **changes):
+    """Offer another body than was said."""
+    shelf.offer(name, {**BASE, **changes}, "", {}, {})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda shelf, about: shelf._offered("cat").unlink(), "it left no body in "),
+        (lambda shelf, about: about.update(sha256="0" * 64), "is not what its message says"),
+        (lambda shelf, about: about.pop("sha256"), "is not what its message says"),
+        (lambda shelf, about: rewrite(shelf, "cat"), "is not what its message says"),
+        (lambda shelf, about: rewrite(shelf, "cat", b=torch.zeros(3)), "b has shape (3,)"),
+        (lambda shelf, about: rewrite(shelf, "cat", c=torch.zeros(3)), "unexpected tensor 'c'"),
+        (lambda shelf, about: rewrite(shelf, "cat", w=torch.full((2, 2), math.nan)), "holds NaN"),
+        (lambda shelf, about: shelf._offered("cat").write_bytes(b"x" * 99), "cannot be read"),
+    ],
+)
+def test_by_reference_a_file_that_is_not_as_said_is_refused(tmp_path, spoil, reason) -> None:
+    def one(name, shelf, about):
+        if name == "cat":
+            spoil(shelf, about)
+
+    _, inbox = referring(tmp_path, one, quorum=2)
+    assert torch.equal(start(inbox)["w"], torch.full((2, 2), 1.5))
+    assert reason in inbox.arrivals["cat"].reason
+
+
+def test_by_reference_a_link_is_not_followed(tmp_path) -> None:
+    def link(name, shelf, about):
+        if name == "cat":
+            file = shelf._offered("cat")
+            file.symlink_to(file.rename(tmp_path / "elsewhere"))
+
+    _, inbox = referring(tmp_path, link, quorum=2)
+    start(inbox)
+    assert "it left no body" in inbox.arrivals["cat"].reason
+
+
+def test_by_reference_nothing_is_left_after_the_iteration(tmp_path) -> None:
+    shelf = Shelf(tmp_path / "incoming", 1)
+    with pytest.raises(Refused, match="the iteration is over"):
+        shelf.offer("ann", BASE, "", {}, {})
+    assert not (tmp_path / "incoming").exists()

@@ -113,6 +113,17 @@ def test_an_extended_run_equals_one_of_full_length(finished, tmp_path) -> None:
     assert len(rows(tmp_path / "short", "scores.jsonl")) == len(rows(finished, "scores.jsonl"))
 
 
+def test_by_reference_a_run_ends_with_the_same_bits(finished, tmp_path) -> None:
+    done = simulate(tmp_path, "run", *MEMORY, "--set", "transport=shared-dir")
+    run = tmp_path / "run"
+    assert "iteration 2 published" in done.stdout
+    assert [body_of(run, i) for i in range(3)] == [body_of(finished, i) for i in range(3)]
+    assert sorted(map(str, rows(run, "scores.jsonl"))) == sorted(
+        map(str, rows(finished, "scores.jsonl"))
+    )
+    assert not list((run / "incoming").rglob("*.safetensors*"))
+
+
 def test_a_stock_flower_strategy_drives_the_same_contributors(finished, tmp_path) -> None:
     simulate(
         tmp_path,
