@@ -145,7 +145,7 @@ def trainer(work: Work, batch: int, epochs: int, *, best: bool) -> dict[str, flo
         made["labels"] = torch.stack([row["labels"] for row in rows])
         return {**made, "token_type_ids": types} if pairs else made
 
-    class Lengths(Trainer):
+    class Lengths(Trainer):  # type: ignore[misc]
         """Trainer knows the lengths without reading all rows before its first step."""
 
         def _get_train_sampler(self, *_: Any) -> Any:

@@ -43,12 +43,19 @@ class Allocation:
     """Fraction of a GPU; 0 is none."""
     machine: Machine
     why: str
+    cluster: str = ""
+    """Address of the Ray cluster that is used instead of this machine."""
 
     def federation(self, contributors: int) -> str:
         """Return Flower's ``--federation-config``; it admits exactly ``workers`` Ray actors."""
-        return (
+        each = (
             f"num-supernodes={contributors} client-resources-num-cpus={self.cpus} "
-            f"client-resources-num-gpus={self.gpus} init-args-num-cpus={self.workers * self.cpus} "
+            f"client-resources-num-gpus={self.gpus}"
+        )
+        if self.cluster:  # its nodes have said what they have
+            return each
+        return (
+            f"{each} init-args-num-cpus={self.workers * self.cpus} "
             f"init-args-num-gpus={len(self.machine.gpus)}"
         )
 

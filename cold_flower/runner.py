@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cold_flower import baselines, experiments, html, resources
+from cold_flower import baselines, cluster, experiments, html, resources
 from cold_flower.config import Config
 from cold_flower.experiments import Checked
 from cold_flower.journal import CONFIG, Journal, check_new, check_same
@@ -52,13 +52,17 @@ def prepare(config: Config, sharing: Sharing) -> Prepared:
     footprint = resources.footprint(config, base, bf16=machine.bf16)
     evaluations = len(checked.plan.evaluated) * len(config.protocols())
     cohort = config.contributors_per_iteration or len(checked.plan.seen)
-    allocation = resources.allocate(
-        machine,
-        contributors=max(cohort, evaluations),
-        footprint=footprint,
-        cpus=sharing.cpus,
-        gpus=sharing.gpus,
-    )
+    if address := cluster.address():
+        there = cluster.nodes(address)
+        allocation = cluster.allocate(address, there, cpus=sharing.cpus, gpus=sharing.gpus)
+    else:
+        allocation = resources.allocate(
+            machine,
+            contributors=max(cohort, evaluations),
+            footprint=footprint,
+            cpus=sharing.cpus,
+            gpus=sharing.gpus,
+        )
     return Prepared(config, checked, allocation, resources.parameters(base), footprint)
 
 

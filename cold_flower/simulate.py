@@ -61,14 +61,16 @@ def simulate(
             f"{sys.prefix!r}. Move it (or the checkout that holds it)."
         )
     run_dir = Path(config.run_dir)
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
     (run_dir / RESULT).unlink(missing_ok=True)  # of the run that is resumed
-    # Ray puts sockets there, whose paths are limited to 107 characters: keep it short.
-    with stoppable(), tempfile.TemporaryDirectory(prefix="cf-") as short:
+    # Ray puts sockets there, whose paths are limited to 107 characters: keep it short. The nodes of
+    # a cluster have sockets of their own, but read the app there: beside the run, which they share.
+    shared = run_dir.parent if allocation.cluster else None
+    with stoppable(), tempfile.TemporaryDirectory(prefix="cf-", dir=shared) as short:
         scratch = Path(short)
-        environment = _environment(scratch, run_dir, allocation.workers)
+        environment = _environment(scratch, run_dir, allocation)
         app = stage(scratch / "cold-flower", config)
         run_log = run_dir.parent / f".{run_dir.name}.log"
-        run_log.parent.mkdir(parents=True, exist_ok=True)
         try:
             with run_log.open("w") as log, superlink(scratch, environment, log) as link:
                 federation = allocation.federation(contributors)
@@ -129,13 +131,13 @@ def _belongs(name: str) -> bool:
     return name.endswith((".py", ".toml")) or ("." not in name and name != "__pycache__")
 
 
-def _environment(scratch: Path, run_dir: Path, workers: int) -> dict[str, str]:
+def _environment(scratch: Path, run_dir: Path, allocation: Allocation) -> dict[str, str]:
     """Return what the SuperLink and all its children see."""
     defaults = {"COLD_FLOWER_HOME": str(run_dir / "contributors")}
     spared = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
     here = ",".join([*([spared] if spared else []), "127.0.0.1", "localhost"])
     own = {
-        WORKERS: str(workers),
+        WORKERS: str(allocation.workers),
         "FLWR_HOME": str(scratch / "flwr"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -149,9 +151,10 @@ def _environment(scratch: Path, run_dir: Path, workers: int) -> dict[str, str]:
         # flwr starts its own tools by name: those of this environment.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
-    # A cluster's address does not go together with a number of workers of our own.
-    inherited = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    return {**defaults, **inherited, **own}
+    if allocation.cluster:
+        del own["RAY_TMPDIR"]
+        own["RAY_ADDRESS"] = allocation.cluster
+    return {**defaults, **os.environ, **own}
 
 
 def _start(

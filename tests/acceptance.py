@@ -1,7 +1,7 @@
 """The matrices that take too long for every commit: ``make acceptance``, run by hand.
 
     python -m tests.acceptance [demo] [determinism] [interrupt] [crash] [attacks] [fuzz] [disk]
-        [real] [real-attacks] [sites] [sites-small]
+        [cluster] [real] [real-attacks] [sites] [sites-small]
 
 - demo: five seeds; after the last iteration the fused base must beat the start frozen on
   seen tasks, frozen on unseen tasks and finetuned, by more than the standard error over
@@ -17,6 +17,7 @@
 - attacks: every attack under every defence; with screening, the default, nothing is lost.
 - fuzz: 3,000 replies, manifests, suite files and config strings each.
 - disk: a full disk stops a run with the last iteration intact.
+- cluster: the demo on two Ray nodes with a core each gives the bases of this machine.
 - real: real_small with three seeds and once under stock FedAvg (needs COLD_FLOWER_REAL).
 - sites: tests/acceptance_sites.py: three SuperNodes with TLS, keys and real data; kills,
   restarts, certificates (needs COLD_FLOWER_REAL). sites-small: with the demo's data and model.
@@ -39,6 +40,7 @@ from cold_flower.statistics import gains, mean_and_sem
 from tests import attack
 from tests.acceptance_sites import sites, sites_small
 from tests.crash import crash
+from tests.federation import free_port
 from tests.test_simulation import MARK, SMALL, marked
 
 COLD_FLOWER = str(Path(sys.executable).parent / "cold-flower")
@@ -226,6 +228,32 @@ def disk(folder: Path) -> bool:
         subprocess.run(["umount", str(small)], check=True)
 
 
+def cluster(folder: Path) -> bool:
+    """Two Ray nodes on this machine, one core each, and a run directory that they share."""
+    want = outcome(run(folder / "this-machine", "demo"))
+    ray, port = str(Path(sys.executable).parent / "ray"), free_port()
+    environment = {
+        **os.environ,
+        MARK: "cluster",
+        "COLD_FLOWER_HOME": str(folder / "contributors"),
+        "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray-"),
+    }
+    head = ["--head", f"--port={port}", "--include-dashboard=false"]
+    try:
+        for place in (head, [f"--address=127.0.0.1:{port}"]):
+            start = [ray, "start", *place, "--num-cpus=1", "--num-gpus=0"]
+            subprocess.run(start, check=True, env=environment, stdout=subprocess.DEVNULL)
+        os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+        done = run(folder / "on-the-cluster", "demo")
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        for pid in marked("cluster"):
+            os.kill(pid, signal.SIGKILL)
+    workers = {row["worker"] for row in Journal(done).rows(CONTRIBUTIONS)}
+    print(f"workers {workers}; same bases and scores: {outcome(done) == want}")
+    return outcome(done) == want and len(workers) == 2
+
+
 def main() -> None:
     """Run what is named, or all; exit with 1 if anything does not hold."""
     known = {
@@ -236,6 +264,7 @@ def main() -> None:
         "attacks": attack.demo,
         "fuzz": fuzz,
         "disk": disk,
+        "cluster": cluster,
         "sites-small": sites_small,
     }
     if "COLD_FLOWER_REAL" in os.environ:
