@@ -123,12 +123,14 @@ def _contributor(context: Context) -> Contributor:
     return Contributor(resolve(config), index)
 
 
-def _body(message: Message, config: Config) -> dict[str, Any]:
+def _body(message: Message, me: Contributor) -> dict[str, Any]:
     """Return the base that a message carries, or names (`cold_flower.shared`)."""
     about = records.config_of(message.content, records.CONFIG)
-    if config.transport == "shared-dir" and records.REFERENCE in about:
-        return shared.base(config.run_dir, int(about[records.REFERENCE]), str(about["base"]))
-    return dict(records.unpack(message.content.array_records[records.ARRAYS]))
+    if records.REFERENCE not in about:
+        return dict(records.unpack(message.content.array_records[records.ARRAYS]))
+    if me.site:  # the run directory's path comes from the coordinator
+        raise ConfigError("bodies by reference (transport = 'shared-dir') are for simulations")
+    return shared.base(me.config.run_dir, int(about[records.REFERENCE]), str(about["base"]))
 
 
 def _whereabouts() -> dict[str, str | int]:
@@ -168,7 +170,7 @@ def train(message: Message, context: Context) -> RecordDict:
     started = time.perf_counter()
     me = _contributor(context)
     config = records.config_of(message.content, records.CONFIG)
-    body = _body(message, me.config)
+    body = _body(message, me)
     iteration = int(config.get("iteration", config.get("server-round", 1)))
     seed = int(config.get("seed", me.config.seed))
 
@@ -211,7 +213,7 @@ def evaluate(message: Message, context: Context) -> RecordDict:
     split_name = str(config.get("split", "test"))
     if split_name not in ("test", "dev"):
         raise ConfigError(unknown("split", split_name, ("test", "dev")))
-    body = _body(message, me.config)
+    body = _body(message, me)
     scores = me.evaluate(body, chosen, iteration=iteration, seed=seed, split=split_name)
     about = {
         "contributor": me.name,

@@ -58,7 +58,7 @@ class Contributor:
         self.name, self.task = (site.name, site.task) if site else _planned(config, index)
         self._shard = index if self.config.partition.kind == "shards" else None
         self._folder = (folder or home()) / self.name
-        self._site = site
+        self.site = site
         self.base: Base = load_base(self.config.base_model)
 
     def splits(self, iteration: int = 0, *, evaluation: bool = False) -> Splits:
@@ -116,8 +116,8 @@ class Contributor:
         fresh, or with ``finetune.head = keep`` it is that of an earlier iteration of ``run``
         that is not ``abandoned``, by a rollback.
         """
-        if self._site and self._site.trainer:
-            return self._train(self._site, body, iteration=iteration, seed=seed)
+        if self.site and self.site.trainer:
+            return self._train(self.site, body, iteration=iteration, seed=seed)
         data = self.splits(iteration)
         derived = derive(seed, iteration, self.name, "train")
         model = classifier(

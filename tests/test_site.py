@@ -137,6 +137,16 @@ def test_dry_run_trains_and_keeps_the_answer(site, arrays, own_home) -> None:
     assert (kept["sent"], kept["kind"], len(kept["sha256"])) == (False, "train", 64)
 
 
+@pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.EVALUATE])
+def test_a_path_from_the_coordinator_is_neither_read_nor_written(site, tmp_path, kind) -> None:
+    (tmp_path / "run" / "incoming" / "0001").mkdir(parents=True)
+    about = {"iteration": 1, "base": "b", "reference": 0, "protocols": "frozen"}
+    elsewhere = {"run-dir": str(tmp_path / "run"), "transport": "shared-dir"}
+    reply = send(kind, {"config": ConfigRecord(about)}, site(), **elsewhere)
+    assert "bodies by reference" in reply.error.reason
+    assert not list((tmp_path / "run").rglob("*.safetensors*"))
+
+
 def test_no_word_of_the_data_leaves_with_an_error(site, arrays, own_home, capsys) -> None:
     path = site(top='[task]\nlabels = ["bad"]\n')
     path.write_text(
