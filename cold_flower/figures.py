@@ -1,6 +1,7 @@
 """The figures of a report. Scores are in points; a protocol has one colour everywhere."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from cold_flower.statistics import curve, mean_and_sem, task_gains
 # Okabe and Ito (2008): told apart by colour-blind readers, too.
 COLOURS = {"frozen": "#0072B2", "finetuned": "#D55E00", "few-shot": "#009E73"}
 CONDITIONS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LEAST = 4.0  # points that an axis of scores spans
 STYLE = {"seen": "-", "unseen": (0, (4, 2))}
 
 
@@ -41,8 +43,14 @@ def _draw(ax: Axes, condition: Condition, group: str, protocol: str, **style: An
 
 
 def _name_lines(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each line's name at its end; names that would overlap are moved apart."""
+    """Write each line's name at its end; names that would overlap are moved apart.
+
+    The axis spans `LEAST` points at least.
+    """
     low, high = ax.get_ylim()
+    if high - low < LEAST:  # else noise would look like a trend
+        low, high = (low + high - LEAST) / 2, (low + high + LEAST) / 2
+        ax.set_ylim(low, high)
     room = (high - low) / 18
     beside = offset_copy(ax.transData, ax.get_figure(root=True), x=8, units="points")
     place = -math.inf
@@ -117,12 +125,17 @@ def gains(condition: Condition, protocol: str) -> Figure:
     return figure
 
 
+def _slug(label: str) -> str:
+    """Return a label as a part of a file name."""
+    return re.sub(r"[^\w.,=-]+", "", label)[:100]
+
+
 def drawn(all_conditions: Sequence[Condition]) -> dict[str, Figure]:
     """Return every figure that these conditions make, by file name."""
     found: dict[str, Figure] = {}
     moving = [c for c in all_conditions if not c.is_baseline] or all_conditions
     for i, condition in enumerate(moving):
-        tail = f"-{i + 1}" if len(moving) > 1 else ""
+        tail = f"-{_slug(condition.label) or i + 1}" if len(moving) > 1 else ""
         found[f"curves{tail}"] = curves(condition)
         for protocol in PROTOCOLS:
             if len(task_gains(condition.scores, protocol, condition.last)) > 1:

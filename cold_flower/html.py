@@ -15,7 +15,7 @@ from cold_flower.figures import drawn
 from cold_flower.progress import PHASES
 from cold_flower.report import columns
 from cold_flower.runs import Condition, Run, conditions, find
-from cold_flower.statistics import curve, gains, mean_and_sem, pick, task_gains
+from cold_flower.statistics import curve, mean_gain, pick, task_gains
 from cold_flower.tasks import load_suite
 
 REPORT, FIGURES = "report.html", "figures"
@@ -72,8 +72,8 @@ def _page(every: Sequence[Condition], figures: Sequence[Path]) -> Iterable[str]:
         yield from _scores(condition, len(every) > 1)
     yield (
         "<p class=note>Unweighted means over tasks, in points (100 times accuracy). ± SD is over "
-        "seeds, ± SEM over tasks. A score of n test examples has a binomial standard error of "
-        "sqrt(p(1-p)/n) beside.</p>"
+        "seeds. ± SEM is over seeds, with one seed over tasks, and with one task its binomial "
+        "standard error, that of two scores of sqrt(p(1-p)/n) each.</p>"
     )
     yield "<h2>Figures</h2>"
     for figure in figures:
@@ -99,12 +99,8 @@ def _scores(condition: Condition, named: bool) -> Iterable[str]:
     for group, protocol in columns(condition.scores[0]):
         points = curve(condition.scores, group, protocol)
         tasks = len({r["task"] for r in pick(condition.scores[0], group=group, protocol=protocol)})
-        found = [
-            100 * gain
-            for run in condition.scores
-            for gain in gains(run, group, protocol, condition.last)
-        ]
-        mean, sem = mean_and_sem(found)
+        gained = mean_gain(condition.scores, group, protocol, condition.last)
+        mean, error = (100 * value for value in gained)
         start, last = points.get(0), points[max(points)]
         rows.append(
             [
@@ -112,7 +108,7 @@ def _scores(condition: Condition, named: bool) -> Iterable[str]:
                 tasks,
                 _points(start) if start else "",
                 _points(last),
-                f"{mean:+.2f} ± {_number(sem, 2)}" if found and condition.last else "",
+                f"{mean:+.2f} ± {_number(error, 2)}" if start and condition.last else "",
             ]
         )
     head = ["", "tasks", "start ± SD", f"iteration {condition.last} ± SD", "gain ± SEM"]

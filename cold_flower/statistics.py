@@ -88,6 +88,25 @@ def task_gains(
     }
 
 
+def mean_gain(
+    runs: Sequence[Sequence[Row]], group: str, protocol: str, iteration: int
+) -> tuple[float, float]:
+    """Return the mean gain over the start, over tasks and seeds, and its standard error.
+
+    The error is that over seeds of their means over tasks; with one seed that over tasks; with
+    one seed and one task that task's own (`task_gains`).
+    """
+    found = [gains(rows, group, protocol, iteration) for rows in runs]
+    means = [sum(values) / len(values) for values in found if values]
+    if len(means) > 1:
+        return mean_and_sem(means)
+    values = [value for one in found for value in one]
+    if len(values) == 1:
+        (only,) = task_gains([pick(r, group=group) for r in runs], protocol, iteration).values()
+        return only
+    return mean_and_sem(values)
+
+
 def apart_se(one: Row, other: Row) -> float:
     """Return the standard error of the difference of two accuracies (else NaN)."""
     if one["metric"] != "accuracy":

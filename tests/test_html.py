@@ -9,6 +9,7 @@ import torch
 from cold_flower import html
 from cold_flower.config import Config
 from cold_flower.errors import RunError
+from cold_flower.figures import LEAST, compare
 from cold_flower.journal import CONTRIBUTIONS, SCORES, Journal
 from cold_flower.model import save_starting_model, starting_model
 from cold_flower.repository import Repository
@@ -102,8 +103,9 @@ def test_conditions_are_labelled_by_what_differs(make, tmp_path) -> None:
     }
     html.write([tmp_path / "runs"], tmp_path / "out")
     made = {p.stem for p in (tmp_path / "out" / "figures").iterdir()}
-    assert {"compare-frozen-seen", "compare-finetuned-unseen", "curves-1", "curves-2"} <= made
-    assert "curves-3" not in made
+    assert {"compare-frozen-seen", "compare-finetuned-unseen"} <= made
+    curves = {f"curves-iterations=2,contributors-per-iteration={n}" for n in (2, 5)}
+    assert {name for name in made if name.startswith("curves")} == curves
 
 
 def test_experiments_are_told_apart_by_their_names(make, tmp_path) -> None:
@@ -136,3 +138,9 @@ def test_a_run_without_scores(tmp_path) -> None:
     unlock()
     with pytest.raises(RunError, match="no scores yet"):
         find([tmp_path / "run"])
+
+
+def test_noise_does_not_fill_the_axis(make) -> None:
+    (one,) = conditions(find([make("a", 0.0001)]))
+    low, high = compare([one], "seen", "frozen").axes[0].get_ylim()
+    assert (high - low, (high + low) / 2) == (pytest.approx(LEAST), pytest.approx(50.01))

@@ -10,6 +10,7 @@ from cold_flower.statistics import (
     gains,
     mean_and_sd,
     mean_and_sem,
+    mean_gain,
     task_gains,
 )
 from tests.test_report import ROWS
@@ -50,3 +51,20 @@ def test_a_tasks_gain_has_its_error() -> None:
     second = [{**row, **about} for row in rows(0.05)]
     mean, error = task_gains([first, second], "frozen", 2)["b"]
     assert (mean, error) == pytest.approx((0.35, 0.05))
+
+
+def test_a_mean_gain_has_its_error() -> None:
+    def run(*moved: float) -> list[dict[str, object]]:
+        about = {"group": "seen", "protocol": "frozen", "metric": "accuracy", "n_test": 100}
+        return [
+            {**about, "task": f"t{i}", "iteration": iteration, "value": 0.5 + iteration * by}
+            for i, by in enumerate(moved)
+            for iteration in (0, 1)
+        ]
+
+    over_seeds = mean_gain([run(0.1, 0.3), run(0.3, 0.5)], "seen", "frozen", 1)
+    assert over_seeds == pytest.approx((0.3, 0.1))  # of the means 0.2 and 0.4
+    assert mean_gain([run(0.1, 0.3)], "seen", "frozen", 1) == pytest.approx((0.2, 0.1))
+    alone = math.sqrt(0.5 * 0.5 / 100 + 0.6 * 0.4 / 100)
+    assert mean_gain([run(0.1)], "seen", "frozen", 1) == pytest.approx((0.1, alone))
+    assert math.isnan(mean_gain([run()], "seen", "frozen", 1)[0])
