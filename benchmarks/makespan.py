@@ -1,0 +1,59 @@
+"""How long an evaluation of all 36 tasks takes, longest first, against what is possible at all.
+
+    python -m benchmarks.makespan
+
+Contributors are handed out in our order (`cold_flower.roster.longest_first`), each to the worker
+that is free first, as Flower does. Work is the training examples of the paper's datasets (their
+published sizes), once through, and ten times through but cut at a million, where early stopping
+ends the large ones. The bound is the largest of the mean load, the longest piece, and the two
+pieces that must share a worker.
+"""
+
+import heapq
+import random
+from collections.abc import Iterable
+
+from cold_flower.roster import Member, longest_first
+
+SIZES = {
+    "20_newsgroups": 11_314, "ag_news": 120_000, "amazon_reviews": 200_000, "anli": 162_865,
+    "boolq": 9_427, "cb": 250, "cola": 8_551, "copa": 400, "dbpedia": 560_000, "esnli": 549_367,
+    "financial_phrasebank": 3_846, "imdb": 25_000, "isear": 6_132, "mnli": 392_702, "mrpc": 3_668,
+    "multirc": 27_243, "poem_sentiment": 892, "qnli": 104_743, "qqp": 363_846,
+    "rotten_tomatoes": 8_530, "rte": 2_490, "sst2": 67_349, "sst5": 8_544, "stsb": 5_749,
+    "trec_coarse": 5_452, "trec_fine": 5_452, "tweet_emoji": 45_000, "tweet_emotion": 3_257,
+    "tweet_hate": 9_000, "tweet_irony": 2_862, "tweet_offensive": 11_916,
+    "tweet_sentiment": 45_615, "wic": 5_428, "wnli": 635, "wsc": 554, "yahoo_answers": 1_400_000,
+}  # fmt: skip
+
+
+def makespan(work: Iterable[float], workers: int) -> float:
+    """Return when the last worker is done, each piece going to the one that is free first."""
+    free = [0.0] * workers
+    for piece in work:
+        heapq.heappush(free, heapq.heappop(free) + piece)
+    return max(free)
+
+
+def main() -> None:
+    """Print the ratios to the bound."""
+    for name, work in (
+        ("one epoch", SIZES),
+        ("ten epochs, at most 1,000,000", {k: min(10 * n, 1_000_000) for k, n in SIZES.items()}),
+    ):
+        members = [Member(k, i, examples=n, tokens=n) for i, (k, n) in enumerate(work.items())]
+        ours = [work[member.name] for member in longest_first(members)]
+        chance = random.Random(0)
+        for workers in (2, 4, 8, 16):
+            # Of the largest workers + 1 pieces some worker has two.
+            bound = max(sum(ours) / workers, max(ours), sum(ours[workers - 1 : workers + 1]))
+            drawn = [makespan(chance.sample(ours, len(ours)), workers) for _ in range(1000)]
+            figures = makespan(ours, workers) / bound, sum(drawn) / len(drawn) / bound
+            print(
+                f"{name:30} {workers:3} workers: longest first {figures[0]:.3f} of the bound, "
+                f"any order {figures[1]:.3f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
