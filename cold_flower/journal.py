@@ -21,7 +21,8 @@ VALIDATION = "validation.jsonl"  # of the gate
 RESULT, PROGRESS = "result.json", "progress.jsonl"
 FULL = "no space left on the disk of the run directory: make room there"
 SITES = "sites.jsonl"  # who came, left, was refused; with versions and code
-WORKERS = "COLD_FLOWER_WORKERS"  # environment: the runner tells the ServerApp of its workers
+# Environment: the runner tells the ServerApp of its workers, and of itself.
+WORKERS, RUNNER = "COLD_FLOWER_WORKERS", "COLD_FLOWER_RUNNER"
 _MAY_CHANGE = ("iterations", "resume", "run-dir", "log", "sites.allow", "sites.minimum")
 _locks: list[int] = []  # open for as long as the process lives
 

@@ -7,6 +7,8 @@ published and evaluated (`_Run.after_round`).
 
 import errno
 import os
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +30,7 @@ from cold_flower.journal import (
     CONTRIBUTIONS,
     FULL,
     RESULT,
+    RUNNER,
     SCORES,
     SITES,
     WORKERS,
@@ -40,6 +43,7 @@ from cold_flower.repository import Repository, now, rejected
 from cold_flower.roster import longest_first
 from cold_flower.sites import Sites
 from cold_flower.strategy import screen, strategy
+from cold_flower.superlink import alive
 from strategies import records
 from strategies.arrivals import INCOMING
 from strategies.errors import StrategyError
@@ -53,6 +57,8 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one experiment; ``<run-dir>/result.json`` is written last and tells how it went."""
+    if runner := int(os.environ.get(RUNNER, "0")):
+        threading.Thread(target=_end_with, args=(runner,), daemon=True).start()
     config = resolve(Config.from_flat(context.run_config))
     default = home() / "runs" / f"{config.experiment}-{context.run_id}"
     run_dir = Path(config.run_dir) if config.run_dir else default
@@ -71,6 +77,13 @@ def main(grid: Grid, context: Context) -> None:
             journal.write(RESULT, result)
         raise
     journal.write(RESULT, {"status": "completed", "iterations": config.iterations, "cause": ""})
+
+
+def _end_with(runner: int) -> None:
+    """End this process when its runner was killed: Flower would go on without a SuperLink."""
+    while alive(runner):
+        time.sleep(1)
+    os._exit(1)  # Ray ends its processes when this one is gone
 
 
 class _Run:

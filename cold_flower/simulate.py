@@ -25,7 +25,7 @@ from cold_flower import __version__
 from cold_flower.config import Config
 from cold_flower.errors import RunError
 from cold_flower.identity import PACKAGES, ROOT
-from cold_flower.journal import CONFIG, FULL, PROGRESS, RESULT, WORKERS
+from cold_flower.journal import CONFIG, FULL, PROGRESS, RESULT, RUNNER, WORKERS
 from cold_flower.progress import Event
 from cold_flower.resources import Allocation
 from cold_flower.superlink import CONNECTION, Stopped, alive, stoppable, superlink, tool
@@ -138,6 +138,7 @@ def _environment(scratch: Path, run_dir: Path, allocation: Allocation) -> dict[s
     here = ",".join([*([spared] if spared else []), "127.0.0.1", "localhost"])
     own = {
         WORKERS: str(allocation.workers),
+        RUNNER: str(os.getpid()),
         "FLWR_HOME": str(scratch / "flwr"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

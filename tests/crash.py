@@ -85,6 +85,8 @@ def crash(folder: Path, outcome: Callable[[Path], Any], events: Callable[[Path],
             )
             while not reached(there, events(there)) and process.poll() is None:
                 time.sleep(0.01)
+            while victim == "actor" and not pids(there.name, VICTIMS[victim]):
+                time.sleep(0.1)  # before the first message there may be none yet
             time.sleep(chance.uniform(0, 1.5) if "mid-pub" not in moment else 0)
             if victim == "runner":
                 targets = [process.pid]
