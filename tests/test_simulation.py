@@ -257,7 +257,10 @@ def test_a_checkpoint_is_scored_against_a_run(finished, tmp_path) -> None:
     assert "frozen 0." not in again.stdout.split("gain of")[0].split("contributors are ready")[1]
 
 
-def test_a_server_that_is_killed_is_noticed_and_its_run_goes_on(finished, tmp_path) -> None:
+@pytest.mark.parametrize("victim", ["server", "runner"])
+def test_what_is_killed_takes_the_rest_along_and_the_run_goes_on(
+    finished, tmp_path, victim
+) -> None:
     command = [COLD_FLOWER, "simulate", "demo", *SMALL, *MEMORY, "--run-dir", "run"]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -268,11 +271,18 @@ def test_a_server_that_is_killed_is_noticed_and_its_run_goes_on(finished, tmp_pa
         time.sleep(0.1)
         if (tmp_path / "run" / "progress.jsonl").exists():
             events = rows(tmp_path / "run", "progress.jsonl")
-    os.kill(next(event["server"] for event in events if "server" in event), signal.SIGKILL)
+    server = next(event["server"] for event in events if "server" in event)
+    os.kill({"server": server, "runner": process.pid}[victim], signal.SIGKILL)
     said = process.communicate(timeout=120)[1]
-    assert process.returncode == 1
-    assert "the ServerApp ended without a result.json" in said
-    assert marked(str(tmp_path)) == []
+    if victim == "server":
+        assert process.returncode == 1
+        assert "the ServerApp ended without a result.json" in said
+        assert marked(str(tmp_path)) == []
+    deadline = time.monotonic() + 60
+    while left := marked(str(tmp_path)):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    assert not (tmp_path / "run" / "result.json").exists(), "it ran on to the end"
     simulate(tmp_path, "run", *MEMORY, "--resume")
     assert [body_of(tmp_path / "run", i) for i in (1, 2)] == [body_of(finished, i) for i in (1, 2)]
 
