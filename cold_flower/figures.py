@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import offset_copy
 
+from cold_flower import reference
 from cold_flower.config import PROTOCOLS
 from cold_flower.report import columns
 from cold_flower.runs import Condition
-from cold_flower.statistics import curve, mean_and_sem, task_gains
+from cold_flower.statistics import curve, mean_and_sem, mean_gain, task_gains
 
 # Okabe and Ito (2008): told apart by colour-blind readers, too.
 COLOURS = {"frozen": "#0072B2", "finetuned": "#D55E00", "few-shot": "#009E73"}
@@ -125,6 +126,31 @@ def gains(condition: Condition, protocol: str) -> Figure:
     return figure
 
 
+def beside(condition: Condition) -> Figure:
+    """Draw the finetuned gain with its error beside that of the paper's released models."""
+    figure, ax = _figure(7, 4)
+    iterations = sorted({row["iteration"] for rows in condition.scores for row in rows})
+    gained = {i: mean_gain(condition.scores, "seen", "finetuned", i) for i in iterations}
+    ours = {
+        i: (100 * mean, 100 * error) for i, (mean, error) in gained.items() if not math.isnan(mean)
+    }
+    papers = {i: mean_and_sem(gains) for i, gains in sorted(reference.released().items())}
+    ends = []
+    for found, colour, name in (
+        ({0: (0.0, 0.0), **papers}, "#777777", "the paper's, RoBERTa-base"),
+        (ours, COLOURS["finetuned"], "this run"),
+    ):
+        x, (y, errors) = list(found), zip(*found.values(), strict=True)
+        spread = [0.0 if math.isnan(error) else error for error in errors]
+        ax.errorbar(x, y, spread, marker="o", markersize=4, linewidth=2, elinewidth=1, color=colour)
+        ends.append((x[-1], y[-1], name, colour))
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set_ylabel("finetuned: gain over the start, points", fontsize=10)
+    _iterations(ax, max(x for x, *_ in ends))
+    _name_lines(ax, ends)
+    return figure
+
+
 def _slug(label: str) -> str:
     """Return a label as a part of a file name."""
     return re.sub(r"[^\w.,=-]+", "", label)[:100]
@@ -137,6 +163,8 @@ def drawn(all_conditions: Sequence[Condition]) -> dict[str, Figure]:
     for i, condition in enumerate(moving):
         tail = f"-{_slug(condition.label) or i + 1}" if len(moving) > 1 else ""
         found[f"curves{tail}"] = curves(condition)
+        if condition.as_published and ("seen", "finetuned") in columns(condition.scores[0]):
+            found[f"beside-the-paper{tail}"] = beside(condition)
         for protocol in PROTOCOLS:
             if len(task_gains(condition.scores, protocol, condition.last)) > 1:
                 found[f"gains-{protocol}{tail}"] = gains(condition, protocol)

@@ -102,6 +102,11 @@ class Condition:
         """Return whether its last base is a level to compare with, not a curve."""
         return bool(self.config["baseline"]) or self.last <= 1
 
+    @property
+    def as_published(self) -> bool:
+        """Return whether contributors hold real tasks, as those of the released models did."""
+        return bool(self.config["partition.kind"] == "tasks" and self.config["suite"] != "demo")
+
 
 def find(folders: Iterable[Path]) -> list[Run]:
     """Open runs; a folder of runs (a sweep) stands for all that are in it.

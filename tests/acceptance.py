@@ -230,7 +230,7 @@ def disk(folder: Path) -> bool:
 
 def cluster(folder: Path) -> bool:
     """Two Ray nodes on this machine, one core each, and a run directory that they share."""
-    want = outcome(run(folder / "this-machine", "demo"))
+    want = outcome(run(folder / "this-machine", "demo", *SMALL[1::2]))
     ray, port = str(Path(sys.executable).parent / "ray"), free_port()
     environment = {
         **os.environ,
@@ -244,7 +244,7 @@ def cluster(folder: Path) -> bool:
             start = [ray, "start", *place, "--num-cpus=1", "--num-gpus=0"]
             subprocess.run(start, check=True, env=environment, stdout=subprocess.DEVNULL)
         os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
-        done = run(folder / "on-the-cluster", "demo")
+        done = run(folder / "on-the-cluster", "demo", *SMALL[1::2])
     finally:
         os.environ.pop("RAY_ADDRESS", None)
         for pid in marked("cluster"):

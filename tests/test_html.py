@@ -9,7 +9,7 @@ import torch
 from cold_flower import html
 from cold_flower.config import Config
 from cold_flower.errors import RunError
-from cold_flower.figures import LEAST, compare
+from cold_flower.figures import LEAST, beside, compare, drawn
 from cold_flower.journal import CONTRIBUTIONS, SCORES, Journal
 from cold_flower.model import save_starting_model, starting_model
 from cold_flower.repository import Repository
@@ -144,3 +144,14 @@ def test_noise_does_not_fill_the_axis(make) -> None:
     (one,) = conditions(find([make("a", 0.0001)]))
     low, high = compare([one], "seen", "frozen").axes[0].get_ylim()
     assert (high - low, (high + low) / 2) == (pytest.approx(LEAST), pytest.approx(50.01))
+
+
+def test_the_papers_curve_stands_beside_real_tasks(make) -> None:
+    (one,) = conditions(find([make("a", 0.1, suite="paper")]))
+    papers, ours = (line.get_ydata() for line in beside(one).axes[0].lines[:2])
+    assert ours == pytest.approx([0.0, 10.0, 20.0])
+    assert papers[0] == 0
+    assert 1.5 < papers[-1] < 2.5
+    assert "beside-the-paper" in drawn([one])
+    (generated,) = conditions(find([make("b", 0.1)]))
+    assert "beside-the-paper" not in drawn([generated])

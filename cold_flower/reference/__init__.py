@@ -30,3 +30,17 @@ def gains(name: str, column: str, over: str = "finetune") -> dict[str, float]:
         for row in read(name)
         if row[column] and row[over]
     }
+
+
+def released() -> dict[int, list[float]]:
+    """Return the gains of the released models over RoBERTa-base by iteration, one a seed.
+
+    Means over the 36 datasets after finetuning; rows with scrambled columns are left out.
+    """
+    card = read("model_card")
+    start = sum(float(row["implied_roberta_base"]) for row in card) / len(card)
+    found: dict[int, list[float]] = {}
+    for row in read("leaderboard_cold_rows"):
+        if row["iteration"] and row["columns_clean"] == "yes":
+            found.setdefault(int(row["iteration"]), []).append(float(row["avg36"]) - start)
+    return found
