@@ -97,7 +97,7 @@ def superlink(
 def _end_with_parent() -> None:
     """Have Linux stop this process when its parent is killed, so that no run is orphaned."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager

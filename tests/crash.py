@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower.journal import PROGRESS
-from tests.test_simulation import MARK, MEMORY, SMALL, marked
+from tests.test_simulation import MARK, MEMORY, SMALL, command_of, marked
 
 COLD_FLOWER = str(Path(sys.executable).parent / "cold-flower")
 GATE = ["--set", "gate.protocol=frozen", "--set", "gate.tolerance=1", "--set", "gate.task-tolerance=1"]  # fmt: skip
@@ -50,14 +50,6 @@ MOMENTS: dict[str, Callable[[Path, Events], bool]] = {
 def pids(mark: str, pattern: str) -> list[int]:
     """Return the processes of a run whose command line has the pattern."""
     return [pid for pid in marked(mark) if pattern in command_of(pid)]
-
-
-def command_of(pid: int) -> str:
-    """Return a process's command line; empty if it has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
 
 
 def crash(folder: Path, outcome: Callable[[Path], Any], events: Callable[[Path], Events]) -> bool:
@@ -100,7 +92,8 @@ def crash(folder: Path, outcome: Callable[[Path], Any], events: Callable[[Path],
             started = time.monotonic()
             said = process.communicate(timeout=180)[1].strip().splitlines()[-1:]
             took = time.monotonic() - started
-            while marked(there.name) and time.monotonic() < started + 60:
+            # Ray's agents notice within a minute that their raylet is gone; the rest at once.
+            while marked(there.name) and time.monotonic() < started + 120:
                 time.sleep(0.1)
             gone = time.monotonic() - started
             left = [command_of(pid)[:80] for pid in marked(there.name)]
