@@ -165,6 +165,7 @@ def trainer(work: Work, batch: int, epochs: int, *, best: bool) -> dict[str, flo
         disable_tqdm=True,
         remove_unused_columns=False,
         bf16=best,
+        use_cpu=device().type == "cpu",
         dataloader_num_workers=4 if best and device().type == "cuda" else 0,
     )
     made = Lengths(model=model, args=arguments, train_dataset=Rows(), data_collator=collate)
