@@ -136,7 +136,10 @@ class Shelf:
             raise Refused(f"it left no body in {offered.parent}")
         try:
             weights, about = Weights(offered), read_metadata(offered)
-            form = {key: (str(d)[6:], shape) for key, (d, shape) in weights.template().items()}
+            form = {
+                key: (str(dtype).removeprefix("torch."), shape)
+                for key, (dtype, shape) in weights.template().items()
+            }
         except (SafetensorError, KeyError, ValueError) as error:
             raise Refused(f"its file cannot be read: {error}") from error
         check_template(form, template)
