@@ -28,8 +28,10 @@ bench: $(BIN)/cold-flower
 	$(BIN)/python -m benchmarks.server_memory
 	$(BIN)/python -m benchmarks.fuse
 	$(BIN)/python -m benchmarks.finetune
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.makespan
+	$(BIN)/python -m benchmarks.cost
 
 $(BIN)/cold-flower: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import results
 from cold_flower.config import Config, Finetune
 from cold_flower.encode import Encoded
 from cold_flower.finetune import finetune, score
@@ -251,9 +252,15 @@ def compare(task: str, chosen: argparse.Namespace) -> dict[str, dict[str, float]
             f"accuracy {f['accuracy']:.3f}",
             flush=True,
         )
-    best = max(found[way]["examples"] for way in ways if way.startswith("ours"))
-    for peer in ("trainer", "trainer-best"):
-        print(f"{task:16} ours / {peer}: {best / found[peer]['examples']:.1f}", flush=True)
+    best = max((w for w in ways if w.startswith("ours")), key=lambda w: found[w]["examples"])
+    mine = found[best]
+    for way, peer in (("trainer", "Trainer"), ("trainer-best", "Trainer, best flags")):
+        theirs = found[way]
+        note = f"accuracy {mine['accuracy']:.3f} and {theirs['accuracy']:.3f}"
+        note = "" if chosen.random else f"{note}; {best}"
+        results.keep(
+            f"finetune, {task}", mine["examples"], peer, theirs["examples"], "examples/s", note
+        )
     if chosen.random:
         # 6 FLOP a token and weight (forward, and twice that backward), embeddings apart.
         weights = 85.6e6

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import results
 from strategies.fusion import Weights, names, write_safetensors
 from strategies.fusion._deltas import learned
 
@@ -140,11 +141,10 @@ def flower(kind: str, models: Sequence[Path]) -> None:
 def compare(folder: Path, arguments: argparse.Namespace) -> None:
     """Fuse the same models with everybody."""
     base, models = write_models(folder, arguments.models)
-    results: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = {}
 
     def run(name: str, command: Sequence[str]) -> None:
-        results[name] = measure(command, folder / "log")
-        said = results[name]
+        found[name] = said = measure(command, folder / "log")
         print(f"{name:28} {said['seconds']:7.1f} s {said['gigabytes']:7.2f} GB", flush=True)
 
     rules = arguments.rules.split(",") if arguments.rules else names()
@@ -160,15 +160,15 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
         if rule in rules:
             alone = [sys.executable, "-m", "benchmarks.fuse", "--flower", kind]
             run(f"flwr {kind}", [*alone, *map(str, models)])
-    print("\nratios to ours, time and memory:")
     peers = {f"mergekit {m}": r for m, r in MERGEKIT.items()}
     peers |= {f"flwr {k}": r for k, r in FLOWER.items()}
     for peer, rule in peers.items():
-        if peer in results:
-            theirs, mine = results[peer], results[f"ours {rule}"]
-            ratios = [theirs[what] / mine[what] for what in ("seconds", "gigabytes")]
-            print(f"{peer:28} {ratios[0]:6.1f} {ratios[1]:6.1f}")
-    if "ours average" in results and "mergekit linear" in results:
+        if peer in found:
+            theirs, mine = found[peer], found[f"ours {rule}"]
+            what = f"fuse {rule}, {arguments.models} x 500 MB"
+            results.keep(what, mine["seconds"], peer, theirs["seconds"], "s")
+            results.keep(f"{what}: memory", mine["gigabytes"], peer, theirs["gigabytes"], "GB")
+    if "ours average" in found and "mergekit linear" in found:
         print(f"largest difference, average to linear: {_apart(folder):.1e}")
 
 

@@ -13,6 +13,7 @@ import heapq
 import random
 from collections.abc import Iterable
 
+from benchmarks import results
 from cold_flower.roster import Member, longest_first
 
 SIZES = {
@@ -49,10 +50,11 @@ def main() -> None:
             bound = max(sum(ours) / workers, max(ours), sum(ours[workers - 1 : workers + 1]))
             drawn = [makespan(chance.sample(ours, len(ours)), workers) for _ in range(1000)]
             figures = makespan(ours, workers) / bound, sum(drawn) / len(drawn) / bound
+            what = f"makespan, 36 tasks, {name}, {workers} workers"
             print(
-                f"{name:30} {workers:3} workers: longest first {figures[0]:.3f} of the bound, "
-                f"any order {figures[1]:.3f}"
+                f"{what}: longest first {figures[0]:.3f} of the bound, any order {figures[1]:.3f}"
             )
+            results.keep(what, figures[0], "any order", figures[1], "of the bound")
 
 
 if __name__ == "__main__":

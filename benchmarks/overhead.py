@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import results
+
 ITERATIONS = 3
 SHAPES = {50: (1, 7_000), 200: (4, 28_000), 500: (12, 50_265)}  # layers, vocabulary; 768 wide
 
@@ -172,6 +174,9 @@ def main() -> None:
             }
         figures = ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in found.items())
         print(f"{chosen.contributors} x {megabytes} MB: {figures}", flush=True)
+        for kind in ("message", "shared-dir"):
+            what = f"around an iteration, {chosen.contributors} x {megabytes} MB, {kind}"
+            results.keep(what, found[kind], "FedAvg", found["fedavg"], "s")
 
 
 if __name__ == "__main__":

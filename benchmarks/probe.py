@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import torch
 
+from benchmarks import results
 from cold_flower import evaluate as protocols
 from cold_flower.config import Config
 from cold_flower.contributor import Contributor
@@ -56,7 +57,8 @@ def main() -> None:
         value = run()
         seconds[name] = time.perf_counter() - started
         print(f"{name:8} {EPOCHS} epochs: {seconds[name]:.2f} s, test accuracy {value:.3f}")
-    print(f"naive / cached: {seconds['naive'] / seconds['cached']:.1f}")
+    what, peer = f"linear probe, {EPOCHS} epochs", "through the body"
+    results.keep(what, seconds["cached"], peer, seconds["naive"], "s")
 
 
 if __name__ == "__main__":

@@ -81,8 +81,9 @@ def _estimate(site: Site, me: Contributor, each: float, examples: int) -> str:
     least, most = each * examples, each * examples * options.max_epochs
     if options.max_seconds:
         least, most = min(least, options.max_seconds), min(most, options.max_seconds)
-    needed = resources.footprint(me.config, me.base, bf16=False) / resources.GB
     machine = resources.this_machine()
+    cores = not machine.gpus
+    needed = resources.footprint(me.config, me.base, bf16=machine.bf16, cores=cores) / resources.GB
     free = (min(machine.gpus) if machine.gpus else machine.memory) / resources.GB
     limit = site.limits.memory_gb
     if needed > min(free, limit or free):

@@ -15,7 +15,7 @@ from cold_flower.errors import ConfigError
 from cold_flower.model import Base
 
 GB = 1e9
-PROCESS = 0.8 * GB  # a worker before it has a model: libraries, or a CUDA context
+PROCESS = 0.6 * GB  # a worker before it has a model: libraries, or a CUDA context
 
 
 @dataclass(frozen=True)
@@ -133,25 +133,31 @@ def parameters(base: Base) -> int:
         return sum(p.numel() for p in AutoModel.from_config(base.config).parameters())
 
 
-def footprint(config: Config, base: Base, *, bf16: bool) -> float:
-    """Estimate the bytes that one finetuning takes.
+def footprint(config: Config, base: Base, *, bf16: bool, cores: bool) -> float:
+    """Estimate the bytes that one finetuning takes where it computes, all its words occurring.
 
-    Weights, gradients, AdamW's two moments and the best weights so far, 4 bytes each;
-    activations of 34 bytes per token, layer and hidden unit in 16 bit (Korthikanti et al.
-    2022, eq. 2; without the attention matrix, which few families still write out), twice
-    that in 32 bit; and the process.
+    The process; weights, gradients, AdamW's two moments and the best weights so far, 4 bytes
+    each, and on cores the body that came; activations by token and layer, as Korthikanti et al.
+    (2022, eq. 2) count them: so many bytes for each hidden unit, and where attention is
+    written out (on cores, `cold_flower.cores`) for each of its entries. Their constants, for
+    weights of 32 bit, are measured by benchmarks/memory.py, on cores.
 
     Args:
         config: the run's.
         base: shape of the body.
         bf16: whether the hardware computes in 16 bit where it may choose.
+        cores: whether there is no GPU to compute on.
     """
     options, shape = config.finetune, base.config
-    tokens = (options.micro_batch_size or options.batch_size) * options.max_length
-    each = 34 if options.precision == "bf16" or (bf16 and options.precision == "auto") else 68
+    length = min(options.max_length, base.tokenizer.model_max_length)
+    tokens = (options.micro_batch_size or options.batch_size) * length
+    narrow = options.precision == "bf16" or (bf16 and options.precision == "auto")
+    unit, entry = (62, 8) if narrow else (95, 14)
     layers: int = shape.num_hidden_layers * (2 if shape.is_encoder_decoder else 1)
-    hidden: int = shape.hidden_size
-    return PROCESS + 20.0 * parameters(base) + each * tokens * layers * hidden
+    written = shape.num_attention_heads * length if cores else 0
+    activations = tokens * layers * (unit * shape.hidden_size + entry * written)
+    weights = (24 if cores else 20) * parameters(base)
+    return PROCESS + weights + float(activations)
 
 
 def allocate(

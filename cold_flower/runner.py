@@ -49,7 +49,8 @@ def prepare(config: Config, sharing: Sharing) -> Prepared:
     checked = experiments.check(config)
     base = load_base(config.base_model)
     machine = resources.this_machine(sharing.fake_gpus)
-    footprint = resources.footprint(config, base, bf16=machine.bf16)
+    cores = not machine.gpus or machine.fake or sharing.gpus == 0
+    footprint = resources.footprint(config, base, bf16=machine.bf16, cores=cores)
     evaluations = len(checked.plan.evaluated) * len(config.protocols())
     cohort = config.contributors_per_iteration or len(checked.plan.seen)
     if address := cluster.address():

@@ -15,6 +15,8 @@ from tests.test_simulation import MARK, MEMORY, SMALL, command_of, marked
 
 COLD_FLOWER = str(Path(sys.executable).parent / "cold-flower")
 GATE = ["--set", "gate.protocol=frozen", "--set", "gate.tolerance=1", "--set", "gate.task-tolerance=1"]  # fmt: skip
+# Three contributors on two workers, each a second: one has arrived, others are at work or wait.
+LONGER = ["--set", "contributors-per-iteration=3", "--set", "finetune.max-examples=200", "--set", "finetune.max-epochs=10"]  # fmt: skip
 VICTIMS = {
     "server": "flwr-simulation",
     "superlink": "flower-superlink",
@@ -38,13 +40,14 @@ def publishing(folder: Path, _: Events) -> bool:
     return (folder / "iterations" / ".0001").exists()
 
 
-MOMENTS: dict[str, Callable[[Path, Events], bool]] = {
-    "before the first message": lambda _, events: any("server" in e for e in events),
-    "mid-collection": phase("finetune", 2, 1),
-    "mid-fuse": phase("finetune", 1, 2),
-    "mid-publish": publishing,
-    "mid-evaluation": phase("evaluate", 1, 2),
+MOMENTS: dict[str, tuple[Callable[[Path, Events], bool], float]] = {
+    "before the first message": (lambda _, events: any("server" in e for e in events), 1.5),
+    "mid-collection": (phase("finetune", 2, 1), 0.3),
+    "mid-fuse": (phase("finetune", 1, 3), 0.05),
+    "mid-publish": (publishing, 0.0),
+    "mid-evaluation": (phase("evaluate", 1, 2), 0.5),
 }
+"""When each begins, and the most seconds after that until the blow."""
 
 
 def pids(mark: str, pattern: str) -> list[int]:
@@ -60,12 +63,12 @@ def crash(folder: Path, outcome: Callable[[Path], Any], events: Callable[[Path],
         outcome: what a finished run is judged by.
         events: reads a run's progress.
     """
-    settings = [*SMALL, *MEMORY, *GATE]
+    settings = [*SMALL, *LONGER, *MEMORY, *GATE]
     whole = folder / "left-alone"
     command = [COLD_FLOWER, "simulate", "demo", *settings, "--run-dir"]
     subprocess.run([*command, str(whole)], check=True, stdout=subprocess.DEVNULL)
     want, good, chance = outcome(whole), True, random.Random(0)
-    for moment, reached in MOMENTS.items():
+    for moment, (reached, latest) in MOMENTS.items():
         for victim in VICTIMS:
             there = folder / f"{victim}-{moment.replace(' ', '-')}"
             process = subprocess.Popen(
@@ -79,7 +82,7 @@ def crash(folder: Path, outcome: Callable[[Path], Any], events: Callable[[Path],
                 time.sleep(0.01)
             while victim == "actor" and not pids(there.name, VICTIMS[victim]):
                 time.sleep(0.1)  # before the first message there may be none yet
-            time.sleep(chance.uniform(0, 1.5) if "mid-pub" not in moment else 0)
+            time.sleep(chance.uniform(0, latest))
             if victim == "runner":
                 targets = [process.pid]
             elif victim == "tree":

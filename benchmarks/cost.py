@@ -1,0 +1,82 @@
+"""What the paper's main experiment would cost on this machine, before and after our means.
+
+    python -m benchmarks.cost [--examples 400]
+
+One seed of `multitask` (section 5.1): 30 iterations of 8 contributions, and 35 datasets finetuned
+and probed at each of 31 bases; RoBERTa-base of random weights, random tokens of MNLI's lengths.
+Measured here: examples a second of Trainer, of our loop, of a forward pass, and of the probe on
+cached features. Assumed: an example is as long as MNLI's (mean 39 tokens), and finetuning on n
+examples sees n, and 256,000 more that do not improve it, but 10 n at most. Before: Trainer's
+defaults, and a head trained through the body; after: what `cold-flower` does.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+from benchmarks import finetune, results
+from benchmarks.makespan import SIZES
+from cold_flower import probe
+from cold_flower.config import Config
+from cold_flower.experiments import configure
+
+BATCH = 32
+
+
+def rates(examples: int) -> dict[str, float]:
+    """Return examples a second of each kind of work."""
+    chosen = argparse.Namespace(examples=0, epochs=1, batch=BATCH, random=examples, tokens=0)
+    found = {
+        way: finetune.measure(way, "random", chosen)["examples"] for way in ("trainer", "ours")
+    }
+    work = finetune.random(examples, 0)
+    model, options = work.model(), Config().probe
+    probe.features(model, work.train.take(range(BATCH)), "auto")  # warm
+    known = probe.features(model, work.train, "auto")
+
+    def head() -> None:
+        probe.train_head(model, known, work.train.labels, options=options, batch=BATCH, seed=0)
+
+    seconds = _timed(lambda: probe.features(model, work.train, "auto"))
+    found["forward"] = examples / seconds
+    found["head"] = examples * options.epochs / _timed(head)
+    return found
+
+
+def _timed(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Print hours by kind of work; keep the sum."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--examples", type=int, default=400)
+    rate = rates(parser.parse_args().examples)
+    print({way: round(value, 1) for way, value in rate.items()}, "examples/s")
+    config = configure("multitask", {})
+    options, epochs = config.finetune, config.probe.epochs
+    sizes = [SIZES[name] for name in config.tasks.replace("\n", " ").replace(",", " ").split()]
+    seen = [min(options.max_epochs * n, n + options.early_stop_examples) for n in sizes]
+    bases = config.iterations + 1
+    contributed = config.iterations * config.contributors_per_iteration * sum(seen) / len(seen)
+    finetuned, probed = bases * sum(seen), bases * sum(sizes)
+    hours = {
+        "contributions": (contributed / rate["trainer"], contributed / rate["ours"]),
+        "finetuned": (finetuned / rate["trainer"], finetuned / rate["ours"]),
+        "frozen": (
+            probed * epochs / rate["forward"],
+            probed / rate["forward"] + probed * epochs / rate["head"],
+        ),
+    }
+    for name, (before, after) in hours.items():
+        print(f"{name:14} {before / 3600:10,.0f} h before {after / 3600:10,.0f} h after")
+    before, after = (sum(pair[i] for pair in hours.values()) / 3600 for i in (0, 1))
+    results.keep("one seed of multitask, estimated", after, "Trainer, no cache", before, "h")
+
+
+if __name__ == "__main__":
+    main()

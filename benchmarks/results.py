@@ -1,0 +1,104 @@
+"""What was measured, kept: benchmarks/results/<date>.json and the table of docs/performance.md."""
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).parent / "results"
+PAGE = FOLDER.parents[1] / "docs" / "performance.md"
+BEGIN, END = "<!-- written by benchmarks/results.py -->", "<!-- end -->"
+HEADER = ("| | ours | peer | times better | | |", "|---|---|---|---|---|---|")
+VERSIONS = ("torch", "transformers", "flwr", "ray")
+
+
+def keep(what: str, ours: float, peer: str, theirs: float, unit: str, note: str = "") -> None:
+    """Write one comparison down, in place of the same one of today; write the table anew.
+
+    Args:
+        what: that is measured.
+        ours: its figure.
+        peer: whom it is compared with, in the same run.
+        theirs: the peer's figure.
+        unit: of both; where it ends in "/s" more is better, else less.
+        note: what belongs to them.
+    """
+    row = {
+        "what": what,
+        "ours": ours,
+        "peer": peer,
+        "theirs": theirs,
+        "unit": unit,
+        "note": note,
+        "command": _command(),
+        "machine": _machine(),
+        "versions": {name: version(name) for name in VERSIONS},
+    }
+    FOLDER.mkdir(exist_ok=True)
+    today = FOLDER / f"{time.strftime('%Y-%m-%d')}.json"
+    rows = json.loads(today.read_text()) if today.exists() else []
+    rows = [*(r for r in rows if _same(r) != _same(row)), row]
+    today.write_text(json.dumps(rows, indent=1) + "\n")
+    page = PAGE.read_text()
+    before, _, rest = page.partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{table()}{END}{rest.partition(END)[2]}")
+
+
+def _same(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["machine"], row["what"], row["peer"]
+
+
+def _command() -> str:
+    name = sys.modules["__main__"].__spec__
+    module = name.name if name else Path(sys.argv[0]).stem
+    given = ["COLD_FLOWER_REAL=..."] if "COLD_FLOWER_REAL" in os.environ else []
+    said = [a if not a.startswith(os.sep) else "..." for a in sys.argv[1:]]
+    return " ".join([*given, "python -m", module, *said])
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0))
+    bf16 = " with AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else ""
+    return f"{cores} cores of {(names or [platform.machine()])[0]}{bf16}"
+
+
+def table() -> str:
+    """Return the newest figure of each comparison, by machine, as Markdown."""
+    newest: dict[tuple[str, ...], dict[str, Any]] = {}
+    for path in sorted(FOLDER.glob("*.json")):
+        for row in json.loads(path.read_text()):
+            newest[_same(row)] = {**row, "date": path.stem}
+    lines = []
+    for machine in dict.fromkeys(row["machine"] for row in newest.values()):
+        lines += [
+            f"**{machine}**",
+            "",
+            "| | ours | peer | times better | | |",
+            "|---|---|---|---|---|---|",
+        ]
+        rows = [row for row in newest.values() if row["machine"] == machine]
+        for row in rows:
+            ours, theirs, unit = row["ours"], row["theirs"], row["unit"]
+            better = ours / theirs if unit.endswith("/s") else theirs / ours
+            lines.append(
+                f"| {row['what']} | {ours:.4g} {unit} | {row['peer']}: {theirs:.4g} | {better:.2g} "
+                f"| {row['note']} | {row['date']} |"
+            )
+        lines += ["", "Commands and versions:", ""]
+        for command in dict.fromkeys(row["command"] for row in rows):
+            last = [row for row in rows if row["command"] == command][-1]
+            said = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
+            lines.append(f"- `{command}` ({said})")
+        lines.append("")
+    return "\n".join(lines) + "\n" if lines else ""
