@@ -44,20 +44,16 @@ class Encoded:
 
     def batch(self, indices: Sequence[int], device: torch.device) -> dict[str, Tensor]:
         """Pad these examples to the longest of them: a model's keyword arguments."""
-        spans = [slice(int(self.starts[i]), int(self.starts[i + 1])) for i in indices]
-        width = max(s.stop - s.start for s in spans)
-        ids = torch.full((len(spans), width), self.padding)
-        mask = torch.zeros(len(spans), width, dtype=torch.long)
-        types = torch.zeros_like(ids)
-        for row, span in enumerate(spans):
-            length = span.stop - span.start
-            ids[row, :length] = self.ids[span]
-            mask[row, :length] = 1
-            if len(self.types):
-                types[row, :length] = self.types[span]
-        made = {"input_ids": ids, "attention_mask": mask}
+        rows = torch.tensor(indices)
+        starts, ends = self.starts[rows][:, None], self.starts[rows + 1][:, None]
+        tokens = starts + torch.arange(int((ends - starts).max()))  # [examples, longest]
+        there = tokens < ends
+        ids = torch.full(there.shape, self.padding)
+        ids[there] = self.ids[tokens[there]].long()
+        made = {"input_ids": ids, "attention_mask": there.long()}
         if len(self.types):
-            made["token_type_ids"] = types
+            made["token_type_ids"] = torch.zeros_like(ids)
+            made["token_type_ids"][there] = self.types[tokens[there]].long()
         return {key: value.to(device, non_blocking=True) for key, value in made.items()}
 
 
