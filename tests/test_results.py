@@ -1,0 +1,40 @@
+"""What the benchmarks write down."""
+
+import json
+
+from benchmarks import results
+
+
+def test_a_comparison_is_kept_and_shown(tmp_path, monkeypatch) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(results, "PAGE", page)
+    results.keep("work", 50.0, "others", 25.0, "examples/s")
+    results.keep("fuse", 9.0, "others", 3.0, "s", note="cold")
+    results.keep("fuse", 2.0, "others", 3.0, "s")  # once more on the same day: counts instead
+    (file,) = (tmp_path / "results").iterdir()
+    assert [(row["what"], row["ours"]) for row in json.loads(file.read_text())] == [
+        ("work", 50.0),
+        ("fuse", 2.0),
+    ]
+    said = page.read_text()
+    assert said.startswith("before\n") and said.endswith(f"{results.END}\nafter\n")
+    assert "old" not in said
+    assert "| work | 50 examples/s | others: 25 | 2 |" in said  # more is better
+    assert "| fuse | 2 s | others: 3 | 1.5 |" in said  # less is better
+
+
+def test_the_newest_figure_counts(tmp_path, monkeypatch) -> None:
+    row = {"what": "w", "peer": "p", "theirs": 2.0, "unit": "s", "note": "", "command": "c",
+           "machine": "m", "versions": {"torch": "2"}}  # fmt: skip
+    for day, ours in (("2026-01-01", 4.0), ("2026-01-02", 1.0)):
+        (tmp_path / f"{day}.json").write_text(json.dumps([{**row, "ours": ours}]))
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    assert "| w | 1 s | p: 2 | 2 |  | 2026-01-02 |" in results.table()
+    assert "4 s" not in results.table()
+
+
+def test_the_page_shows_what_is_kept() -> None:
+    said = results.PAGE.read_text().partition(results.BEGIN)[2].partition(results.END)[0]
+    assert said.strip() == results.table().strip()
