@@ -7,14 +7,16 @@ ifneq ($(wildcard ../shared/data/suite.toml),)
 export COLD_FLOWER_REAL ?= $(abspath ../shared)
 endif
 
-.PHONY: demo test acceptance check bench
+.PHONY: demo install test acceptance check bench
 demo: $(BIN)/cold-flower
 	$(BIN)/cold-flower simulate demo
+
+install: $(BIN)/cold-flower
 
 test: $(BIN)/cold-flower
 	$(BIN)/python -m pytest
 
-# Hours: five seeds of the demo, three of real_small, both byte-determinism checks.
+# Hours, all parts of tests/acceptance.py; one: $(BIN)/python -m tests.acceptance crash
 acceptance: $(BIN)/cold-flower
 	$(BIN)/python -m tests.acceptance
 

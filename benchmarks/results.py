@@ -14,7 +14,7 @@ import torch
 FOLDER = Path(__file__).parent / "results"
 PAGE = FOLDER.parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- written by benchmarks/results.py -->", "<!-- end -->"
-HEADER = ("| | ours | peer | times better | | |", "|---|---|---|---|---|---|")
+HEADER = ("| what | ours | peer | better by | | measured |", "|---|---|---|---|---|---|")
 VERSIONS = ("torch", "transformers", "flwr", "ray")
 
 
@@ -81,12 +81,7 @@ def table() -> str:
             newest[_same(row)] = {**row, "date": path.stem}
     lines = []
     for machine in dict.fromkeys(row["machine"] for row in newest.values()):
-        lines += [
-            f"**{machine}**",
-            "",
-            "| | ours | peer | times better | | |",
-            "|---|---|---|---|---|---|",
-        ]
+        lines += [f"**{machine}**", "", *HEADER]
         rows = [row for row in newest.values() if row["machine"] == machine]
         for row in rows:
             ours, theirs, unit = row["ours"], row["theirs"], row["unit"]

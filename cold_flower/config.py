@@ -214,7 +214,7 @@ class Config:
         "of a baseline: a task's share of the batches is its size's, or the same for all",
         choices=("proportional", "balanced"),
     )
-    attacks: str = _key("", "a rehearsal: who does what harm, {music = 'sign-flip'}; see README")
+    attacks: str = _key("", "a rehearsal: who does harm, {music = 'sign-flip'}; docs/safety.md")
     log: str = _key(
         "",
         "follow the scores there, too, where that package is installed",

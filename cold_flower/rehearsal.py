@@ -66,7 +66,9 @@ def rehearse(site: Site, config: Config) -> Iterator[str]:
     yield f"  metrics: {', '.join(records.LISTED)}"
     yield "  contribution: contributor, iteration, base, device, visible-gpus, worker"
     yield "once, when asked who this is: name, task, metric, examples, tokens, protocol, versions,"
-    yield "  code, model, device, visible-gpus, worker; of an evaluation: num-examples and scores"
+    yield "  code, model, device, visible-gpus, worker"
+    yield "of an evaluation: num-examples and scores; contributor, task, metric, seconds, device,"
+    yield "  visible-gpus, worker"
     yield "the tensors of the body (name, shape, bytes):"
     for name, tensor in trained.items():
         yield f"  {name} {tuple(tensor.shape)} {sent[name]}"

@@ -269,6 +269,8 @@ def main() -> None:
     if "COLD_FLOWER_REAL" in os.environ:
         known |= {"real": real, "real-attacks": attack.real, "sites": sites}
     chosen = sys.argv[1:] or list(known)
+    if unknown := [name for name in chosen if name not in known]:
+        sys.exit(f"unknown here: {unknown}; there are {list(known)} (more with COLD_FLOWER_REAL)")
     folder = Path(tempfile.mkdtemp(prefix="cold-flower-acceptance-"))
     print(f"runs in {folder}")
     results = {name: known[name](folder) for name in chosen}
