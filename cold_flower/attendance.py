@@ -31,6 +31,9 @@ class Attendance(Protocol):
     def plan(self) -> Plan:
         """Return the role of each who is there now."""
 
+    def allowed(self, name: str) -> bool:
+        """Return whether a contributor may take part, also where it is away now."""
+
     def refresh(self) -> None:
         """Look again who is there."""
 
@@ -65,6 +68,10 @@ class Planned:
     @property
     def _seen(self) -> list[str]:
         return [name for name in self.members if name in self.plan.seen]
+
+    def allowed(self, name: str) -> bool:
+        """Return whether the suite has it contribute."""
+        return name in self._seen
 
     def refresh(self) -> None:
         """Do nothing: in a simulation nobody comes or leaves."""

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cold_flower import evaluate as protocols
@@ -29,6 +28,7 @@ from cold_flower.plan import plan
 from cold_flower.seeds import derive
 from cold_flower.site import Site
 from cold_flower.trainer import Job, train
+from strategies.fusion import write_safetensors
 
 SPLITS = ("train", "dev", "test")
 ENCODED = ("ids", "types", "starts", "labels")  # the tensors of an Encoded
@@ -206,9 +206,8 @@ def _save(data: Splits, path: Path) -> None:
         made = getattr(data, name)
         tensors |= {f"{name}.{key}": getattr(made, key) for key in ENCODED}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, temporary, {"labels": json.dumps(data.labels)})
-    temporary.replace(path)
+    template = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_safetensors(path, template, tensors.items(), {"labels": json.dumps(data.labels)})
 
 
 def _read(path: Path, task: Task) -> Splits:

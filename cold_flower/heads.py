@@ -6,15 +6,15 @@ iteration that is repeated after a crash begins with the same head as the first 
 """
 
 import hashlib
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cold_flower.errors import ModelError
+from strategies.fusion import write_safetensors
 
 
 class Heads:
@@ -35,9 +35,9 @@ class Heads:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{iteration:04d}.safetensors"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file(head, temporary)
-        temporary.replace(path)
+        write_safetensors(
+            path, {n: (t.dtype, tuple(t.shape)) for n, t in head.items()}, head.items()
+        )
 
     def load_into(self, model: Any, iteration: int, abandoned: Collection[int] = ()) -> int | None:
         """Put the newest head from before ``iteration`` into a model; return whose it was.

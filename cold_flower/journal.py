@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cold_flower.config import Config
 from cold_flower.errors import RunError
@@ -19,6 +19,7 @@ from cold_flower.errors import RunError
 CONFIG, SCORES, CONTRIBUTIONS = "config.json", "scores.jsonl", "contributions.jsonl"
 VALIDATION = "validation.jsonl"  # of the gate
 RESULT, PROGRESS = "result.json", "progress.jsonl"
+LOG = "flower.log"
 FULL = "no space left on the disk of the run directory: make room there"
 SITES = "sites.jsonl"  # who came, left, was refused; with versions and code
 # Environment: the runner tells the ServerApp of its workers, and of itself.
@@ -50,7 +51,6 @@ class Journal:
             return
         check_same(self.run_dir, config)
         self.lock()
-        self.rows(PROGRESS)  # drops a last line that was cut off
         (self.run_dir / RESULT).unlink(missing_ok=True)
         self.write(CONFIG, {**json.loads(path.read_text()), "config": config.flat()})
 
@@ -71,32 +71,40 @@ class Journal:
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file whole."""
         temporary = self.run_dir / f".{name}"
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        with temporary.open("w") as file:
+            file.write(json.dumps(value, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(self.run_dir / name)
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append JSON lines and make them durable."""
-        with (self.run_dir / name).open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        """Append JSON lines and make them durable; who appends holds the lock."""
+        with self._end_of(name) as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
             file.flush()
             os.fsync(file.fileno())
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """Read JSON lines; a last line that was cut off is dropped from the file."""
+        """Read JSON lines; a last one that is cut off, or just being written, does not count."""
         path = self.run_dir / name
-        if not path.exists():
-            return []
-        text = path.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
-            path.write_bytes(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        text = path.read_bytes() if path.exists() else b""
+        return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+
+    def _end_of(self, name: str) -> BinaryIO:
+        """Open a file behind its last whole line."""
+        file = (self.run_dir / name).open("a+b")
+        end = file.tell()
+        file.seek(max(0, end - 1))
+        if end and file.read(1) != b"\n":  # a process was killed while it wrote
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        return file
 
     def say(self, line: str, **about: Any) -> dict[str, Any]:
         """Record an event: a line to read, and what a progress display needs beside it."""
         event = {"time": round(time.time(), 3), "line": line, **about}
-        with (self.run_dir / PROGRESS).open("a") as file:
-            file.write(json.dumps(event) + "\n")
+        with self._end_of(PROGRESS) as file:
+            file.write(json.dumps(event).encode() + b"\n")
         return event
 
 
@@ -106,12 +114,13 @@ def run_id(run_dir: Path) -> str:
 
 
 def check_new(run_dir: Path) -> None:
-    """Refuse a directory that holds anything.
+    """Refuse a directory that holds anything but what a start leaves that was cut off.
 
     Raises:
         RunError: naming the way out.
     """
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+    begun = {".lock", f".{CONFIG}", LOG}
+    if run_dir.exists() and (not run_dir.is_dir() or {p.name for p in run_dir.iterdir()} - begun):
         raise RunError(
             f"run directory {run_dir} exists: add --resume to continue that run, or name "
             "another with --run-dir"

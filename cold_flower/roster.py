@@ -125,8 +125,10 @@ def examine(about: Mapping[str, Any], node: int, *, model: str, code: str = "") 
                 f"contributor {name} has another {key}: {str(about.get(key))[:80]!r}, the "
                 f"server has {mine!r}"
             )
-    counts = [about.get(key, 0) for key in ("examples", "tokens")]
-    examples, tokens = (c if isinstance(c, int) and c >= 0 else 0 for c in counts)
+    examples, tokens = (about.get(key, 0) for key in ("examples", "tokens"))
+    if type(examples) is not int or not 1 <= examples <= records.MOST_EXAMPLES:
+        raise Refused(f"it has {str(examples)[:80]!r} examples, expected a number from 1")
+    tokens = tokens if type(tokens) is int and tokens >= 0 else 0
     device, metric = str(about.get("device", "cpu"))[:80], str(about.get("metric", "accuracy"))
     if metric not in METRIC_OF.values():
         raise Refused(unknown("metric", metric[:80], list(METRIC_OF.values())))

@@ -128,6 +128,7 @@ class _Run:
             # One more than there are workers: the next message waits where it is needed.
             window=workers + 1 if workers else 0,
             actors=not config.sites.allow,
+            allowed=self._attendance.allowed,
             screen=screen(config),
             promised=self._promised,
             history=lambda name: self._norms.get(name, []),
@@ -218,13 +219,14 @@ class _Run:
             sha256 = self._repository.manifest(self._head)["sha256"]
             return validate(sha256, lambda: records.pack(body.items()))
 
-        chosen = self._config.gate
+        chosen, there = self._config.gate, self._attendance
         return Gate(
             lambda candidate: validate(fingerprint(records.unpack(candidate)), lambda: candidate),
             before,
             tolerance=chosen.tolerance,
             task_tolerance=chosen.task_tolerance,
             budget=chosen.budget,
+            voters=lambda: sum(name in there.members for name in there.plan.seen),
         )
 
     def _say_of_finetuning(self, line: str) -> None:
@@ -270,8 +272,6 @@ class _Run:
     def _attend(self, base: model.Base) -> Attendance:
         if not self._config.sites.allow:
             return Planned(self._grid, self._config, base.sha256, self._say)
-
-        self._journal.rows(SITES)  # drops a last line that was cut off
 
         def record(row: dict[str, Any]) -> None:
             self._journal.append(SITES, [row])

@@ -25,12 +25,11 @@ from cold_flower import __version__
 from cold_flower.config import Config
 from cold_flower.errors import RunError
 from cold_flower.identity import PACKAGES, ROOT
-from cold_flower.journal import CONFIG, FULL, PROGRESS, RESULT, RUNNER, WORKERS
+from cold_flower.journal import CONFIG, FULL, LOG, PROGRESS, RESULT, RUNNER, WORKERS
 from cold_flower.progress import Event
 from cold_flower.resources import Allocation
 from cold_flower.superlink import CONNECTION, Stopped, alive, stoppable, superlink, tool
 
-LOG = "flower.log"
 STATUS_SECONDS = 30
 _LEAST = 1 << 16  # bytes free: with less the disk is full
 

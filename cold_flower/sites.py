@@ -88,6 +88,10 @@ class Sites:
                 asked[name] = node
         self._ask(asked)
 
+    def allowed(self, name: str) -> bool:
+        """Return whether sites.allow has it."""
+        return self._allow == ["*"] or name in self._allow
+
     def cohort(self, iteration: int) -> list[str]:
         """Draw an iteration's cohort of the sites that are there when it begins."""
         if self._cohort[0] != iteration:
@@ -125,7 +129,7 @@ class Sites:
             return "has no registered name: flwr supernode register KEY.pub --name NAME"
         if not NAME.fullmatch(name):
             return f"a registered name is {NAME.pattern}"
-        if self._allow != ["*"] and name not in self._allow:
+        if not self.allowed(name):
             return "is not in sites.allow"
         return f"another node is registered as {name}" if name in there else ""
 

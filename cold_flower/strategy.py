@@ -1,19 +1,23 @@
 """Which Flower strategy fuses: ours with a fusion rule, or one that the user names."""
 
 import importlib
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp.strategy import Strategy
 
 from cold_flower.config import Config, Fusion, split
 from cold_flower.errors import ConfigError
 from cold_flower.repository import Repository
+from strategies import records
 from strategies.cold_fusion import ColDFusion
+from strategies.errors import FusionError, Refused
 from strategies.fusion import load
 from strategies.gate import Gate
 from strategies.inbox import Inbox
-from strategies.screening import Screen
+from strategies.screening import Screen, finite
 from strategies.stages import Stages, staged
 
 
@@ -101,8 +105,7 @@ def stock_strategy(config: Config) -> Strategy:
     name = config.fusion.strategy
     module, _, attribute = name.partition(":")
     try:
-        kind = getattr(importlib.import_module(module), attribute)
-        made = kind(
+        made = _in_float32(getattr(importlib.import_module(module), attribute))(
             fraction_evaluate=0.0,
             min_train_nodes=1,
             min_available_nodes=1,
@@ -113,6 +116,27 @@ def stock_strategy(config: Config) -> Strategy:
             f"fusion.strategy {name!r} is not usable: {error}. Expected module:class, such as "
             "flwr.serverapp.strategy:FedAvg; its options go into fusion.options"
         ) from error
-    if not isinstance(made, Strategy):
-        raise ConfigError(f"fusion.strategy {name!r} is no flwr.serverapp.strategy.Strategy")
     return made
+
+
+def _in_float32(kind: Any) -> Callable[..., Strategy]:
+    """Return a Flower strategy whose results are bases: FedAdam and others compute in 64 bit.
+
+    Raises:
+        TypeError: it is no strategy.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Strategy)):
+        raise TypeError("it is no flwr.serverapp.strategy.Strategy")
+
+    class InFloat32(kind):  # type: ignore[misc]
+        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            if arrays is None:
+                return arrays, metrics
+            body = ((key, tensor.float()) for key, tensor in records.unpack(arrays))
+            try:
+                return records.pack(finite(body)), metrics
+            except Refused as error:
+                raise FusionError(f"what {kind.__name__} made: {error}") from error
+
+    return InFloat32

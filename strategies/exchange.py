@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 
+import httpx
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -70,7 +71,8 @@ def exchange(
 def _first_reply(grid: Grid, waiting: Mapping[str, Message]) -> tuple[str, Message | None]:
     """Pull one reply, if there is any: never two in memory; return which message it answers.
 
-    Flower decodes a site's bytes here, and trusts them: what it cannot read is an error reply.
+    Flower decodes a site's bytes here, and trusts them: whatever that ends in, short of a
+    connection that fails, is an error reply.
     """
     for message_id, message in waiting.items():
         try:
@@ -78,7 +80,9 @@ def _first_reply(grid: Grid, waiting: Mapping[str, Message]) -> tuple[str, Messa
                 if reply.has_error() or isinstance(reply.content, RecordDict):
                     return message_id, reply
                 raise ValueError(f"it holds {type(reply.content).__name__}")
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (OSError, httpx.HTTPError):
+            raise
+        except Exception as error:
             said = f"the reply cannot be read: {type(error).__name__}: {error}"
             return message_id, Message(Error(_UNREADABLE, said), reply_to=message)
     return "", None

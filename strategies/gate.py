@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Generic, TypeVar
 
+from strategies.errors import FusionError
+
 Scores = Mapping[str, float]
 """Validation score by contributor."""
 Model = TypeVar("Model")
@@ -31,7 +33,9 @@ class Judgement:
     """How many were validated."""
 
 
-def fall(before: Scores, after: Scores, tolerance: float, task_tolerance: float) -> str:
+def fall(
+    before: Scores, after: Scores, tolerance: float, task_tolerance: float, voters: int = 0
+) -> str:
     """Say how a candidate is worse than the base; empty if it is not.
 
     Args:
@@ -39,10 +43,12 @@ def fall(before: Scores, after: Scores, tolerance: float, task_tolerance: float)
         after: the candidate's, of the same contributors.
         tolerance: by how much the mean may fall.
         task_tolerance: by how much any single score may fall.
+        voters: how many were to score both, if more than did score either.
     """
+    voters = max(voters, len(before.keys() | after.keys()))
     lost = {name: before[name] - after[name] for name in sorted(before.keys() & after.keys())}
-    if not lost or 2 * len(lost) < len(before):  # at sites of their own, some may not answer
-        return f"{len(lost)} of {len(before)} contributors could validate it"
+    if not lost or 2 * len(lost) < voters:  # at sites of their own, some may not answer
+        return f"{len(lost)} of {voters} contributors could validate it"
     mean = fmean(lost.values())
     if mean > tolerance:
         return f"the mean falls by {mean:.4f} (tolerance {tolerance:g})"
@@ -71,6 +77,7 @@ class Gate(Generic[Model]):
         tolerance: by how much the mean may fall, in units of the score.
         task_tolerance: by how much any single score may fall.
         budget: how many further candidates may be validated.
+        voters: returns how many contributors are to score each candidate.
     """
 
     def __init__(
@@ -81,10 +88,12 @@ class Gate(Generic[Model]):
         tolerance: float,
         task_tolerance: float,
         budget: int,
+        voters: Callable[[], int] = lambda: 0,
     ) -> None:
         self._validate = validate
         self._before = before
         self._limits = (tolerance, task_tolerance)
+        self._voters = voters
         self._budget = budget
         self.judgement: Judgement | None = None
         """Of the last iteration."""
@@ -104,21 +113,25 @@ class Gate(Generic[Model]):
             suspects: orders the cohort, the likeliest to do harm first.
             least: how many contributions ``make`` needs.
         """
-        before = self._before()
+        before, voters = self._before(), self._voters()
         kept = list(cohort)
+        candidate: Model | None
         candidate = make(kept)
         best = after = self._validate(candidate)
-        reason = first = fall(before, after, *self._limits)
+        reason = first = fall(before, after, *self._limits, voters)
         tried = 1
         for name in suspects() if reason else ():
             if not reason or tried > self._budget or len(kept) <= least:
                 break
-            del candidate  # never two of them in memory
+            candidate = None  # never two of them in memory
             without = [other for other in kept if other != name]
-            candidate = make(without)
+            try:
+                candidate = make(without)
+            except FusionError:  # the rule cannot fuse these alone
+                continue
             after = self._validate(candidate)
             tried += 1
-            reason = fall(before, after, *self._limits)
+            reason = fall(before, after, *self._limits, voters)
             if not reason or _better(after, best):
                 kept, best = without, after
         self.judgement = Judgement(

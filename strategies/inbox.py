@@ -41,6 +41,7 @@ class Inbox(Grid):
             them themselves; costs one model per contributor in memory.
         window: how many contributors may be at work at once; 0 is all (see `exchange`).
         actors: the contributors are Ray actors (see `exchange`).
+        allowed: whether what a contributor gave before the run was stopped still counts.
         screen: judges the contributions of an iteration together, once all have arrived: takes
             the base's fingerprint, the candidates and what they measure.
         promised: returns how many training examples a contributor said to have; 0 = unknown.
@@ -62,6 +63,7 @@ class Inbox(Grid):
         keep_arrays: bool = False,
         window: int = 0,
         actors: bool = True,
+        allowed: Callable[[str], bool] = lambda name: True,
         screen: Screening | None = None,
         promised: Callable[[str], int] = lambda name: 0,
         history: Callable[[str], Sequence[float]] = lambda name: (),
@@ -79,6 +81,7 @@ class Inbox(Grid):
         self._keep_arrays = keep_arrays
         self._window = window
         self._actors = actors
+        self._allowed = allowed
         self._screen = screen
         self._promised = promised
         self._history = history
@@ -120,6 +123,8 @@ class Inbox(Grid):
         names = {node: name for name, node in self._roster.items()}
         asked = {names[m.metadata.dst_node_id]: self._stamped(m, base) for m in listed}
         # Also of a site that is not there now: what it gave before the run was stopped counts.
+        for name in filter(lambda name: not self._allowed(name), self._shelf.names()):
+            self._shelf.quarantine(name)
         there = [name for name in self._shelf.names() if name not in asked]
         found = {name: self._shelf.find(name, base) for name in (*asked, *there)}
         self.arrivals = {name: arrival for name, arrival in found.items() if arrival}
@@ -147,9 +152,15 @@ class Inbox(Grid):
                 replies[name] = self._reread(reply, arrival) if self._keep_arrays else reply
         if self._screen:
             self._judge(self._screen, Weights(records.Tensors(arrays)), base)
-        self._check_quorum(len(asked))
+        self._check_quorum(len(found))
+        accepted = self.accepted()
+        # Flower's strategies want the same metrics of all; contributors need not send them all.
+        common = set.intersection(*(set(arrival.metrics) for arrival in accepted))
+        for arrival in accepted:
+            metrics = {key: arrival.metrics[key] for key in sorted(common)}
+            replies[arrival.name].content[records.METRICS] = MetricRecord(dict(metrics))
         # By name, so that a strategy that sums in order of arrival gives the same bits.
-        return [replies[arrival.name] for arrival in self.accepted()]
+        return [replies[arrival.name] for arrival in accepted]
 
     def accepted(self) -> list[Arrival]:
         """Return the contributions that are to be fused, by name."""

@@ -28,6 +28,7 @@ EXAMPLES = "num-examples"  # the key in METRICS that Flower's strategies weigh b
 
 # What a reply may hold beside the arrays: far more than ours do, far less than would hurt.
 MOST_RECORDS, MOST_KEYS, LONGEST_KEY, LONGEST_VALUE = 8, 64, 64, 10_000
+MOST_EXAMPLES = 2**53  # a float counts no further
 HEADER = 1024  # bytes by which a numpy file may be larger than its values
 
 
@@ -153,8 +154,9 @@ def metrics_of(content: RecordDict) -> dict[str, float]:
     metrics: dict[str, float] = dict(record.items())  # type: ignore[arg-type]
     if bad := [key for key, value in metrics.items() if not math.isfinite(value)]:
         raise Refused(f"metric {text_of(bad[0])!r} is {metrics[bad[0]]}")
-    if not metrics.get(EXAMPLES, 0) >= 1:
-        raise Refused(f"metric {EXAMPLES!r} is {metrics.get(EXAMPLES)}, expected above 0")
+    if not 1 <= metrics.get(EXAMPLES, 0) <= MOST_EXAMPLES:
+        said = metrics.get(EXAMPLES)
+        raise Refused(f"metric {EXAMPLES!r} is {said}, expected 1 to {MOST_EXAMPLES}")
     return metrics
 
 

@@ -1,11 +1,12 @@
 """The matrices that take too long for every commit: ``make acceptance``, run by hand.
 
-    python -m tests.acceptance [demo] [determinism] [interrupt] [crash] [attacks] [fuzz] [disk]
-        [cluster] [real] [real-attacks] [sites] [sites-small]
+    python -m tests.acceptance [demo] [clean] [determinism] [interrupt] [crash] [attacks] [fuzz]
+        [disk] [cluster] [real] [real-attacks] [sites] [sites-small]
 
 - demo: five seeds; after the last iteration the fused base must beat the start frozen on
   seen tasks, frozen on unseen tasks and finetuned, by more than the standard error over
   tasks, for at least four.
+- clean: twenty seeds of the demo, frozen alone: screening refuses nobody.
 - determinism: one seed twice, the second time on one core, so that replies arrive in
   another order: the same sha256 of every base.
 - interrupt: Ctrl-C, twice, before the run exists, while contributors finetune and while
@@ -18,7 +19,8 @@
 - fuzz: 3,000 replies, manifests, suite files and config strings each.
 - disk: a full disk stops a run with the last iteration intact.
 - cluster: the demo on two Ray nodes with a core each gives the bases of this machine.
-- real: real_small with three seeds and once under stock FedAvg (needs COLD_FLOWER_REAL).
+- real: real_small with three seeds, nobody refused, and once under stock FedAvg (needs
+  COLD_FLOWER_REAL).
 - sites: tests/acceptance_sites.py: three SuperNodes with TLS, keys and real data; kills,
   restarts, certificates (needs COLD_FLOWER_REAL). sites-small: with the demo's data and model.
 """
@@ -83,6 +85,24 @@ def demo(folder: Path) -> bool:
         print(f"seed {seed}: {shown}: {'yes' if won else 'NO'}", flush=True)
     print(f"fusing helps for {good} of 5 seeds")
     return good >= 4
+
+
+def refused(folder: Path) -> list[str]:
+    """Return the contributions that were not accepted."""
+    rows = Journal(folder).rows(CONTRIBUTIONS)
+    bad = [row for row in rows if row["verdict"] != "accepted"]
+    print(f"{len(rows)} contributions, {len(bad)} refused", flush=True)
+    return [f"{row['contributor']}: {row['reason']}" for row in bad]
+
+
+def clean(folder: Path) -> bool:
+    """Twenty seeds of the demo without an attacker."""
+    quick = ("evaluate.protocols=frozen", "evaluate.every=2", "quorum=1")
+    found = [
+        refused(run(folder / f"clean-{seed}", "demo", f"seed={seed}", *quick)) for seed in range(20)
+    ]
+    print(f"refused: {[each for one in found for each in one]}")
+    return not any(found)
 
 
 def outcome(folder: Path) -> tuple[list[str], list[str]]:
@@ -180,7 +200,7 @@ def real(folder: Path) -> bool:
         print(
             f"{name}: seen {seen[0]:+.1f} ± {seen[1]:.1f}, unseen {unseen[0]:+.1f} ± {unseen[1]:.1f}"
         )
-        good &= "FedAvg" in name or seen[0] > 2 * seen[1]
+        good &= not refused(done) and ("FedAvg" in name or seen[0] > 2 * seen[1])
     return good
 
 
@@ -257,6 +277,7 @@ def main() -> None:
     """Run what is named, or all; exit with 1 if anything does not hold."""
     known = {
         "demo": demo,
+        "clean": clean,
         "determinism": determinism,
         "interrupt": interrupt,
         "crash": crashes,

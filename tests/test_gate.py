@@ -2,6 +2,7 @@
 
 import pytest
 
+from strategies.errors import FusionError
 from strategies.gate import Gate, fall
 
 
@@ -13,9 +14,26 @@ def test_a_fall_by_hand() -> None:
     assert (
         fall(before, {"a": 0.4, "b": 0.7}, 0.01, 1) == "the mean falls by 0.0500 (tolerance 0.01)"
     )
-    assert fall({}, {"a": 0.1}, 0, 0) == "0 of 0 contributors could validate it"
+    assert fall({}, {"a": 0.1}, 0, 0) == "0 of 1 contributors could validate it"
     assert fall(before, {"a": 0.5}, 0, 0) == ""  # half of them
     assert fall({**before, "c": 0.1}, {"a": 0.5}, 0, 0) == "1 of 3 contributors could validate it"
+    said = "1 of 3 contributors could validate it"  # the others could not validate the base
+    assert fall({"a": 0.5}, {"a": 0.9, "b": 0.0, "c": 0.0}, 0, 0) == said
+    assert fall({"a": 0.5}, {"a": 0.9}, 0, 0, voters=3) == said
+
+
+def test_what_the_rule_cannot_fuse_is_no_candidate() -> None:
+    cohort = Cohort("c")
+
+    def make(names) -> str:
+        if len(names) < 4:
+            raise FusionError("needs four")
+        return cohort.make(names)
+
+    gate = cohort.gate()
+    assert gate.choose(list("abcd"), make, lambda: list("cabd")) is None
+    assert not gate.judgement.accepted
+    assert gate.judgement.candidates == 1
 
 
 class Cohort:

@@ -2,16 +2,21 @@
 
 import math
 
+import flwr.serverapp.strategy as strategies_of_flower
+import httpx
 import pytest
 import torch
 from flwr.app import Array, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
+from google.protobuf.message import DecodeError
 
+from cold_flower import strategy
+from cold_flower.config import Config
 from strategies import records
 from strategies.arrivals import Shelf
 from strategies.cold_fusion import ColDFusion
 from strategies.diagnostics import diagnose
-from strategies.errors import DeadActorError, QuorumError, Refused
+from strategies.errors import DeadActorError, FusionError, QuorumError, Refused
 from strategies.fusion import Weights, fingerprint, load, read_metadata
 from strategies.gate import Gate
 from strategies.inbox import Inbox
@@ -350,12 +355,73 @@ def test_what_a_site_gave_before_a_stop_counts_though_it_is_away(tmp_path) -> No
     assert grid.sent == []
 
 
-def test_a_reply_that_flower_cannot_read_is_refused(tmp_path) -> None:
+def test_what_a_site_gave_that_may_take_part_no_more_is_put_aside(tmp_path) -> None:
+    _, first = make(tmp_path / "incoming", quorum=3)
+    start(first)
+    grid = FakeGrid(trained, ROSTER.values())
+    second = Inbox(
+        grid, tmp_path / "incoming", ROSTER, lambda i: ["ann", "bob"], poll=0.001,
+        allowed=lambda name: name != "cat",
+    )  # fmt: skip
+    assert torch.equal(start(second)["w"], torch.full((2, 2), 1.5))  # of 1 and 2
+    assert (tmp_path / "quarantine" / "0001" / "cat.safetensors").exists()
+
+
+def test_without_a_quorum_all_that_count_must_be_good(tmp_path) -> None:
+    _, first = make(tmp_path)
+    start(first)
+    (tmp_path / "0001" / "ann.safetensors").unlink()  # ann is asked again, and fails
+    grid = FakeGrid(lambda m: error_reply(m, "no"), ROSTER.values())
+    second = Inbox(grid, tmp_path, ROSTER, lambda i: ["ann"], poll=0.001)
+    with pytest.raises(QuorumError, match="2 of 3 contributions are good"):
+        start(second)
+
+
+@pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "FedMedian"])
+def test_what_a_flower_strategy_makes_is_a_base(tmp_path, name) -> None:
+    config = Config.from_flat({"fusion.strategy": f"flwr.serverapp.strategy:{name}"})
+    _, inbox = make(tmp_path, keep_arrays=True)  # the second round begins with what the first made
+    arrays = records.pack(BASE.items())
+    stock = strategy.stock_strategy(config)
+    made = dict(records.unpack(stock.start(inbox, arrays, num_rounds=2, timeout=1).arrays))
+    assert {key: tensor.dtype for key, tensor in made.items()} == dict.fromkeys(BASE, torch.float32)
+    assert not torch.equal(made["w"], BASE["w"])
+
+
+def test_a_flower_strategy_that_makes_no_numbers_stops_the_run(tmp_path, monkeypatch) -> None:
+    class Broken(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            _, metrics = super().aggregate_train(server_round, replies)
+            return records.pack((k, t / 0) for k, t in BASE.items()), metrics
+
+    monkeypatch.setattr(strategies_of_flower, "Broken", Broken, raising=False)
+    config = Config.from_flat({"fusion.strategy": "flwr.serverapp.strategy:Broken"})
+    _, inbox = make(tmp_path, keep_arrays=True)
+    with pytest.raises(FusionError, match="what Broken made: w holds NaN or infinity"):
+        strategy.stock_strategy(config).start(inbox, records.pack(BASE.items()), num_rounds=1)
+
+
+def test_a_flower_strategy_gets_the_metrics_that_all_have(tmp_path) -> None:
+    def client(message):
+        few = message.metadata.dst_node_id == 22
+        return trained(message, metrics={"num-examples": 10}) if few else trained(message)
+
+    _, inbox = make(tmp_path, client, keep_arrays=True)
+    stock = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+    result = stock.start(inbox, records.pack(BASE.items()), num_rounds=1, timeout=1)
+    fused = dict(records.unpack(result.arrays))["w"]
+    assert torch.allclose(fused, torch.full((2, 2), 3.0))
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("dtype\x1b[2J"), IndexError("5"), RecursionError(), DecodeError("wire")]
+)
+def test_a_reply_that_flower_cannot_read_is_refused(tmp_path, error) -> None:
     class Hostile(FakeGrid):
         def pull_messages(self, message_ids):
             replies = super().pull_messages(message_ids)
             if any(r.metadata.src_node_id == 33 for r in replies):
-                raise KeyError("dtype\x1b[2J")
+                raise error
             return replies
 
     inbox = Inbox(
@@ -364,9 +430,19 @@ def test_a_reply_that_flower_cannot_read_is_refused(tmp_path) -> None:
     )  # fmt: skip
     assert torch.equal(start(inbox)["w"], torch.full((2, 2), 1.5))
     assert inbox.arrivals["cat"].reason.startswith(
-        "error reply: the reply cannot be read: KeyError"
+        f"error reply: the reply cannot be read: {type(error).__name__}"
     )
     assert inbox.arrivals["cat"].reason.isprintable()
+
+
+def test_a_connection_that_fails_is_nobodys_reply(tmp_path) -> None:
+    class Cut(FakeGrid):
+        def pull_messages(self, message_ids):
+            raise httpx.ReadTimeout("slow")
+
+    inbox = Inbox(Cut(trained, ROSTER.values()), tmp_path, ROSTER, lambda i: sorted(ROSTER))
+    with pytest.raises(httpx.ReadTimeout):
+        start(inbox)
 
 
 def test_a_site_cannot_stop_the_others_by_a_word(tmp_path) -> None:

@@ -52,6 +52,15 @@ def test_only_more_iterations_may_differ_on_resume(tmp_path) -> None:
         Journal(tmp_path / "other").open(changed(), {})
 
 
+def test_a_start_that_was_cut_off_may_be_repeated(tmp_path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".lock", ".config.json", "flower.log"):  # the disk was full
+        (run / name).write_text("")
+    Journal(run).open(CONFIG, {})
+    assert load_config(run)["seed"] == CONFIG.seed
+
+
 def test_one_run_at_a_time(tmp_path) -> None:
     Journal(tmp_path / "run").open(CONFIG, {})
     with pytest.raises(RunError, match="another run is at work"):
@@ -64,6 +73,7 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path) -> None:
     with (tmp_path / SCORES).open("a") as file:
         file.write('{"a": ')
     assert journal.rows(SCORES) == [{"a": 1}, {"a": 2}]
+    assert (tmp_path / SCORES).read_text().endswith('{"a": ')  # who reads leaves the file alone
     journal.append(SCORES, [{"a": 3}])
     assert [json.loads(line)["a"] for line in (tmp_path / SCORES).read_text().splitlines()] == [
         1,

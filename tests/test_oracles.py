@@ -84,6 +84,8 @@ def test_weights_by_examples() -> None:
     assert fused("weighted_average", BASE, TWO, [3, 1]) == [2.75, 2.0, 0.5]
     assert fused("weighted_average", BASE, TWO, [9, 1], power=0.5) == [2.75, 2.0, 0.5]
     # shares 0.9, 0.05, 0.05: what is above the cap goes to the others in proportion
+    assert load("weighted_average", cap=0.4).min_contributions == 3  # two have 0.8 at most
+    assert load("weighted_average", cap=1 / 3).min_contributions == 3
     capped = fused("weighted_average", [0.0], [[8.0], [4.0], [0.0]], [18, 1, 1], cap=0.5)
     assert capped == [5.0]
 
@@ -122,7 +124,7 @@ def test_refusals_at_fusion_give_the_numbers() -> None:
     with pytest.raises(FusionError, match=r"keep = 6\) needs 6 contributions, got 5"):
         fused("multi_krum", BASE, FIVE, keep=6)
     with pytest.raises(FusionError, match=r"2 contributions of at most 0.4 each make 0.8, .* 0.5"):
-        fused("weighted_average", BASE, TWO, cap=0.4)
+        fused("weighted_average", BASE, [*TWO, BASE], weights={"c2": 0}, cap=0.4)
     with pytest.raises(FusionError, match=r"all 2 weights are 0: c0 \(0 examples\)"):
         fused("weighted_average", BASE, TWO, [0, 0])
 

@@ -40,6 +40,9 @@ def test_everybody_by_name() -> None:
         ({"protocol": 2}, "another protocol: '2', the server has 1"),
         ({"code": "old"}, "another code: 'old'"),
         ({"model": "other"}, "another model: 'other'"),
+        ({"examples": 0}, "it has '0' examples, expected a number from 1"),
+        ({"examples": 1e9}, "it has '1000000000.0' examples"),
+        ({"examples": True}, "it has 'True' examples"),
     ],
 )
 def test_who_does_not_fit_is_refused(changes, words) -> None:

@@ -16,6 +16,7 @@ Differs from FedAvg: the weights are applied to differences from the base, so th
 return themselves, and no share exceeds the cap.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -23,12 +24,13 @@ from torch import Tensor
 
 from strategies.errors import FusionError
 from strategies.fusion._deltas import deltas, fuse, total
-from strategies.fusion._options import Range
+from strategies.fusion._options import Range, needs
 from strategies.fusion._weights import Weights
 
 Weight = Annotated[float, Range("[0, inf)")]
 
 
+@needs(lambda power, weights, cap: math.ceil(1 / cap - 1e-9))
 def weighted_average(
     base: Weights,
     given: Sequence[Weights],
