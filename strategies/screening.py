@@ -19,6 +19,7 @@ from strategies.fusion import Template, is_finite
 from strategies.names import unknown
 
 LIES = 4.0  # how much the steps it says to have taken may excuse a contributor's norm, at most
+AGREED = 0.03  # the median cosine from which on a cohort is said to pull together
 LOSS = 1e4  # no training loss of a classifier is larger
 
 
@@ -128,7 +129,7 @@ def opposed(agreement: float, least: float) -> str:
     """Find an update against the cohort: ``agreement`` is the median cosine with the others."""
     if agreement >= least:
         return ""
-    return f"its update points away from the others': median cosine {agreement:.2f} < {least:g}"
+    return f"its update points away from the others': median cosine {agreement:.2f} < {least:.2g}"
 
 
 def reinitialised(similarity: float, tensor: str, least: float) -> str:
@@ -150,7 +151,8 @@ class Screen:
         norm: refuse an update so many times the median norm of the cohort (of three or
             more; the cohort's figures are those of the contributions not refused so far),
             or of the contributor's own earlier ones.
-        cosine: refuse an update whose median cosine with the others' is below.
+        cosine: refuse an update whose median cosine with the others' is below; where the cohort
+            pulls together (`AGREED`), also one that points half as far the other way.
         similarity: refuse weights with a matrix whose cosine with the base's is below.
 
     Raises:
@@ -217,8 +219,11 @@ class Screen:
             case "random":
                 return reinitialised(*found.least[i], self.similarity)
             case "cosine":
-                enough = len(left) > 2
-                return opposed(_agreement(found, i, left), self.cosine) if enough else ""
+                if len(left) <= 2:
+                    return ""
+                usual = median(_agreement(found, j, left) for j in left)
+                least = max(self.cosine, -usual / 2) if usual >= AGREED else self.cosine
+                return opposed(_agreement(found, i, left), least)
         reason = ""
         if len(left) > 2:
             usual = median(found.norms[j] for j in left)

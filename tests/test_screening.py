@@ -136,6 +136,25 @@ def test_what_is_refused_no_longer_counts_for_the_others() -> None:
     ]  # fmt: skip
 
 
+def together(shared: float, *flipped: int) -> dict[str, str]:
+    """Judge eight updates, shared * e_0 + e_i for the i-th: pairwise cosines s^2 / (s^2 + 1)."""
+    given = []
+    for i in range(8):
+        moved = torch.zeros(9)
+        moved[0], moved[i + 1] = shared, 1.0
+        moved *= -1 if i in flipped else 1
+        given.append(model(*moved.tolist(), name=f"n{i}"))
+    return {name: verdict.reason for name, verdict in screened(Screen(), *given).items()}
+
+
+def test_a_sign_flip_is_found_where_the_others_pull_together() -> None:
+    found = together(0.3, 2, 5)  # cosines 0.083, of the flipped with the others -0.083
+    said = "cosine: its update points away from the others': median cosine -0.08 < -0.041"
+    assert {name: reason for name, reason in found.items() if reason} == {"n2": said, "n5": said}
+    assert not any(together(0.3).values())
+    assert not any(together(0.1, 2, 5).values())  # 0.01: too little to tell one from the other
+
+
 def test_two_contributions_have_no_median_to_be_compared_with() -> None:
     found = screened(Screen(), model(0.1, name="a"), model(-9.0, name="b"))
     assert [verdict.reason for verdict in found.values()] == ["", ""]
