@@ -91,7 +91,7 @@ def superlink(
         yield process
     finally:
         with undisturbed():
-            _stop(process, f"FLWR_HOME={home}")
+            _stop(process, empty)
 
 
 def _end_with_parent() -> None:
@@ -131,13 +131,14 @@ def _free_port() -> int:
     return port
 
 
-def _stop(process: "subprocess.Popen[bytes] | None", mark: str, patience: float = 15) -> None:
+def _stop(process: "subprocess.Popen[bytes] | None", folder: Path, patience: float = 15) -> None:
     """Stop a process and all that it started, some of it in sessions of its own.
 
     Args:
         process: the SuperLink; None if it was not even known when the stop came.
-        mark: ``NAME=value`` in the environment of all of them. Ray starts processes while
-            it is being stopped, and they outlive their parents.
+        folder: where all of them work, and nothing else. Ray starts processes while it is
+            being stopped, they outlive their parents, and its agents write their title over
+            their environment.
         patience: seconds for an orderly end.
     """
     family = _descendants(process.pid) if process else set()
@@ -146,7 +147,7 @@ def _stop(process: "subprocess.Popen[bytes] | None", mark: str, patience: float 
         with suppress(subprocess.TimeoutExpired):
             process.wait(patience)
     started = time.monotonic()
-    while left := [pid for pid in family | _marked(mark) if alive(pid)]:
+    while left := [pid for pid in family | _working_in(folder) if alive(pid)]:
         waited = time.monotonic() - started
         if waited > 2 * KILL_SECONDS:  # not even SIGKILL ends them: nothing more can be done
             break
@@ -169,13 +170,16 @@ def _descendants(pid: int) -> set[int]:
     return set(found)
 
 
-def _marked(mark: str) -> set[int]:
-    """Find processes by their environment (Linux; elsewhere nothing is found)."""
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
+def _working_in(folder: Path) -> set[int]:
+    """Find the processes whose working directory this is, or lies in it.
+
+    Linux only; elsewhere nothing is found.
+    """
+    found, folder = set(), folder.resolve()
+    for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended, or is not ours
-            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.add(int(folder.name))
+            if (process / "cwd").readlink().is_relative_to(folder):
+                found.add(int(process.name))
     return found
 
 

@@ -67,7 +67,7 @@ class Show:
         process.wait(60)
         last = [line for line in stranger.log("supernode").splitlines() if line.strip()]
         self.hold("an unregistered node is refused", process.returncode != 0, last[-1][:300])
-        other = Place(federation.folder / "other", federation.mark, DIR=federation.folder / "other")
+        other = Place(federation.folder / "other", DIR=federation.folder / "other")
         other.run("ca", DIR=other.folder)
         place = federation.sites["clinic-a"]
         right = (place.folder / "ca.crt").read_bytes()

@@ -1,7 +1,7 @@
 """A federation on loopback, built by the very commands of docs/deployment.md.
 
 Each process has its own directories; SuperLink with TLS, node keys and a database. All that is
-started carries a mark in its environment, and is stopped by it.
+started works in the federation's directory, and is stopped by that.
 """
 
 import json
@@ -20,7 +20,6 @@ from cold_flower import superlink as processes
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "deployment.md").read_text()
-MARK = "COLD_FLOWER_TEST_FEDERATION"
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -53,7 +52,7 @@ _given: set[int] = set()
 class Place:
     """A directory of somebody's own, the settings of the page, and what runs there."""
 
-    def __init__(self, folder: Path, mark: str, **settings: Any) -> None:
+    def __init__(self, folder: Path, **settings: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         bin_folder = str(Path(sys.executable).parent)
@@ -61,7 +60,6 @@ class Place:
         self.env = {
             **inherited,
             **QUIET,
-            MARK: mark,
             "PATH": os.pathsep.join([bin_folder, os.environ["PATH"]]),
             "PYTHONPATH": str(ROOT),
             **{k: str(v) for k, v in settings.items()},
@@ -118,11 +116,10 @@ class Federation:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.mark = f"{os.getpid()}-{folder.name}"
         self.port = free_port()
         home = folder / "coordinator"
         self.coordinator = Place(
-            home, self.mark, DIR=home, HOST="localhost", PORT=self.port, FLWR_HOME=home / "flwr",
+            home, DIR=home, HOST="localhost", PORT=self.port, FLWR_HOME=home / "flwr",
             COLD_FLOWER_HOME=home, CHECKOUT=ROOT, NO_PROXY="127.0.0.1,localhost",
         )  # fmt: skip
         self.sites: dict[str, Place] = {}
@@ -148,7 +145,7 @@ class Federation:
         """Make a site's directory and key; have the coordinator register it."""
         home = self.folder / name
         place = Place(
-            home, self.mark, SITE=home, NAME=name, SUPERLINK=f"localhost:{port or self.port}",
+            home, SITE=home, NAME=name, SUPERLINK=f"localhost:{port or self.port}",
             RUNTIME_PORT=free_port(), FLWR_HOME=home / "flwr", COLD_FLOWER_HOME=home / "own",
             NO_PROXY="127.0.0.1,localhost", **settings,
         )  # fmt: skip
@@ -199,7 +196,7 @@ class Federation:
             for name in list(place.processes):
                 with suppress(subprocess.TimeoutExpired):
                     place.kill(name, signal.SIGTERM, family=False)
-        processes._stop(None, f"{MARK}={self.mark}")
+        processes._stop(None, self.folder)
 
 
 def wait_for(what: Any, seconds: float, why: str = "") -> Any:

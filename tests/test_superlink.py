@@ -23,37 +23,39 @@ def heeded():
 
 
 @pytest.fixture
-def stubborn(monkeypatch):
-    """Start a process that ignores SIGTERM, and a child that is somebody else's by now."""
+def stubborn(monkeypatch, tmp_path):
+    """Start a process that ignores SIGTERM, and a child that is somebody else's by now.
+
+    The child has forgotten its environment: Ray's agents write their title over it.
+    """
     monkeypatch.setattr(superlink, "KILL_SECONDS", 0.5)
-    environment = {**os.environ, "FLWR_HOME": f"/nowhere/{os.getpid()}"}
-    process = subprocess.Popen(["bash", "-c", STUBBORN], env=environment, stdout=subprocess.PIPE)
+    process = subprocess.Popen(["bash", "-c", STUBBORN], cwd=tmp_path, stdout=subprocess.PIPE)
     orphan = subprocess.Popen(
-        ["bash", "-c", "(sleep 100 & echo $!)"], env=environment, stdout=subprocess.PIPE
+        ["bash", "-c", "(env -i sleep 100 & echo $!)"], cwd=tmp_path, stdout=subprocess.PIPE
     )
     assert process.stdout and orphan.stdout
     process.stdout.readline()
     child = int(orphan.stdout.readline())
     orphan.wait()
-    yield process, child, f"FLWR_HOME={environment['FLWR_HOME']}"
+    yield process, child, tmp_path
     for pipe in (process.stdout, orphan.stdout):
         pipe.close()
 
 
-def test_everything_that_carries_the_mark_is_stopped(stubborn) -> None:
-    process, child, mark = stubborn
-    superlink._stop(process, mark, patience=0.2)
+def test_everything_that_works_there_is_stopped(stubborn) -> None:
+    process, child, folder = stubborn
+    superlink._stop(process, folder, patience=0.2)
     assert process.wait(5) is not None
     assert not superlink.alive(child)
-    assert not superlink._marked(mark) - {process.pid}
+    assert not superlink._working_in(folder) - {process.pid}
 
 
 def test_a_signal_in_the_middle_of_stopping_leaks_nothing(stubborn) -> None:
-    process, child, mark = stubborn
+    process, child, folder = stubborn
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     with stoppable(), undisturbed():
         timer.start()
-        superlink._stop(process, mark, patience=0.2)
+        superlink._stop(process, folder, patience=0.2)
         timer.join()
     assert process.wait(5) is not None
     assert not superlink.alive(child)

@@ -16,7 +16,7 @@ from tests.federation import Place, free_port
 def place(tmp_path_factory):
     """Make a CA with the page's commands."""
     folder = tmp_path_factory.mktemp("ca")
-    made = Place(folder, "tls", DIR=folder, HOST="localhost")
+    made = Place(folder, DIR=folder, HOST="localhost")
     made.run("ca")
     return made
 
@@ -65,7 +65,7 @@ def test_an_expired_certificate_gives_its_dates(place) -> None:
 
 def test_another_ca_of_the_same_name(place, tmp_path) -> None:
     place.run("certificate")
-    other = Place(tmp_path, "tls", DIR=tmp_path)
+    other = Place(tmp_path, DIR=tmp_path)
     other.run("ca")
     with (
         serving(place) as address,
