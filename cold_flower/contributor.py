@@ -28,7 +28,7 @@ from cold_flower.plan import plan
 from cold_flower.seeds import derive
 from cold_flower.site import Site
 from cold_flower.trainer import Job, train
-from strategies.fusion import write_safetensors
+from strategies.fusion import Weights, write_safetensors
 
 SPLITS = ("train", "dev", "test")
 ENCODED = ("ids", "types", "starts", "labels")  # the tensors of an Encoded
@@ -206,8 +206,8 @@ def _save(data: Splits, path: Path) -> None:
         made = getattr(data, name)
         tensors |= {f"{name}.{key}": getattr(made, key) for key in ENCODED}
     path.parent.mkdir(parents=True, exist_ok=True)
-    template = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    write_safetensors(path, template, tensors.items(), {"labels": json.dumps(data.labels)})
+    labels = {"labels": json.dumps(data.labels)}
+    write_safetensors(path, Weights(tensors).template(), tensors.items(), labels)
 
 
 def _read(path: Path, task: Task) -> Splits:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cold_flower.errors import ModelError
-from strategies.fusion import write_safetensors
+from strategies.fusion import Weights, write_safetensors
 
 
 class Heads:
@@ -35,9 +35,7 @@ class Heads:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{iteration:04d}.safetensors"
-        write_safetensors(
-            path, {n: (t.dtype, tuple(t.shape)) for n, t in head.items()}, head.items()
-        )
+        write_safetensors(path, Weights(head).template(), head.items())
 
     def load_into(self, model: Any, iteration: int, abandoned: Collection[int] = ()) -> int | None:
         """Put the newest head from before ``iteration`` into a model; return whose it was.

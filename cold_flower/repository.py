@@ -154,8 +154,8 @@ class Repository:
             kept = Weights(folder / WEIGHTS)
             tensors = {prefix + name: tensor for name, tensor in body.items()}
             tensors |= {n: kept.get(n) for n in kept.keys() if n not in tensors}  # noqa: SIM118 - no dict
-            template = {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}
-            write_safetensors(folder / WEIGHTS, template, tensors.items(), {"format": "pt"})
+            form = Weights(tensors).template()
+            write_safetensors(folder / WEIGHTS, form, tensors.items(), {"format": "pt"})
 
         about = {"iteration": 0, "parent": None, "prefix": prefix, "body": list(body)}
         self._publish(0, fill, {**about, **manifest})

@@ -110,10 +110,9 @@ class Shelf:
         """
         if not self._folder.is_dir():
             raise Refused(f"{self._folder} is gone: the iteration is over")
-        template = {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in body.items()}
-        seen = Fingerprint()
+        form, seen = Weights(body).template(), Fingerprint()
         about = _about(base, metrics, where)
-        write_safetensors(self._offered(name), template, seen.passing(body.items()), about)
+        write_safetensors(self._offered(name), form, seen.passing(body.items()), about)
         return seen.hexdigest()
 
     def take(

@@ -122,11 +122,12 @@ class Inbox(Grid):
         base = fingerprint(records.unpack(arrays))
         names = {node: name for name, node in self._roster.items()}
         asked = {names[m.metadata.dst_node_id]: self._stamped(m, base) for m in listed}
-        # Also of a site that is not there now: what it gave before the run was stopped counts.
-        for name in filter(lambda name: not self._allowed(name), self._shelf.names()):
+        there = {name: self._allowed(name) for name in self._shelf.names()}
+        for name in (name for name, allowed in there.items() if not allowed):
             self._shelf.quarantine(name)
-        there = [name for name in self._shelf.names() if name not in asked]
-        found = {name: self._shelf.find(name, base) for name in (*asked, *there)}
+        # Also of a site that is not there now: what it gave before the run was stopped counts.
+        away = [name for name, allowed in there.items() if allowed and name not in asked]
+        found = {name: self._shelf.find(name, base) for name in (*asked, *away)}
         self.arrivals = {name: arrival for name, arrival in found.items() if arrival}
         here = f" (already here: {', '.join(self.arrivals)})" if self.arrivals else ""
         self._say(f"iteration {self.iteration}: asking {len(asked)} contributors{here}")

@@ -7,7 +7,7 @@ everyone has answered, so that verdicts do not depend on who was first.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -182,9 +182,8 @@ class Screen:
         reasons: dict[int, str] = {}
         for check in (check for check in CHECKS if check in self.checks):
             left = [i for i in range(len(given)) if i not in reasons]
-            for i in left:
-                if reason := self._reason(check, i, left, given, found, sha256):
-                    reasons[i] = f"{check}: {reason}"
+            judge = self._judge(check, left, given, found, sha256)
+            reasons |= {i: f"{check}: {reason}" for i in left if (reason := judge(i))}
         left = [i for i in range(len(given)) if i not in reasons]
         return {
             candidate.name: Verdict(
@@ -198,42 +197,41 @@ class Screen:
             for i, candidate in enumerate(given)
         }
 
-    def _reason(
+    def _judge(
         self,
         check: str,
-        i: int,
         left: Sequence[int],
         given: Sequence[Candidate],
         found: Diagnosis,
         sha256: str,
-    ) -> str:
-        """Make one check of one contribution; ``left`` are those not refused before it."""
-        one = given[i]
+    ) -> Callable[[int], str]:
+        """Return one check; what is usual is that of ``left``, those not refused before it."""
         match check:
             case "duplicate":
-                return duplicate(one, {given[j].sha256: given[j].name for j in reversed(left)})
+                first = {given[i].sha256: given[i].name for i in reversed(left)}
+                return lambda i: duplicate(given[i], first)
             case "unchanged":
-                return unchanged(one, sha256)
+                return lambda i: unchanged(given[i], sha256)
             case "metrics":
-                return implausible(one)
+                return lambda i: implausible(given[i])
             case "random":
-                return reinitialised(*found.least[i], self.similarity)
-            case "cosine":
-                if len(left) <= 2:
-                    return ""
-                usual = median(_agreement(found, j, left) for j in left)
-                least = max(self.cosine, -usual / 2) if usual >= AGREED else self.cosine
-                return opposed(_agreement(found, i, left), least)
-        reason = ""
-        if len(left) > 2:
-            usual = median(found.norms[j] for j in left)
-            steps = one.metrics.get("steps", 1.0)
-            ratio = steps / max(1.0, median(given[j].metrics.get("steps", 1.0) for j in left))
-            reason = too_far(found.norms[i], usual, ratio, self.norm, "the cohort's median")
-        if not reason and one.history:
-            whose = "the median of its own earlier ones"
-            reason = too_far(found.norms[i], median(one.history), 1.0, self.norm, whose)
-        return reason
+                return lambda i: reinitialised(*found.least[i], self.similarity)
+            case "norm":
+                steps = {i: given[i].metrics.get("steps", 1.0) for i in left}
+                most = max(1.0, median(steps.values())) if left else 1.0
+                usual = median(found.norms[i] for i in left) if len(left) > 2 else 0.0
+                own = "the median of its own earlier ones"
+
+                def far(i: int) -> str:
+                    norm, earlier = found.norms[i], median(given[i].history or [0.0])
+                    of_all = too_far(norm, usual, steps[i] / most, self.norm, "the cohort's median")
+                    return of_all or too_far(norm, earlier, 1.0, self.norm, own)
+
+                return far
+        agreement = {i: _agreement(found, i, left) for i in left}
+        usual = median(agreement.values()) if len(left) > 2 else 0.0
+        least = max(self.cosine, -usual / 2) if usual >= AGREED else self.cosine
+        return lambda i: opposed(agreement[i], least) if len(left) > 2 else ""
 
 
 def _agreement(found: Diagnosis, i: int, others: Sequence[int]) -> float:

@@ -128,9 +128,9 @@ def test_one_that_never_answers_is_missing_after_the_deadline(tmp_path) -> None:
     _, inbox = make(
         tmp_path, lambda m: None if m.metadata.dst_node_id == 33 else trained(m), quorum=2
     )
-    start(inbox, timeout=0.05)
+    start(inbox, timeout=1)  # the others answer at once
     assert inbox.arrivals["cat"].verdict == "missing"
-    assert inbox.arrivals["cat"].reason == "no reply within 0.05 s; one that comes later is dropped"
+    assert inbox.arrivals["cat"].reason == "no reply within 1 s; one that comes later is dropped"
 
 
 def test_an_error_without_a_node_id_is_mapped_by_its_message(tmp_path) -> None:
