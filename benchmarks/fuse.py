@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from benchmarks import results
+from cold_flower.folder import WEIGHTS
 from strategies.fusion import Weights, names, write_safetensors
 from strategies.fusion._deltas import learned
 
-WEIGHTS = "model.safetensors"
 FLOWER = {
     "FedAvg": "average",
     "FedMedian": "median",

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks import results
+from benchmarks.models import bert
 from cold_flower import demo
 from cold_flower.config import Config
 from cold_flower.model import device, load_base, starting_model
@@ -41,8 +42,6 @@ splits = { train = "train", validation = "test", test = "test" }
 
 def write(folder: Path, layers: int, hidden: int) -> None:
     """Write a model and a task of texts that fill it."""
-    from transformers import BertConfig, BertModel
-
     words = [word for concept in demo.vocabulary() for word in concept]
     chance = random.Random(0)
     for split, size in (("train", 600), ("test", 20)):
@@ -51,17 +50,7 @@ def write(folder: Path, layers: int, hidden: int) -> None:
         )
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     (folder / "suite.toml").write_text(SUITE)
-    shape = BertConfig(
-        vocab_size=demo.config().vocab_size,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        intermediate_size=4 * hidden,
-        pad_token_id=1,
-    )
-    BertModel(shape, add_pooling_layer=False).save_pretrained(folder / "model")
-    tokenizer = demo.tokenizer()
-    tokenizer.model_max_length = 512
-    tokenizer.save_pretrained(folder / "model")
+    bert(folder, layers, hidden, demo.config().vocab_size)
 
 
 def configuration(folder: Path, batch: int, precision: str) -> Config:

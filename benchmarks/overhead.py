@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
+from benchmarks.models import bert
 
 ITERATIONS = 3
-SHAPES = {50: (1, 7_000), 200: (4, 28_000), 500: (12, 50_265)}  # layers, vocabulary; 768 wide
+SHAPES = {50: (1, 768, 7_000), 200: (4, 768, 28_000), 500: (12, 768, 50_265)}  # see `bert`
 
 NO_OP = """
 
@@ -34,20 +35,6 @@ def evaluate(self, body, chosen, **_):
 
 Contributor.finetune, Contributor.evaluate = finetune, evaluate
 """  # at the end of what contributors run
-
-
-def write_model(folder: Path, megabytes: int) -> Path:
-    """Write a random BERT of about that size."""
-    from transformers import BertConfig, BertModel
-
-    from cold_flower import demo
-
-    layers, words = SHAPES[megabytes]
-    shape = BertConfig(vocab_size=words, num_hidden_layers=layers, pad_token_id=1)
-    model = folder / f"bert-{megabytes}"
-    BertModel(shape, add_pooling_layer=False).save_pretrained(model, max_shard_size="100GB")
-    demo.tokenizer().save_pretrained(model)
-    return model
 
 
 def ours(model: Path, run: Path, contributors: int, transport: str) -> None:
@@ -167,7 +154,7 @@ def main() -> None:
         return
     for megabytes in map(int, chosen.megabytes.split(",")):
         with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
-            model = write_model(Path(folder), megabytes)
+            model = bert(Path(folder), *SHAPES[megabytes])
             found = {
                 kind: measure(kind, model, chosen.contributors, Path(folder))
                 for kind in ("fedavg", "message", "shared-dir")

@@ -249,12 +249,13 @@ def fuse(
     * `cold-flower fuse ties --option density=0.3 --base ./base --out ./fused ./a ./b`
     """
     from cold_flower import offline
+    from cold_flower.folder import Folder
     from cold_flower.superlink import stoppable
     from strategies.fusion import load
 
     chosen = offline.parse_options(option or [])
     combine = load(rule, **chosen)
-    theta, models = offline.Folder(base), [offline.Folder(name) for name in model]
+    theta, models = Folder(base), [Folder(name) for name in model]
     card = offline.card(rule, chosen, base, model, seed)
 
     def work() -> None:

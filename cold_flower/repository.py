@@ -24,10 +24,10 @@ from typing import Any
 from torch import Tensor
 
 from cold_flower.errors import RunError
+from cold_flower.folder import WEIGHTS
 from cold_flower.journal import Journal
 from strategies.fusion import Template, Weights, write_safetensors
 
-WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
 STATE = "fusion-state.safetensors"  # the memory of the fusion's optimizer, where it has one
 ROLLBACKS = "rollbacks.jsonl"

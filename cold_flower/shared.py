@@ -13,7 +13,8 @@ from torch import Tensor
 
 from cold_flower.config import Config
 from cold_flower.errors import ConfigError, RunError
-from cold_flower.repository import WEIGHTS, Repository
+from cold_flower.folder import WEIGHTS
+from cold_flower.repository import Repository
 from strategies.fusion import fingerprint
 
 

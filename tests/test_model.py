@@ -13,6 +13,7 @@ from cold_flower.encode import encode
 from cold_flower.errors import ModelError
 from cold_flower.families import PREFIXES
 from cold_flower.finetune import autocast, finetune, logits_of
+from cold_flower.folder import WEIGHTS
 from cold_flower.model import (
     body_of,
     classifier,
@@ -24,7 +25,7 @@ from cold_flower.model import (
     starting_model,
 )
 from cold_flower.probe import features, head_logits
-from cold_flower.repository import WEIGHTS, Repository
+from cold_flower.repository import Repository
 from strategies.fusion import Weights, fingerprint
 from tests.test_encode import some
 

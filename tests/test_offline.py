@@ -13,7 +13,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from cold_flower import offline
 from cold_flower.errors import ConfigError, ModelError
 from cold_flower.families import PREFIXES
-from cold_flower.offline import Folder, fuse
+from cold_flower.folder import Folder
+from cold_flower.offline import fuse
 from strategies.errors import FusionError
 from strategies.fusion import load
 from tests.test_cli import cold_flower
