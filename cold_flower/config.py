@@ -123,7 +123,7 @@ class Screening:
     """What is refused before it is fused; the form of a reply is always checked."""
 
     checks: str = _key(
-        "duplicate,unchanged,metrics,random,norm,cosine", "comma-separated; empty = none"
+        "duplicate,unchanged,metrics,random,norm,growth,cosine", "comma-separated; empty = none"
     )
     norm: float = _key(5.0, "refuse an update so many times the median norm", least=1)
     cosine: float = _key(

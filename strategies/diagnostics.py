@@ -30,6 +30,9 @@ class Diagnosis:
     """Share of the coordinates on which two of them have opposite signs."""
     layers: dict[str, list[float]]
     """L2 norm of each in each layer, by the layer's name."""
+    growth: list[float]
+    """By how much the squared norm of the weights grew, in units of |d_i|^2: noise has 1, and what
+    has g, turned around, has 2 - g; 1 where nothing moved."""
     least: list[tuple[float, str]]
     """Of each: the least cosine of one of its matrices with the base's, and which (`MATRIX`)."""
 
@@ -41,6 +44,7 @@ def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
     layers: dict[str, Tensor] = {}
     total = torch.zeros(n, n, dtype=torch.float64)
     least = [(1.0, "")] * n
+    outward = torch.zeros(n, dtype=torch.float64)  # <d_i, theta>
     conflicts = size = 0
     with one_thread():
         for key, count in learned(base).items():
@@ -57,6 +61,7 @@ def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
                 square += float(start @ start)
             size += count
             total += products
+            outward += along
             layer = layer_of(key)
             layers[layer] = layers.get(layer, 0) + products.diagonal()
             if theta.dim() > 1 and count >= MATRIX and square:
@@ -75,6 +80,7 @@ def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
         pairwise=_ratio(total, norms[:, None] * norms[None, :]).tolist(),
         conflicts=conflicts / size if size else 0.0,
         layers={name: squares.sqrt().tolist() for name, squares in layers.items()},
+        growth=(1 + 2 * _ratio(outward, total.diagonal())).tolist(),
         least=least,
     )
 

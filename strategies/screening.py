@@ -80,7 +80,7 @@ class Verdict:
     """Why it is refused; empty if it is not."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """``diff-norm``; ``similarity``: the least cosine of a matrix with the base's;
-    ``agreement``: the median of its cosines with the others."""
+    ``agreement``: the median of its cosines with the others; ``growth``: `Diagnosis.growth`."""
 
 
 def duplicate(candidate: Candidate, earlier: Mapping[str, str]) -> str:
@@ -125,6 +125,18 @@ def too_far(norm: float, usual: float, steps: float, factor: float, whose: str) 
     return f"its update has norm {norm:.3g}, more than {limit:.3g}: {whose} is {usual:.3g}"
 
 
+def outgrown(growth: float, usual: float) -> str:
+    """Find weights that grew where the cohort's shrink: an update turned around.
+
+    AdamW's decay shrinks weights, an honest ``growth`` g among such is at most about 1.5 (without
+    decay), and turned around it is 2 - g. From a cohort that does not shrink nothing follows.
+    """
+    limit = 1 + (1 - usual) / 2
+    if usual > 0 or growth <= limit:
+        return ""
+    return f"its weights grew by {growth:.2f} updates' squares, the cohort's by {usual:.2f}"
+
+
 def opposed(agreement: float, least: float) -> str:
     """Find an update against the cohort: ``agreement`` is the median cosine with the others."""
     if agreement >= least:
@@ -139,7 +151,7 @@ def reinitialised(similarity: float, tensor: str, least: float) -> str:
     return f"{tensor} looks new: its cosine with the base's is {similarity:.2f} < {least:g}"
 
 
-CHECKS = ("duplicate", "unchanged", "metrics", "random", "norm", "cosine")
+CHECKS = ("duplicate", "unchanged", "metrics", "random", "norm", "growth", "cosine")
 
 
 @dataclass(frozen=True)
@@ -191,6 +203,7 @@ class Screen:
                 {
                     "diff-norm": found.norms[i],
                     "similarity": found.least[i][0],
+                    "growth": found.growth[i],
                     "agreement": _agreement(found, i, left),
                 },
             )
@@ -228,6 +241,10 @@ class Screen:
                     return of_all or too_far(norm, earlier, 1.0, self.norm, own)
 
                 return far
+            case "growth":
+                few = len(left) <= 2
+                shrunk = 1.0 if few else median(found.growth[i] for i in left)
+                return lambda i: outgrown(found.growth[i], shrunk)
         agreement = {i: _agreement(found, i, left) for i in left}
         usual = median(agreement.values()) if len(left) > 2 else 0.0
         least = max(self.cosine, -usual / 2) if usual >= AGREED else self.cosine

@@ -102,7 +102,7 @@ def test_what_is_usual_passes_with_its_figures() -> None:
 def test_the_first_refusal_is_named(odd, reason) -> None:
     found = judge(odd)
     assert re.match(reason, found["z"].reason), found["z"].reason
-    assert found["z"].figures.keys() == {"diff-norm", "similarity", "agreement"}
+    assert found["z"].figures.keys() == {"diff-norm", "similarity", "agreement", "growth"}
 
 
 def test_more_steps_excuse_a_larger_norm_but_only_so_much() -> None:
@@ -153,6 +153,32 @@ def test_a_sign_flip_is_found_where_the_others_pull_together() -> None:
     assert {name: reason for name, reason in found.items() if reason} == {"n2": said, "n5": said}
     assert not any(together(0.3).values())
     assert not any(together(0.1, 2, 5).values())  # 0.01: too little to tell one from the other
+
+
+def turned(decay: float, *flipped: int) -> dict[str, Verdict]:
+    """Judge five updates of which each moves another coordinate by 3, and every one by -decay.
+
+    The weights are ones: <d, theta> = 3 - 1024 decay, |d|^2 = 9 - 6 decay + 1024 decay^2.
+    """
+    given = []
+    for i in range(5):
+        moved = torch.full((1024,), -decay)
+        moved[i] += 3
+        moved *= -1 if i in flipped else 1
+        given.append(model(*moved.tolist(), name=f"n{i}"))
+    return screened(Screen(checks=("growth",)), *given)
+
+
+def test_a_sign_flip_is_found_where_the_others_weights_shrink() -> None:
+    found = turned(0.01, 1, 4)  # 1 + 2 (3 - 10.24) / 9.0424 = -0.601, and 2.601 turned around
+    assert found["n0"].figures["growth"] == pytest.approx(1 - 14.48 / 9.0424, abs=1e-5)
+    assert found["n1"].figures["growth"] == pytest.approx(1 + 14.48 / 9.0424, abs=1e-5)
+    said = "growth: its weights grew by 2.60 updates' squares, the cohort's by -0.60"
+    reasons = {name: verdict.reason for name, verdict in found.items() if verdict.reason}
+    assert reasons == {"n1": said, "n4": said}
+    assert not any(verdict.reason for verdict in turned(0.01).values())
+    grown = turned(0.004, 1, 4).values()  # 1 + 2 (3 - 4.096) / 8.99 = 0.76: no cohort that shrinks
+    assert not any(verdict.reason for verdict in grown)
 
 
 def test_two_contributions_have_no_median_to_be_compared_with() -> None:
