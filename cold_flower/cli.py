@@ -1,7 +1,6 @@
 """The `cold-flower` command."""
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -88,9 +87,8 @@ def simulate(
 
     settings = experiments.parse_settings(set or [])
     sharing = runner.Sharing(cpus_per_contributor, gpus_per_contributor, fake_gpus)
-    name = Path(experiment).stem
     if axes := sweep.parse(sweep_over or []):
-        folder = run_dir or Path("runs") / name
+        folder = run_dir or Path("runs") / Path(experiment).stem
         planned = list(sweep.cells(experiment, settings, axes, folder))
         if dry_run:
             for cell in planned:
@@ -99,7 +97,7 @@ def simulate(
         again = "the same command goes on"
         _stoppable(lambda: sweep.run(planned, lambda c: runner.run(c, sharing, again), typer.echo))
         return
-    folder = (run_dir or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
+    folder = (run_dir or experiments.fresh(experiment)).resolve()
     settings |= {"run-dir": str(folder), "resume": resume}
     config = experiments.configure(experiment, settings)
     if dry_run:

@@ -20,10 +20,10 @@ from cold_flower.config import Config
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.experiments import check_strategy
 from cold_flower.identity import code_sha256
-from cold_flower.journal import CONFIG, PROGRESS, RESULT, check_new, check_same
+from cold_flower.journal import CONFIG, PROGRESS, RESULT, Journal, check_new, check_same
 from cold_flower.report import console, table
 from cold_flower.runs import scores
-from cold_flower.simulate import stage
+from cold_flower.simulate import stage, status_of
 from cold_flower.superlink import Stopped, stoppable, tool
 
 POLL = 0.5  # seconds between two looks at the run directory
@@ -130,7 +130,7 @@ def _follow(
         if ended or time.monotonic() - asked > ASK:
             answer = _flwr("ls", "", connection, "--run-id", run)
             asked = time.monotonic()
-            status = _status(answer)
+            status = status_of(answer)
             if status.startswith("finished"):
                 return status
             if not status and not silent:  # it may be restarting
@@ -140,21 +140,8 @@ def _follow(
 
 
 def _lines(run_dir: Path) -> list[str]:
-    """Read what the run said; not with the journal, which mends a line that is being written."""
-    try:
-        whole = (run_dir / PROGRESS).read_text().rpartition("\n")[0]
-    except OSError:
-        return []
-    return [str(json.loads(line)["line"]) for line in whole.splitlines()]
-
-
-def _status(answer: Mapping[str, Any]) -> str:
-    """Return a run's status and its details; empty where the SuperLink gave none."""
-    try:
-        found = answer["runs"][0]
-        return f"{found['status']} {found.get('status-details', '')}".strip()
-    except (KeyError, IndexError):
-        return ""
+    """Read what the run said."""
+    return [str(row["line"]) for row in Journal(run_dir).rows(PROGRESS)]
 
 
 def _flwr(verb: str, what: str, connection: str, *more: str) -> Mapping[str, Any]:

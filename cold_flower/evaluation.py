@@ -11,9 +11,9 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from cold_flower.attendance import Attendance
 from cold_flower.config import Config
 from cold_flower.journal import SCORES, VALIDATION, Journal
-from cold_flower.plan import Plan
 from cold_flower.report import summary
 from cold_flower.roster import Member, longest_first
 from cold_flower.schedule import evaluated
@@ -30,8 +30,7 @@ class Evaluation:
     Args:
         grid: Flower's.
         config: the run's; with ``transport = "shared-dir"`` a message names a published base.
-        plan: who evaluates, and whose task is unseen.
-        members: who is there, by name.
+        attendance: who is there, who evaluates, and whose task is unseen.
         journal: where the scores go.
         spread: ask for one protocol at a time, so that the workers of a simulation share
             the work; a site of its own gets one message with all of them.
@@ -42,8 +41,7 @@ class Evaluation:
         self,
         grid: Grid,
         config: Config,
-        plan: Plan,
-        members: Mapping[str, Member],
+        attendance: Attendance,
         journal: Journal,
         *,
         spread: bool,
@@ -54,13 +52,7 @@ class Evaluation:
         self._journal = journal
         self._spread = spread
         self._strict = strict
-        self.attend(plan, members)
-
-    def attend(self, plan: Plan, members: Mapping[str, Member]) -> None:
-        """Say anew who is there."""
-        self._plan = plan
-        self._members = members
-        self._evaluators = [m for m in members.values() if m.name in plan.evaluated]
+        self._attendance = attendance
 
     def due(self, iteration: int) -> bool:
         """Return whether this iteration's base is evaluated."""
@@ -82,11 +74,13 @@ class Evaluation:
             for row in self._journal.rows(SCORES)
             if row["iteration"] == iteration
         }
+        plan = self._attendance.plan
         due = {
             (member, protocol)
-            for member in self._evaluators
+            for member in self._attendance.members.values()
+            if member.name in plan.evaluated
             for protocol in asked
-            if (self._plan.tasks[member.name].name, protocol) not in known
+            if (plan.tasks[member.name].name, protocol) not in known
         }
         if not due:
             return
@@ -118,7 +112,8 @@ class Evaluation:
         Raises:
             RunStopped: a contributor did not answer, or not as it should.
         """
-        seen = [m for m in self._members.values() if m.name in self._plan.seen]
+        there, plan = self._attendance.members, self._attendance.plan
+        seen = [member for member in there.values() if member.name in plan.seen]
         found = {
             row["contributor"]: row["value"]
             for row in self._journal.rows(VALIDATION)
@@ -230,7 +225,8 @@ class Evaluation:
         records.check_size(reply.content)
         metrics = records.metrics_of(reply.content)
         size = int(metrics.pop(records.EXAMPLES))
-        metric = self._plan.tasks[member.name].metric
+        plan = self._attendance.plan
+        metric = plan.tasks[member.name].metric
         if differing := metrics.keys() ^ set(asked):
             name = min(differing)
             kind = "unexpected" if name in metrics else "missing"
@@ -243,9 +239,9 @@ class Evaluation:
         return [
             {
                 "iteration": iteration,
-                "task": self._plan.tasks[member.name].name,
+                "task": plan.tasks[member.name].name,
                 "protocol": protocol,
-                "group": "unseen" if member.name in self._plan.unseen else "seen",
+                "group": "unseen" if member.name in plan.unseen else "seen",
                 "metric": metric,
                 "value": value,
                 "n_test": size,

@@ -1,6 +1,7 @@
 """An experiment before it runs: find it, merge its keys, check everything it needs."""
 
 import importlib.resources
+import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ def folder() -> Path:
 def names() -> list[str]:
     """List the shipped experiments."""
     return sorted(path.stem for path in folder().glob("*.toml"))
+
+
+def fresh(experiment: str) -> Path:
+    """Return where a run goes that is given no directory: ``runs/NAME-TIME``."""
+    return Path("runs") / f"{Path(experiment).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def about(name: str) -> str:

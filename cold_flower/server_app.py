@@ -111,8 +111,7 @@ class _Run:
         self._evaluation = Evaluation(
             self._grid,
             config,
-            self._attendance.plan,
-            self._attendance.members,
+            self._attendance,
             self._journal,
             spread=workers > 0,
             strict=not config.sites.allow,
@@ -174,7 +173,6 @@ class _Run:
 
             sha256 = self._repository.manifest(iteration)["sha256"]
             self._attendance.refresh()
-            self._evaluation.attend(self._attendance.plan, self._attendance.members)
             self._evaluation.evaluate(iteration, arrays, sha256, say)
         rows = [r for r in self._journal.rows(SCORES) if r["iteration"] == iteration]
         contributors = self._repository.manifest(iteration).get("contributors", [])
@@ -207,7 +205,6 @@ class _Run:
     def _make_gate(self) -> Gate[ArrayRecord]:
         def validate(sha256: str, arrays: Callable[[], ArrayRecord]) -> dict[str, float]:
             iteration = self._inbox.iteration
-            self._evaluation.attend(self._attendance.plan, self._attendance.members)
 
             def say(line: str, **about: Any) -> None:
                 self._say(line, phase="validate", iteration=iteration, **about)

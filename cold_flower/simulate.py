@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -222,10 +222,19 @@ def _status(environment: Mapping[str, str], scratch: Path) -> str:
     except subprocess.TimeoutExpired:
         return "nothing: its SuperLink does not answer"
     try:
-        runs: Sequence[Mapping[str, Any]] = json.loads(answer.stdout)["runs"]
-        return f"{runs[0]['status']} {runs[0].get('status-details', '')}".strip()
-    except (ValueError, KeyError, IndexError):
-        return f"unknown: {answer.stdout.strip()} {answer.stderr.strip()}"
+        status = status_of(json.loads(answer.stdout))
+    except ValueError:
+        status = ""
+    return status or f"unknown: {answer.stdout.strip()} {answer.stderr.strip()}"
+
+
+def status_of(listed: Mapping[str, Any]) -> str:
+    """Return a run's status and its details, as `flwr ls` lists it; empty where it does not."""
+    try:
+        found = listed["runs"][0]
+        return f"{found['status']} {found.get('status-details', '')}".strip()
+    except (KeyError, IndexError):
+        return ""
 
 
 def _judge(run_dir: Path, status: str, again: str) -> None:

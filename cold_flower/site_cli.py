@@ -169,14 +169,11 @@ def deploy(
     Example:
     * `cold-flower deploy partners.toml --superlink partners --run-dir /srv/cold-flower/first`
     """
-    import time
-
     from cold_flower import deploy as deployment
     from cold_flower import experiments
     from cold_flower.superlink import Stopped
 
-    name = Path(experiment).stem
-    folder = (run_dir or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
+    folder = (run_dir or experiments.fresh(experiment)).resolve()
     settings = experiments.parse_settings(set or []) | {"run-dir": str(folder), "resume": resume}
     config = experiments.configure(experiment, settings)
     try:

@@ -1,5 +1,8 @@
 """Who is asked to score a base, for what, and what is not asked again."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
@@ -35,10 +38,11 @@ class Fixture:
         nodes = {name: node for node, name in enumerate(whole.names)}
         self.names = {node: name for name, node in nodes.items()}
         members = {name: Member(name, node, 5, TASKS.get(name, 10)) for name, node in nodes.items()}
+        there: Any = SimpleNamespace(plan=whole, members=members)
         self.grid = FakeGrid(client, nodes.values())
         self.journal = Journal(folder)
         self.events: list[dict] = []
-        self.evaluation = Evaluation(self.grid, config, whole, members, self.journal, spread=spread)
+        self.evaluation = Evaluation(self.grid, config, there, self.journal, spread=spread)
 
     def evaluate(self, iteration, sha256="a"):
         before = len(self.grid.sent)
