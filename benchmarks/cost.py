@@ -17,7 +17,7 @@ from collections.abc import Callable
 from benchmarks import finetune, results
 from benchmarks.makespan import SIZES
 from cold_flower import probe
-from cold_flower.config import Config
+from cold_flower.config import Config, split
 from cold_flower.experiments import configure
 
 BATCH = 32
@@ -59,7 +59,7 @@ def main() -> None:
     print({way: round(value, 1) for way, value in rate.items()}, "examples/s")
     config = configure("multitask", {})
     options, epochs = config.finetune, config.probe.epochs
-    sizes = [SIZES[name] for name in config.tasks.replace("\n", " ").replace(",", " ").split()]
+    sizes = [SIZES[name] for name in split(config.tasks)]
     seen = [min(options.max_epochs * n, n + options.early_stop_examples) for n in sizes]
     bases = config.iterations + 1
     contributed = config.iterations * config.contributors_per_iteration * sum(seen) / len(seen)

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,13 +103,6 @@ def ours(work: Work, batch: int, epochs: int, seed: int) -> dict[str, float]:
     options = Finetune(learning_rate=RATE, batch_size=batch, max_epochs=epochs)
     done = finetune(model, work.train, None, options=options, metric="accuracy", seed=seed)
     return {"seconds": done.seconds, **result(model, work, epochs)}
-
-
-def warm_up(work: Work, batch: int) -> None:
-    """Have kernels loaded and memory taken before the clock starts, for every way."""
-    options = Finetune(learning_rate=RATE, batch_size=batch, max_epochs=1)
-    few = work.train.take(range(min(batch * 4, len(work.train))))
-    finetune(work.model(), few, None, options=options, metric="accuracy", seed=1)
 
 
 def trainer(work: Work, batch: int, epochs: int, *, best: bool) -> dict[str, float]:
@@ -202,10 +195,15 @@ def matmul_rate() -> float:
 def alone(way: str, chosen: argparse.Namespace, task: str, seed: int) -> dict[str, float]:
     """Run one way here."""
     work = random(chosen.random, chosen.tokens) if chosen.random else real(task, chosen.examples)
-    warm_up(work, chosen.batch)
-    if way == "ours":
-        return ours(work, chosen.batch, chosen.epochs, seed)
-    return trainer(work, chosen.batch, chosen.epochs, best=way == "trainer-best")
+
+    def run(work: Work, epochs: int, seed: int) -> dict[str, float]:
+        if way == "ours":
+            return ours(work, chosen.batch, epochs, seed)
+        return trainer(work, chosen.batch, epochs, best=way == "trainer-best")
+
+    few = work.train.take(range(min(chosen.batch * 4, len(work.train))))
+    run(replace(work, train=few, test=None), 1, 1)  # kernels are loaded, memory is taken
+    return run(work, chosen.epochs, seed)
 
 
 def start(way: str, task: str, chosen: argparse.Namespace, threads: int, seed: int) -> Any:
@@ -254,13 +252,14 @@ def compare(task: str, chosen: argparse.Namespace) -> dict[str, dict[str, float]
         )
     best = max((w for w in ways if w.startswith("ours")), key=lambda w: found[w]["examples"])
     mine = found[best]
+    what = f"finetune, {task}, {chosen.random or chosen.examples} examples"
+    what += f" of {chosen.tokens} tokens" if chosen.tokens else ""
+    what += f" x {chosen.epochs}, batch {chosen.batch}"
     for way, peer in (("trainer", "Trainer"), ("trainer-best", "Trainer, best flags")):
         theirs = found[way]
         note = f"accuracy {mine['accuracy']:.3f} and {theirs['accuracy']:.3f}"
         note = "" if chosen.random else f"{note}; {best}"
-        results.keep(
-            f"finetune, {task}", mine["examples"], peer, theirs["examples"], "examples/s", note
-        )
+        results.keep(what, mine["examples"], peer, theirs["examples"], "examples/s", note)
     if chosen.random:
         # 6 FLOP a token and weight (forward, and twice that backward), embeddings apart.
         weights = 85.6e6

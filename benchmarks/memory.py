@@ -77,7 +77,7 @@ def peak(config: Config) -> float:
     from strategies import records
 
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-    _, body = starting_model(load_base(config.base_model), 0)
+    body = starting_model(load_base(config.base_model), 0)[1]
     asked: dict[str, Any] = {"iteration": 1, "base": "none", "seed": 0}
     content = RecordDict(
         {records.ARRAYS: records.pack(body.items()), records.CONFIG: ConfigRecord(asked)}
@@ -127,7 +127,7 @@ def main() -> None:
                 said = footprint(config, base, bf16=bf16, cores=cores) / 1e9
                 what = f"memory of a finetuning, BERT of {name}, batch {batch}, {chosen.precision}"
                 print(f"{what}: estimated {said:.2f} GB, measured {measured:.2f} GB", flush=True)
-                results.keep(what, said, "measured", measured, "GB", "ours is the estimate")
+                results.keep(what, said, results.MEASURED, measured, "GB", "ours is the estimate")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ messages and once by reference (``transport = "shared-dir"``). FedAvg averages a
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 
 from benchmarks import results
 from benchmarks.models import bert
+from cold_flower.journal import PROGRESS, Journal
 
 ITERATIONS = 3
 SHAPES = {50: (1, 768, 7_000), 200: (4, 768, 28_000), 500: (12, 768, 50_265)}  # see `bert`
@@ -75,7 +75,7 @@ def _tasks() -> list[str]:
 
 def last_iteration(run: Path) -> float:
     """Return the seconds from the last iteration's first message to its published base."""
-    events = [json.loads(line) for line in (run / "progress.jsonl").read_text().splitlines()]
+    events = Journal(run).rows(PROGRESS)
     asked = next(
         e["time"] for e in events if e["line"].startswith(f"iteration {ITERATIONS}: asking")
     )

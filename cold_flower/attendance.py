@@ -71,7 +71,7 @@ class Planned:
 
     def allowed(self, name: str) -> bool:
         """Return whether the suite has it contribute."""
-        return name in self._seen
+        return name in self.plan.seen
 
     def refresh(self) -> None:
         """Do nothing: in a simulation nobody comes or leaves."""

@@ -127,7 +127,11 @@ class Screening:
     )
     norm: float = _key(5.0, "refuse an update so many times the median norm", least=1)
     cosine: float = _key(
-        -0.2, "refuse an update whose median cosine with the others' is below", least=-1, most=1
+        -0.2,
+        "refuse an update whose median cosine with the others' is below; in a cohort that agrees, "
+        "also one that points half as far the other way; -1 = neither",
+        least=-1,
+        most=1,
     )
     similarity: float = _key(
         0.5, "refuse a model with a matrix whose cosine with the base's is below", least=-1, most=1

@@ -106,21 +106,22 @@ class Evaluation:
             say: takes each line of progress.
 
         Returns:
-            The score by contributor, of all that contribute to the run. What is known of the
+            The score by contributor, of those that are there and contribute. What is known of the
             same weights is not asked for again; fresh shards have new data every iteration.
 
         Raises:
             RunStopped: a contributor did not answer, or not as it should.
         """
         there, plan = self._attendance.members, self._attendance.plan
-        seen = [member for member in there.values() if member.name in plan.seen]
+        seen = {name: member for name, member in there.items() if name in plan.seen}
         found = {
             row["contributor"]: row["value"]
             for row in self._journal.rows(VALIDATION)
             if row["base"] == sha256
+            and row["contributor"] in seen
             and (row["iteration"] == iteration or not self._config.partition.fresh)
         }
-        due = {(m, self._config.gate.protocol) for m in seen if m.name not in found}
+        due = {(m, self._config.gate.protocol) for name, m in seen.items() if name not in found}
         if due:
             say(f"validating a candidate for iteration {iteration}", done=0, of=len(due))
             for row in self._ask(iteration, arrays(), sha256, due, say, VALIDATION):

@@ -12,6 +12,7 @@ from cold_flower.journal import CONFIG, CONTRIBUTIONS, PROGRESS, SCORES, Journal
 from cold_flower.progress import Progress
 from cold_flower.repository import Repository
 from cold_flower.statistics import Row
+from cold_flower.tasks import load_suite
 
 # What may differ between two seeds of one experiment.
 _SEED_KEYS = ("seed", "run-dir", "resume", "log")
@@ -104,8 +105,10 @@ class Condition:
 
     @property
     def as_published(self) -> bool:
-        """Return whether contributors hold real tasks, as those of the released models did."""
-        return bool(self.config["partition.kind"] == "tasks" and self.config["suite"] != "demo")
+        """Return whether contributors hold datasets of the paper's, as the released models' did."""
+        own = {row["task"] for rows in self.scores for row in rows}
+        whole = self.config["partition.kind"] == "tasks"
+        return bool(whole and own <= load_suite("paper").tasks.keys())
 
 
 def find(folders: Iterable[Path]) -> list[Run]:

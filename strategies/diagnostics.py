@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -39,35 +40,29 @@ class Diagnosis:
 
 def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
     """Measure an iteration's contributions, at least one."""
-    n = len(given)
-    stack = Stack(deltas(base, given))
+    n, counts = len(given), learned(base)
     layers: dict[str, Tensor] = {}
     total = torch.zeros(n, n, dtype=torch.float64)
     least = [(1.0, "")] * n
-    outward = torch.zeros(n, dtype=torch.float64)  # <d_i, theta>
-    conflicts = size = 0
-    with one_thread():
-        for key, count in learned(base).items():
-            theta = base.get(key)
-            products = torch.zeros(n, n, dtype=torch.float64)
-            along, square = torch.zeros(n, dtype=torch.float64), 0.0  # <d_i, theta>, |theta|^2
-            for span in spans(count, n):
-                block = stack.read(key, span)
-                opposed = (block.amax(0) > 0) & (block.amin(0) < 0)
-                conflicts += int(opposed.sum())
-                wide, start = block.double(), theta.ravel()[span].double()
-                products += wide @ wide.T
-                along += wide @ start
-                square += float(start @ start)
-            size += count
-            total += products
-            outward += along
-            layer = layer_of(key)
-            layers[layer] = layers.get(layer, 0) + products.diagonal()
-            if theta.dim() > 1 and count >= MATRIX and square:
-                own = (products.diagonal() + 2 * along + square).clamp(min=0).sqrt()
-                cosines = _ratio(square + along, own * math.sqrt(square)).tolist()
-                least = [min(old, (new, key)) for old, new in zip(least, cosines, strict=True)]
+    outward = torch.zeros(n, dtype=torch.float64)
+    conflicts = 0
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool, one_thread():
+        longest_first = sorted(counts, key=lambda key: -counts[key])
+        measured = pool.map(lambda key: _Measured(base, given, key), longest_first)
+        found = dict(zip(longest_first, measured, strict=True))
+    for key in counts:  # in the base's order: sums then do not depend on the threads
+        one = found[key]
+        squares = one.products.diagonal()
+        total += one.products
+        outward += one.along
+        conflicts += one.conflicts
+        layer = layer_of(key)
+        layers[layer] = layers.get(layer, 0) + squares
+        if one.matrix and one.square:
+            own = (squares + 2 * one.along + one.square).clamp(min=0).sqrt()
+            cosines = _ratio(one.square + one.along, own * math.sqrt(one.square)).tolist()
+            least = [min(old, (new, key)) for old, new in zip(least, cosines, strict=True)]
+    size = sum(counts.values())
     norms = total.diagonal().sqrt()
     mean = total.sum().sqrt() / n  # its norm
     to_mean = total.sum(1) / n  # <d_i, mean>
@@ -83,6 +78,28 @@ def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
         growth=(1 + 2 * _ratio(outward, total.diagonal())).tolist(),
         least=least,
     )
+
+
+class _Measured:
+    """What one tensor's differences measure."""
+
+    def __init__(self, base: Weights, given: Sequence[Weights], key: str) -> None:
+        theta, n = base.get(key), len(given)
+        flat = theta.ravel()
+        stack = Stack(deltas(Weights({key: theta}), given))
+        self.matrix = theta.dim() > 1 and len(flat) >= MATRIX
+        self.products = torch.zeros(n, n, dtype=torch.float64)
+        self.along = torch.zeros(n, dtype=torch.float64)  # <d_i, theta>
+        self.square = 0.0  # |theta|^2
+        self.conflicts = 0
+        for span in spans(len(flat), n):
+            block = stack.read(key, span)
+            opposed = (block.amax(0) > 0) & (block.amin(0) < 0)
+            self.conflicts += int(opposed.sum())
+            wide, start = block.double(), flat[span].double()
+            self.products += wide @ wide.T
+            self.along += wide @ start
+            self.square += float(start @ start)
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -124,6 +124,7 @@ class Inbox(Grid):
         asked = {names[m.metadata.dst_node_id]: self._stamped(m, base) for m in listed}
         there = {name: self._allowed(name) for name in self._shelf.names()}
         for name in (name for name, allowed in there.items() if not allowed):
+            self._say(f"iteration {self.iteration}: {name} may take part no more: put aside")
             self._shelf.quarantine(name)
         # Also of a site that is not there now: what it gave before the run was stopped counts.
         away = [name for name, allowed in there.items() if allowed and name not in asked]
@@ -136,6 +137,7 @@ class Inbox(Grid):
             for name, arrival in self.arrivals.items()
         }
         wanted = {name: m for name, m in asked.items() if name not in self.arrivals}
+        expected = len(self.arrivals) + len(wanted)
         self._shelf.open()
         arriving = exchange(
             self._grid,
@@ -148,12 +150,12 @@ class Inbox(Grid):
         for name, reply in arriving:
             arrival = self._take(name, reply, template, base, timeout)
             self.arrivals[name] = arrival
-            self._say(self._line(arrival, len(asked)))
+            self._say(self._line(arrival, expected))
             if arrival.path and reply is not None:
                 replies[name] = self._reread(reply, arrival) if self._keep_arrays else reply
         if self._screen:
             self._judge(self._screen, Weights(records.Tensors(arrays)), base)
-        self._check_quorum(len(found))
+        self._check_quorum()
         accepted = self.accepted()
         # Flower's strategies want the same metrics of all; contributors need not send them all.
         common = set.intersection(*(set(arrival.metrics) for arrival in accepted))
@@ -274,15 +276,15 @@ class Inbox(Grid):
             return message
         return Message(content, reply_to=message)
 
-    def _line(self, arrival: Arrival, asked: int) -> str:
-        done = f"{len(self.arrivals)}/{asked}"
+    def _line(self, arrival: Arrival, expected: int) -> str:
+        done = f"{len(self.arrivals)}/{expected}"
         if arrival.verdict != "accepted":
             return f"{done} {arrival.name} {arrival.verdict}: {arrival.reason}"
         seconds = arrival.metrics.get("seconds", 0.0)
         return f"{done} {arrival.name} finetuned in {seconds:.1f} s"
 
-    def _check_quorum(self, asked: int) -> None:
-        accepted = len(self.accepted())
+    def _check_quorum(self) -> None:
+        accepted, asked = len(self.accepted()), len(self.arrivals)
         needed = self._quorum or asked
         if accepted < needed:
             for arrival in self.arrivals.values():

@@ -64,13 +64,20 @@ def unpack(record: ArrayRecord) -> Iterator[tuple[str, Tensor]]:
 
 
 class Tensors(Mapping[str, Tensor]):
-    """An ArrayRecord seen as tensors, each decoded when it is asked for."""
+    """An ArrayRecord seen as tensors, each decoded when it is asked for; not to be written to.
+
+    The last one is kept: as many readers as there are contributions go through a base together.
+    """
 
     def __init__(self, record: ArrayRecord) -> None:
         self._record = record
+        self._last: tuple[str | None, Tensor] = None, torch.empty(0)
 
     def __getitem__(self, name: str) -> Tensor:
-        return tensor_of(self._record[name])
+        last = self._last
+        if last[0] != name:
+            last = self._last = name, tensor_of(self._record[name])
+        return last[1]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._record)

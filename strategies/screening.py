@@ -19,6 +19,7 @@ from strategies.fusion import Template, is_finite
 from strategies.names import unknown
 
 LIES = 4.0  # how much the steps it says to have taken may excuse a contributor's norm, at most
+LONGER = 2.0  # so many times the cohort's median steps, and growth is no sign of anything
 AGREED = 0.03  # the median cosine from which on a cohort is said to pull together
 LOSS = 1e4  # no training loss of a classifier is larger
 
@@ -128,8 +129,9 @@ def too_far(norm: float, usual: float, steps: float, factor: float, whose: str) 
 def outgrown(growth: float, usual: float) -> str:
     """Find weights that grew where the cohort's shrink: an update turned around.
 
-    AdamW's decay shrinks weights, an honest ``growth`` g among such is at most about 1.5 (without
-    decay), and turned around it is 2 - g. From a cohort that does not shrink nothing follows.
+    AdamW's decay shrinks weights in a short finetuning. An honest ``growth`` g of one as short is
+    at most about 1.5 (without decay); turned around it is 2 - g. Nothing follows from a cohort
+    that does not shrink.
     """
     limit = 1 + (1 - usual) / 2
     if usual > 0 or growth <= limit:
@@ -164,7 +166,7 @@ class Screen:
             more; the cohort's figures are those of the contributions not refused so far),
             or of the contributor's own earlier ones.
         cosine: refuse an update whose median cosine with the others' is below; where the cohort
-            pulls together (`AGREED`), also one that points half as far the other way.
+            pulls together (`AGREED`), also one that points half as far the other way; -1: neither.
         similarity: refuse weights with a matrix whose cosine with the base's is below.
 
     Raises:
@@ -219,6 +221,9 @@ class Screen:
         sha256: str,
     ) -> Callable[[int], str]:
         """Return one check; what is usual is that of ``left``, those not refused before it."""
+        steps = {i: given[i].metrics.get("steps", 1.0) for i in left}
+        usually = max(1.0, median(steps.values())) if left else 1.0
+        longer = {i: steps[i] / usually for i in left}
         match check:
             case "duplicate":
                 first = {given[i].sha256: given[i].name for i in reversed(left)}
@@ -230,24 +235,22 @@ class Screen:
             case "random":
                 return lambda i: reinitialised(*found.least[i], self.similarity)
             case "norm":
-                steps = {i: given[i].metrics.get("steps", 1.0) for i in left}
-                most = max(1.0, median(steps.values())) if left else 1.0
                 usual = median(found.norms[i] for i in left) if len(left) > 2 else 0.0
                 own = "the median of its own earlier ones"
 
                 def far(i: int) -> str:
                     norm, earlier = found.norms[i], median(given[i].history or [0.0])
-                    of_all = too_far(norm, usual, steps[i] / most, self.norm, "the cohort's median")
+                    of_all = too_far(norm, usual, longer[i], self.norm, "the cohort's median")
                     return of_all or too_far(norm, earlier, 1.0, self.norm, own)
 
                 return far
             case "growth":
-                few = len(left) <= 2
-                shrunk = 1.0 if few else median(found.growth[i] for i in left)
-                return lambda i: outgrown(found.growth[i], shrunk)
+                shrunk = median(found.growth[i] for i in left) if len(left) > 2 else 1.0
+                return lambda i: outgrown(found.growth[i], shrunk) if longer[i] <= LONGER else ""
         agreement = {i: _agreement(found, i, left) for i in left}
         usual = median(agreement.values()) if len(left) > 2 else 0.0
-        least = max(self.cosine, -usual / 2) if usual >= AGREED else self.cosine
+        agreed = usual >= AGREED and self.cosine > -1
+        least = max(self.cosine, -usual / 2) if agreed else self.cosine
         return lambda i: opposed(agreement[i], least) if len(left) > 2 else ""
 
 

@@ -127,9 +127,7 @@ def determinism(folder: Path) -> bool:
 
 def events(folder: Path) -> list[dict[str, Any]]:
     """Read the events of a run that is going on."""
-    path = folder / PROGRESS
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return Journal(folder).rows(PROGRESS)
 
 
 def interrupt(folder: Path) -> bool:

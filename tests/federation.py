@@ -4,7 +4,6 @@ Each process has its own directories; SuperLink with TLS, node keys and a databa
 started works in the federation's directory, and is stopped by that.
 """
 
-import json
 import os
 import re
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower import superlink as processes
+from cold_flower.journal import Journal
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "deployment.md").read_text()
@@ -185,10 +185,8 @@ class Federation:
         )
 
     def rows(self, run_dir: str, name: str) -> list[dict[str, Any]]:
-        """Read the whole lines of a run's file while it goes on."""
-        path = self.coordinator.folder / run_dir / name
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """Read the lines of a run's file, also while it goes on."""
+        return Journal(self.coordinator.folder / run_dir).rows(name)
 
     def close(self) -> None:
         """Stop everything that was started here."""

@@ -367,6 +367,22 @@ def test_what_a_site_gave_that_may_take_part_no_more_is_put_aside(tmp_path) -> N
     assert (tmp_path / "quarantine" / "0001" / "cat.safetensors").exists()
 
 
+def test_what_fits_another_base_is_not_waited_for(tmp_path) -> None:
+    """After a rollback the same number comes again; who gave to the old base may be away."""
+    _, first = make(tmp_path)
+    start(first)
+    grid, lines = FakeGrid(trained, ROSTER.values()), []
+    second = Inbox(
+        grid, tmp_path, ROSTER, lambda i: ["ann", "bob"], poll=0.001, say=lines.append
+    )  # fmt: skip
+    moved = {key: tensor + 1 for key, tensor in BASE.items()}
+    result = ColDFusion(load("average"), inbox=second).start(
+        second, records.pack(moved.items()), num_rounds=1
+    )
+    assert torch.equal(dict(records.unpack(result.arrays))["w"], torch.full((2, 2), 2.5))
+    assert lines[-1].startswith("2/2 ")
+
+
 def test_without_a_quorum_all_that_count_must_be_good(tmp_path) -> None:
     _, first = make(tmp_path)
     start(first)

@@ -22,6 +22,7 @@ def test_tensors_come_back_as_they_went() -> None:
     assert list(lazy) == list(STATE)
     assert len(lazy) == 2
     assert torch.equal(lazy["w"], STATE["w"])
+    assert lazy["w"] is lazy["w"]  # decoded once
 
 
 def test_nothing_is_unpickled() -> None:

@@ -136,7 +136,7 @@ def test_what_is_refused_no_longer_counts_for_the_others() -> None:
     ]  # fmt: skip
 
 
-def together(shared: float, *flipped: int) -> dict[str, str]:
+def together(shared: float, *flipped: int, cosine: float = -0.2) -> dict[str, str]:
     """Judge eight updates, shared * e_0 + e_i for the i-th: pairwise cosines s^2 / (s^2 + 1)."""
     given = []
     for i in range(8):
@@ -144,7 +144,9 @@ def together(shared: float, *flipped: int) -> dict[str, str]:
         moved[0], moved[i + 1] = shared, 1.0
         moved *= -1 if i in flipped else 1
         given.append(model(*moved.tolist(), name=f"n{i}"))
-    return {name: verdict.reason for name, verdict in screened(Screen(), *given).items()}
+    return {
+        name: verdict.reason for name, verdict in screened(Screen(cosine=cosine), *given).items()
+    }
 
 
 def test_a_sign_flip_is_found_where_the_others_pull_together() -> None:
@@ -153,9 +155,10 @@ def test_a_sign_flip_is_found_where_the_others_pull_together() -> None:
     assert {name: reason for name, reason in found.items() if reason} == {"n2": said, "n5": said}
     assert not any(together(0.3).values())
     assert not any(together(0.1, 2, 5).values())  # 0.01: too little to tell one from the other
+    assert not any(together(0.3, 2, 5, cosine=-1.0).values())
 
 
-def turned(decay: float, *flipped: int) -> dict[str, Verdict]:
+def turned(decay: float, *flipped: int, **steps: float) -> dict[str, Verdict]:
     """Judge five updates of which each moves another coordinate by 3, and every one by -decay.
 
     The weights are ones: <d, theta> = 3 - 1024 decay, |d|^2 = 9 - 6 decay + 1024 decay^2.
@@ -165,7 +168,7 @@ def turned(decay: float, *flipped: int) -> dict[str, Verdict]:
         moved = torch.full((1024,), -decay)
         moved[i] += 3
         moved *= -1 if i in flipped else 1
-        given.append(model(*moved.tolist(), name=f"n{i}"))
+        given.append(model(*moved.tolist(), name=f"n{i}", steps=steps.get(f"n{i}", 10.0)))
     return screened(Screen(checks=("growth",)), *given)
 
 
@@ -179,6 +182,8 @@ def test_a_sign_flip_is_found_where_the_others_weights_shrink() -> None:
     assert not any(verdict.reason for verdict in turned(0.01).values())
     grown = turned(0.004, 1, 4).values()  # 1 + 2 (3 - 4.096) / 8.99 = 0.76: no cohort that shrinks
     assert not any(verdict.reason for verdict in grown)
+    long = turned(0.01, 1, 4, n1=30.0)  # weights may grow in a long finetuning
+    assert [name for name, verdict in long.items() if verdict.reason] == ["n4"]
 
 
 def test_two_contributions_have_no_median_to_be_compared_with() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModel, AutoTokenizer
 
+from cold_flower import superlink
+from cold_flower.journal import Journal
 from cold_flower.repository import STATE, Repository
 from strategies.fusion import fingerprint
 from tests.conftest import REAL, needs_real
@@ -40,7 +42,7 @@ def simulate(cwd: Path, run_dir: str, *more: str) -> subprocess.CompletedProcess
 
 
 def rows(run: Path, name: str):
-    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+    return Journal(run).rows(name)
 
 
 def body_of(run: Path, iteration: int) -> str:
@@ -277,15 +279,16 @@ def test_what_is_killed_takes_the_rest_along_and_the_run_goes_on(
     events: list[dict] = []
     while not any(event.get("done") for event in events) and process.poll() is None:
         time.sleep(0.1)
-        if (tmp_path / "run" / "progress.jsonl").exists():
-            events = rows(tmp_path / "run", "progress.jsonl")
+        events = rows(tmp_path / "run", "progress.jsonl")
     server = next(event["server"] for event in events if "server" in event)
+    scratch = Path(f"/proc/{server}/cwd").readlink().parent
     os.kill({"server": server, "runner": process.pid}[victim], signal.SIGKILL)
     said = process.communicate(timeout=120)[1]
     if victim == "server":
         assert process.returncode == 1
         assert "the ServerApp ended without a result.json" in said
         assert marked(str(tmp_path)) == []
+        assert superlink._working_in(scratch) == set()
     deadline = time.monotonic() + 90  # Ray's agents may take a minute to notice
     while left := [command_of(pid) for pid in marked(str(tmp_path))]:
         assert time.monotonic() < deadline, left
