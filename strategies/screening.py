@@ -19,6 +19,7 @@ from strategies.fusion import Template, is_finite
 from strategies.names import unknown
 
 LIES = 4.0  # how much the steps it says to have taken may excuse a contributor's norm, at most
+SHRUNK = 0.25  # the median growth up to which a cohort is said to shrink
 LONGER = 2.0  # so many times the cohort's median steps, and growth is no sign of anything
 AGREED = 0.03  # the median cosine from which on a cohort is said to pull together
 LOSS = 1e4  # no training loss of a classifier is larger
@@ -131,10 +132,9 @@ def outgrown(growth: float, usual: float) -> str:
 
     AdamW's decay shrinks weights in a short finetuning. An honest ``growth`` g of one as short is
     at most about 1.5 (without decay); turned around it is 2 - g. Nothing follows from a cohort
-    that does not shrink.
+    that does not shrink (`SHRUNK`).
     """
-    limit = 1 + (1 - usual) / 2
-    if usual > 0 or growth <= limit:
+    if usual > SHRUNK or growth <= 1.5 + max(0.0, -usual) / 2:
         return ""
     return f"its weights grew by {growth:.2f} updates' squares, the cohort's by {usual:.2f}"
 
