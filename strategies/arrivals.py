@@ -1,4 +1,8 @@
-"""An iteration's contributions on disk: ``<folder>/<iteration>/<name>.safetensors``."""
+"""An iteration's contributions on disk: ``<folder>/<iteration>/<name>.safetensors``.
+
+They are read back soon and deleted then, so nobody waits until a disk has them: beside each lies
+its sha256, and one that a power cut left in pieces is asked for again.
+"""
 
 import json
 import shutil
@@ -92,7 +96,8 @@ class Shelf:
         seen = Fingerprint()
         path = self._path(name)
         self.open()
-        write_safetensors(path, template, seen.passing(finite(body)), about)
+        write_safetensors(path, template, seen.passing(finite(body)), about, durable=False)
+        self._seal(name).write_text(seen.hexdigest())
         return Arrival(name, "accepted", "", metrics, seen.hexdigest(), path, where)
 
     def offer(
@@ -112,7 +117,8 @@ class Shelf:
             raise Refused(f"{self._folder} is gone: the iteration is over")
         form, seen = Weights(body).template(), Fingerprint()
         about = _about(base, metrics, where)
-        write_safetensors(self._offered(name), form, seen.passing(body.items()), about)
+        passing = seen.passing(body.items())
+        write_safetensors(self._offered(name), form, passing, about, durable=False)
         return seen.hexdigest()
 
     def take(
@@ -148,6 +154,7 @@ class Shelf:
         if (seen.hexdigest(), about) != (sha256, _about(base, metrics, where)):
             raise Refused("its file is not what its message says")
         offered.replace(self._path(name))
+        self._seal(name).write_text(sha256)
         return Arrival(name, "accepted", "", metrics, sha256, self._path(name), where)
 
     def open(self) -> None:
@@ -155,13 +162,15 @@ class Shelf:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, name: str, base: str) -> Arrival | None:
-        """Return what was put there for this base, before a run was stopped."""
+        """Return what was put there for this base, whole, before a run was stopped."""
         path = self._path(name)
-        about = read_metadata(path) if path.exists() else {}
-        if about.get("base") != base:
+        try:
+            about, sha256 = read_metadata(path), self._seal(name).read_text()
+            if about.get("base") != base or fingerprint(Weights(path).items()) != sha256:
+                return None
+        except (OSError, SafetensorError):
             return None
         metrics, where = json.loads(about["metrics"]), json.loads(about["where"])
-        sha256 = fingerprint(Weights(path).items())
         return Arrival(name, "accepted", "", metrics, sha256, path, where)
 
     def names(self) -> list[str]:
@@ -179,6 +188,9 @@ class Shelf:
     def clear(self) -> None:
         """Delete what is there."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _seal(self, name: str) -> Path:
+        return self._path(name).with_suffix(".sha256")
 
     def _offered(self, name: str) -> Path:
         path = self._path(name)

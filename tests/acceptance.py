@@ -21,6 +21,8 @@
 - cluster: the demo on two Ray nodes with a core each gives the bases of this machine.
 - real: real_small with three seeds, nobody refused, and once under stock FedAvg (needs
   COLD_FLOWER_REAL).
+- real-attacks: sign-flip, x10 and label-flip on ten real datasets, with and without screening, and
+  with the gate; with screening nothing is lost (needs COLD_FLOWER_REAL).
 - sites: tests/acceptance_sites.py: three SuperNodes with TLS, keys and real data; kills,
   restarts, certificates (needs COLD_FLOWER_REAL). sites-small: with the demo's data and model.
 """

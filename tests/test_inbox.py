@@ -45,6 +45,9 @@ def trained(message: Message, **changes) -> Message:
     return Message(reply, reply_to=message)
 
 
+FILES = [f"{name}.{kind}" for name in ROSTER for kind in ("safetensors", "sha256")]  # on a shelf
+
+
 def make(tmp_path, client=trained, *, order="", **options):
     grid = FakeGrid(client, ROSTER.values(), order)
     inbox = Inbox(grid, tmp_path, ROSTER, lambda i: sorted(ROSTER), poll=0.001, **options)
@@ -63,9 +66,7 @@ def test_rounds_fuse_the_cohort_uniformly(tmp_path) -> None:
     assert [records.config_of(m.content, "config")["iteration"] for m in grid.sent] == [1] * 3 + [
         2
     ] * 3
-    assert sorted(p.name for p in (tmp_path / "0002").iterdir()) == [
-        f"{n}.safetensors" for n in ROSTER
-    ]
+    assert sorted(p.name for p in (tmp_path / "0002").iterdir()) == FILES
 
 
 def test_only_the_cohort_is_asked(tmp_path) -> None:
@@ -309,6 +310,20 @@ def test_what_is_accepted_is_measured_once(tmp_path, monkeypatch) -> None:
     assert measured[1:] == [["ann", "cat"]]
 
 
+def test_what_a_power_cut_left_in_pieces_is_asked_for_again(tmp_path) -> None:
+    """One file cut off, one whose last bytes never reached the disk, one without its sha256."""
+    _, first = make(tmp_path)
+    whole = start(first)
+    ann, bob = (tmp_path / "0001" / f"{name}.safetensors" for name in ("ann", "bob"))
+    ann.write_bytes(ann.read_bytes()[:-4])
+    bob.write_bytes(bob.read_bytes()[:-4] + bytes(4))
+    (tmp_path / "0001" / "cat.sha256").unlink()
+    grid, second = make(tmp_path)
+    again = start(second)
+    assert sorted(NAMES[m.metadata.dst_node_id] for m in grid.sent) == sorted(ROSTER)
+    assert all(torch.equal(again[key], whole[key]) for key in whole)
+
+
 def test_below_the_quorum_a_refused_one_is_asked_again(tmp_path) -> None:
     def client(message):
         return trained(message, body={k: t + 1.0 for k, t in BASE.items()})
@@ -516,7 +531,7 @@ def test_by_reference_no_weights_travel(tmp_path) -> None:
     assert torch.equal(start(inbox)["w"], torch.full((2, 2), 3.0))
     assert inbox.arrivals["bob"].where == {"device": "cpu"}
     folder = tmp_path / "incoming" / "0001"
-    assert sorted(p.name for p in folder.iterdir()) == [f"{n}.safetensors" for n in ROSTER]
+    assert sorted(p.name for p in folder.iterdir()) == FILES
     grid, again = referring(tmp_path)  # what is there is not asked for again
     start(again)
     assert grid.sent == []

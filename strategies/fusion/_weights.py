@@ -145,12 +145,19 @@ class SafetensorsWriter:
         path: the file.
         template: the tensors to come, in their order.
         metadata: strings for the file's header.
+        durable: whole also after a power cut; without, that is for its reader to check.
     """
 
     def __init__(
-        self, path: Path, template: Template, metadata: Mapping[str, str] | None = None
+        self,
+        path: Path,
+        template: Template,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        durable: bool = True,
     ) -> None:
         self._path = path
+        self._durable = durable
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
         self._due = list(template.items())[::-1]
         header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -188,7 +195,8 @@ class SafetensorsWriter:
                     if self._due:
                         raise ValueError(f"tensor {self._due[-1][0]} was not written")
                     self._file.flush()
-                    os.fsync(self._file.fileno())
+                    if self._durable:
+                        os.fsync(self._file.fileno())
             if kind is None:
                 self._temporary.replace(self._path)
         finally:
@@ -200,9 +208,11 @@ def write_safetensors(
     template: Template,
     items: Iterable[tuple[str, Tensor]],
     metadata: Mapping[str, str] | None = None,
+    *,
+    durable: bool = True,
 ) -> None:
     """Write exactly the template's tensors, in its order: see `SafetensorsWriter`."""
-    with SafetensorsWriter(path, template, metadata) as writer:
+    with SafetensorsWriter(path, template, metadata, durable=durable) as writer:
         for name, tensor in items:
             writer.write(name, tensor)
 
