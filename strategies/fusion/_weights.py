@@ -9,7 +9,9 @@ and `write_safetensors` writes tensors one by one as they are computed, which
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -99,6 +101,12 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
+def _digest(name: str, tensor: Tensor) -> tuple[str, bytes]:
+    digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    digest.update(_raw(tensor))
+    return name, digest.digest()
+
+
 def _raw(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
@@ -123,12 +131,19 @@ class Fingerprint:
         self._digests: list[tuple[str, bytes]] = []
 
     def passing(self, items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Pass tensors through and take note of each."""
-        for name, tensor in items:
-            digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(_raw(tensor))
-            self._digests.append((name, digest.digest()))
-            yield name, tensor
+        """Pass tensors through and take note of each, in threads: nobody may write to them.
+
+        As many tensors as there are threads may be waiting for theirs.
+        """
+        cores = torch.get_num_threads()
+        with ThreadPoolExecutor(cores) as pool:
+            waiting: deque[Future[tuple[str, bytes]]] = deque()
+            for name, tensor in items:
+                waiting.append(pool.submit(_digest, name, tensor))
+                yield name, tensor
+                if len(waiting) > cores:
+                    self._digests.append(waiting.popleft().result())
+            self._digests += [future.result() for future in waiting]
 
     def hexdigest(self) -> str:
         """Return the sha256 of what has passed."""
