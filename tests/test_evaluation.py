@@ -38,6 +38,7 @@ class Fixture:
         nodes = {name: node for node, name in enumerate(whole.names)}
         self.names = {node: name for name, node in nodes.items()}
         members = {name: Member(name, node, 5, TASKS.get(name, 10)) for name, node in nodes.items()}
+        self.members = members
         there: Any = SimpleNamespace(plan=whole, members=members)
         self.grid = FakeGrid(client, nodes.values())
         self.journal = Journal(folder)
@@ -164,6 +165,8 @@ def test_the_gate_asks_those_who_contribute_once_for_each_model(tmp_path) -> Non
     assert validate(2, "a") == (scores, [])
     assert validate(2, "b") == (scores, ["market", "music"])
     assert run.journal.rows(SCORES) == []
+    del run.members["market"]  # what it said of "a" no longer counts
+    assert validate(3, "a") == ({"music": 0.25}, [])
 
 
 def test_fresh_shards_are_validated_anew_each_iteration(tmp_path) -> None:
