@@ -108,7 +108,8 @@ def test_replies(tmp_path_factory, content) -> None:
         taken = []
     assert len(taken) == (inbox.arrivals["ann"].verdict == "accepted")
     written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert written <= {"incoming/0001/ann.safetensors", "quarantine/0001/ann.safetensors"}
+    ours = ("incoming/0001/ann.safetensors", "incoming/0001/ann.sha256")
+    assert written <= {*ours, "quarantine/0001/ann.safetensors"}
 
 
 @many
