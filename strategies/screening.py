@@ -19,6 +19,7 @@ from strategies.fusion import Template, is_finite
 from strategies.names import unknown
 
 LIES = 4.0  # how much the steps it says to have taken may excuse a contributor's norm, at most
+GROWN = 1.5  # the most that short honest finetunings were seen to grow
 SHRUNK = 0.25  # the median growth up to which a cohort is said to shrink
 LONGER = 2.0  # so many times the cohort's median steps, and growth is no sign of anything
 AGREED = 0.03  # the median cosine from which on a cohort is said to pull together
@@ -131,10 +132,10 @@ def outgrown(growth: float, usual: float) -> str:
     """Find weights that grew where the cohort's shrink: an update turned around.
 
     AdamW's decay shrinks weights in a short finetuning. An honest ``growth`` g of one as short is
-    at most about 1.5 (without decay); turned around it is 2 - g. Nothing follows from a cohort
+    at most about `GROWN` (without decay); turned around it is 2 - g. Nothing follows from a cohort
     that does not shrink (`SHRUNK`).
     """
-    if usual > SHRUNK or growth <= 1.5 + max(0.0, -usual) / 2:
+    if usual > SHRUNK or growth <= GROWN + max(0.0, -usual) / 2:
         return ""
     return f"its weights grew by {growth:.2f} updates' squares, the cohort's by {usual:.2f}"
 
@@ -221,9 +222,7 @@ class Screen:
         sha256: str,
     ) -> Callable[[int], str]:
         """Return one check; what is usual is that of ``left``, those not refused before it."""
-        steps = {i: given[i].metrics.get("steps", 1.0) for i in left}
-        usually = max(1.0, median(steps.values())) if left else 1.0
-        longer = {i: steps[i] / usually for i in left}
+        many = len(left) > 2  # else there is no median to be compared with
         match check:
             case "duplicate":
                 first = {given[i].sha256: given[i].name for i in reversed(left)}
@@ -235,7 +234,8 @@ class Screen:
             case "random":
                 return lambda i: reinitialised(*found.least[i], self.similarity)
             case "norm":
-                usual = median(found.norms[i] for i in left) if len(left) > 2 else 0.0
+                usual = median(found.norms[i] for i in left) if many else 0.0
+                longer = _longer(given, left)
                 own = "the median of its own earlier ones"
 
                 def far(i: int) -> str:
@@ -245,13 +245,21 @@ class Screen:
 
                 return far
             case "growth":
-                shrunk = median(found.growth[i] for i in left) if len(left) > 2 else 1.0
+                shrunk = median(found.growth[i] for i in left) if many else 1.0
+                longer = _longer(given, left)
                 return lambda i: outgrown(found.growth[i], shrunk) if longer[i] <= LONGER else ""
         agreement = {i: _agreement(found, i, left) for i in left}
-        usual = median(agreement.values()) if len(left) > 2 else 0.0
+        usual = median(agreement.values()) if many else 0.0
         agreed = usual >= AGREED and self.cosine > -1
         least = max(self.cosine, -usual / 2) if agreed else self.cosine
-        return lambda i: opposed(agreement[i], least) if len(left) > 2 else ""
+        return lambda i: opposed(agreement[i], least) if many else ""
+
+
+def _longer(given: Sequence[Candidate], left: Sequence[int]) -> dict[int, float]:
+    """Return how many times as many steps as the median each says to have taken."""
+    steps = {i: given[i].metrics.get("steps", 1.0) for i in left}
+    usual = max(1.0, median(steps.values())) if steps else 1.0
+    return {i: taken / usual for i, taken in steps.items()}
 
 
 def _agreement(found: Diagnosis, i: int, others: Sequence[int]) -> float:
