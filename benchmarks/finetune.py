@@ -117,7 +117,7 @@ def trainer(work: Work, batch: int, epochs: int, *, best: bool) -> dict[str, flo
         batch = work.train.batch(rows, torch.device("cpu"))
         return {**batch, "labels": work.train.labels[rows]}
 
-    class Lengths(Trainer):  # type: ignore[misc]
+    class Lengths(Trainer):  # type: ignore[misc]  # untyped
         """Trainer knows the lengths without reading all rows before its first step."""
 
         def _get_train_sampler(self, *_: Any) -> Any:

@@ -299,13 +299,14 @@ def describe() -> dict[str, tuple[Scalar, Mapping[str, Any]]]:
     """Return default and metadata (help, choices, least) of every key, flat."""
     found: dict[str, tuple[Scalar, Mapping[str, Any]]] = {}
     for outer in fields(Config):
-        name = outer.name.replace("_", "-")
-        if is_dataclass(outer.default):
-            for inner in fields(outer.default):
+        name, section = outer.name.replace("_", "-"), outer.default
+        if is_dataclass(section):
+            for inner in fields(section):
                 default: Any = inner.default
                 found[f"{name}.{inner.name.replace('_', '-')}"] = (default, inner.metadata)
         else:
-            found[name] = (outer.default, outer.metadata)  # type: ignore[assignment]
+            default = section
+            found[name] = (default, outer.metadata)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -28,7 +29,7 @@ def preview(
     """
     yield _configuration(config)
     cohorts = _cohorts(config, checked)
-    made = Table("iteration", "contributors", title="Cohorts", **_STYLE)  # type: ignore[arg-type]
+    made = Table("iteration", "contributors", title="Cohorts", **_STYLE)
     for iteration, names in enumerate(cohorts, start=1):
         made.add_row(str(iteration), ", ".join(names))
     yield made
@@ -37,7 +38,7 @@ def preview(
     yield say_allocation(allocation)
 
 
-_STYLE = {"title_justify": "left", "box": box.SIMPLE_HEAD}
+_STYLE: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD}
 
 
 def _configuration(config: Config) -> str:
@@ -80,7 +81,7 @@ def _cost(
     scored = sum(train[n] + test[n] for n in checked.plan.evaluated)
     protocols = config.protocols()
     asked = evaluations * len(checked.plan.evaluated) * len(protocols)  # a message each
-    made = Table("cost", "at most", "", title="Cost", **_STYLE)  # type: ignore[arg-type]
+    made = Table("cost", "at most", "", title="Cost", **_STYLE)
     made.add_row(
         "contributions", f"{finetunes:,}", f"{trained:,} training examples, repeats counted"
     )

@@ -128,7 +128,7 @@ def _in_float32(kind: Any) -> Callable[..., Strategy]:
     if not (isinstance(kind, type) and issubclass(kind, Strategy)):
         raise TypeError("it is no flwr.serverapp.strategy.Strategy")
 
-    class InFloat32(kind):  # type: ignore[misc]
+    class InFloat32(kind):  # type: ignore[misc]  # known at run time
         def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
             arrays, metrics = super().aggregate_train(server_round, replies)
             if arrays is None:
