@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from benchmarks import finetune, results
-from benchmarks.makespan import SIZES
+from benchmarks.sizes import SIZES
 from cold_flower import probe
 from cold_flower.config import Config, split
 from cold_flower.experiments import configure

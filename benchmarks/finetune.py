@@ -3,12 +3,12 @@
     python -m benchmarks.finetune [--tasks rotten_tomatoes,mrpc] [--examples 1600] [--epochs 2]
     python -m benchmarks.finetune --random 40000 [--tokens 128]     # RoBERTa-base, random weights
 
-Trainer's defaults, Trainer's best flags (bf16, grouped by length, fused AdamW), our loop, and our
-loop as a simulation runs it without a GPU: one contributor per core at once. Each is a process of
-its own; loading, tokenising and the test are not counted. Real tasks and MiniLM come from
-COLD_FLOWER_REAL, else the demo's are taken. ``--random`` needs no data: random tokens, of
-lengths like MNLI's (mean 39) or all of ``--tokens``, and says what share of the
-machine's measured bf16 matmul rate is reached.
+Trainer's defaults, Trainer's best flags (bf16, grouped by length, fused AdamW), and our loop,
+alone and as several contributors at once, as a simulation runs them (``--together``: by default
+one per core; 2, 4 and 8 on a GPU). Each is a process of its own; loading, tokenising and the test
+are not counted. Real tasks and MiniLM come from COLD_FLOWER_REAL, else the demo's are taken.
+``--random`` needs no data: random tokens, of lengths like MNLI's (mean 39) or all of ``--tokens``.
+Each way's share of the machine's measured bf16 matmul rate is printed; padding is no work.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from cold_flower.encode import Encoded
 from cold_flower.finetune import finetune, score
 from cold_flower.model import Base, classifier, device, starting_model
 
-WAYS = ("trainer", "trainer-best", "ours", "ours-per-core")
+WAYS = ("trainer", "trainer-best", "ours")
 BATCH, RATE = 32, 1e-4
 
 
@@ -114,8 +114,7 @@ def trainer(work: Work, batch: int, epochs: int, *, best: bool) -> dict[str, flo
     lengths = work.train.lengths().tolist()
 
     def collate(rows: list[int]) -> dict[str, torch.Tensor]:
-        batch = work.train.batch(rows, torch.device("cpu"))
-        return {**batch, "labels": work.train.labels[rows]}
+        return {**work.train.batch(rows), "labels": work.train.labels_of(rows)}
 
     class Lengths(Trainer):  # type: ignore[misc]  # untyped
         """Trainer knows the lengths without reading all rows before its first step."""
@@ -169,7 +168,11 @@ def result(model: Any, work: Work, epochs: int) -> dict[str, float]:
     """Return what was done, and how well it was learnt."""
     accuracy = score(model, work.test, "accuracy", "auto") if work.test else float("nan")
     tokens = float(work.train.lengths().sum()) * epochs
-    return {"examples": len(work.train) * epochs, "tokens": tokens, "accuracy": accuracy}
+    # A token costs 6 FLOP a weight (forward, and twice that backward) of those that are multiplied.
+    layers = (m for m in model.base_model.modules() if isinstance(m, torch.nn.Linear))
+    flop = 6 * tokens * sum(layer.weight.numel() for layer in layers)
+    done = {"examples": len(work.train) * epochs, "tokens": tokens, "flop": flop}
+    return {**done, "accuracy": accuracy}
 
 
 def matmul_rate() -> float:
@@ -216,14 +219,10 @@ def start(way: str, task: str, chosen: argparse.Namespace, threads: int, seed: i
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def measure(way: str, task: str, chosen: argparse.Namespace) -> dict[str, float]:
-    """Run one way; a contributor per core is as many processes at once."""
-    cores = len(os.sched_getaffinity(0))
-    many = cores if way == "ours-per-core" else 1
-    started = [
-        start(way.removesuffix("-per-core"), task, chosen, cores // many, seed)
-        for seed in range(many)
-    ]
+def measure(way: str, task: str, chosen: argparse.Namespace, many: int = 1) -> dict[str, float]:
+    """Run one way, in so many processes that share the cores; return what they do a second."""
+    threads = max(1, len(os.sched_getaffinity(0)) // many)
+    started = [start(way, task, chosen, threads, seed) for seed in range(many)]
     found = []
     for process in started:
         out, _ = process.communicate()
@@ -231,41 +230,42 @@ def measure(way: str, task: str, chosen: argparse.Namespace) -> dict[str, float]
             raise SystemExit(f"{way} failed")
         found.append(json.loads(out.strip().splitlines()[-1]))
     slowest = max(f["seconds"] for f in found)
-    return {
-        "examples": sum(f["examples"] for f in found) / slowest,
-        "tokens": sum(f["tokens"] for f in found) / slowest,
-        "accuracy": sum(f["accuracy"] for f in found) / many,
-    }
+    summed = {key: sum(f[key] for f in found) for key in ("examples", "tokens", "flop")}
+    accuracy = sum(f["accuracy"] for f in found) / many
+    return {**{key: value / slowest for key, value in summed.items()}, "accuracy": accuracy}
 
 
-def compare(task: str, chosen: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Run all ways on a task; print and return examples and tokens a second, and accuracy."""
-    ways = [w for w in WAYS if w != "ours-per-core" or device().type == "cpu"]
-    found = {}
-    for way in ways:
-        found[way] = measure(way, task, chosen)
-        f = found[way]
+def compare(task: str, chosen: argparse.Namespace) -> None:
+    """Run all ways on a task; print and keep what they reach."""
+    cores = len(os.sched_getaffinity(0))
+    together = chosen.together or ([cores] if device().type == "cpu" else [2, 4, 8])
+    ways = {"trainer": ("trainer", 1), "trainer-best": ("trainer-best", 1), "ours": ("ours", 1)}
+    ways |= {f"ours x {many}": ("ours", many) for many in together if many > 1}
+    found, peak = {}, matmul_rate()
+    for name, (way, many) in ways.items():
+        f = found[name] = measure(way, task, chosen, many)
         print(
-            f"{task:16} {way:14} {f['examples']:8.1f} examples/s {f['tokens']:9.0f} tokens/s "
+            f"{task:16} {name:14} {f['examples']:8.1f} examples/s {f['tokens']:9.0f} tokens/s, "
+            f"{100 * f['flop'] / peak:.0f} % of {peak / 1e9:.0f} GFLOP/s, "
             f"accuracy {f['accuracy']:.3f}",
             flush=True,
         )
-    best = max((w for w in ways if w.startswith("ours")), key=lambda w: found[w]["examples"])
-    mine = found[best]
     what = f"finetune, {task}, {chosen.random or chosen.examples} examples"
     what += f" of {chosen.tokens} tokens" if chosen.tokens else ""
     what += f" x {chosen.epochs}, batch {chosen.batch}"
+    best = max((w for w in ways if w.startswith("ours")), key=lambda w: found[w]["examples"])
+    mine = found[best]
+    share = f"{best}, {100 * mine['flop'] / peak:.0f} % of the matmul rate"
     for way, peer in (("trainer", "Trainer"), ("trainer-best", "Trainer, best flags")):
         theirs = found[way]
-        note = f"accuracy {mine['accuracy']:.3f} and {theirs['accuracy']:.3f}"
-        note = "" if chosen.random else f"{note}; {best}"
+        note = f"accuracy {mine['accuracy']:.3f} and {theirs['accuracy']:.3f}; {share}"
+        note = share if chosen.random else note
         results.keep(what, mine["examples"], peer, theirs["examples"], "examples/s", note)
-    if chosen.random:
-        # 6 FLOP a token and weight (forward, and twice that backward), embeddings apart.
-        weights = 85.6e6
-        reached = 6 * weights * found["ours"]["tokens"] / matmul_rate()
-        print(f"{task:16} ours: {100 * reached:.0f} % of the measured bf16 matmul rate")
-    return found
+    alone = found["ours"]["examples"]
+    for name, (_, many) in ways.items():
+        if many > 1:
+            rate = found[name]["examples"]
+            results.keep(f"{what}, {many} at once", rate, "one alone", alone, "examples/s")
 
 
 def main() -> None:
@@ -280,6 +280,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--random", type=int, default=0, help="so many examples of random tokens")
     parser.add_argument("--tokens", type=int, default=0, help="of each; 0 = as MNLI's")
+    parser.add_argument("--together", type=int, nargs="*", help="contributors at once")
     parser.add_argument("--only", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     chosen = parser.parse_args()

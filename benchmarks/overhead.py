@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,21 +88,12 @@ def stock(model: Path, contributors: int) -> float:
     from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid, ServerApp
-    from flwr.serverapp.strategy import FedAvg
     from flwr.simulation import run_simulation
     from safetensors.torch import load_file
 
+    from benchmarks.peers import WholeRounds
+
     client, server, times = ClientApp(), ServerApp(), []
-
-    class Complete(FedAvg):
-        """Flower logs what failed, and goes on with the rest: a round of nothing is quick."""
-
-        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
-            listed = list(replies)
-            failed = [reply.error.reason for reply in listed if reply.has_error()]
-            if failed or len(listed) < contributors:
-                raise RuntimeError(f"{len(listed)} replies, of which failed: {failed}")
-            return super().aggregate_train(server_round, listed)
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
@@ -119,7 +109,7 @@ def stock(model: Path, contributors: int) -> float:
         while len(list(grid.get_node_ids())) < contributors:
             time.sleep(0.1)
         arrays = ArrayRecord(load_file(model / "model.safetensors"))
-        Complete(fraction_evaluate=0.0, min_available_nodes=contributors).start(
+        WholeRounds(fraction_evaluate=0.0, min_available_nodes=contributors).start(
             grid,
             arrays,
             num_rounds=ITERATIONS,

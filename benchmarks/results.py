@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def keep(what: str, ours: float, peer: str, theirs: float, unit: str, note: str 
         "note": note,
         "command": _command(),
         "machine": _machine(),
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": {name: found for name in VERSIONS if (found := _version(name))},
     }
     FOLDER.mkdir(exist_ok=True)
     today = FOLDER / f"{time.strftime('%Y-%m-%d')}.json"
@@ -49,6 +49,13 @@ def keep(what: str, ours: float, peer: str, theirs: float, unit: str, note: str 
     page = PAGE.read_text()
     before, _, rest = page.partition(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{table()}{END}{rest.partition(END)[2]}")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # flwr and ray, where torch alone is measured
+        return ""
 
 
 def _same(row: dict[str, Any]) -> tuple[str, ...]:

@@ -20,10 +20,10 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 from benchmarks import results
+from benchmarks.peers import WholeRounds
 from strategies import records
 from strategies.cold_fusion import ColDFusion
 from strategies.fusion import load
@@ -82,7 +82,7 @@ def one(kind: str, contributors: int, megabytes: int) -> dict[str, float]:
         body = ((f"t{i}", torch.zeros(rows, 1024)) for i in range(TENSORS))
         arrays = records.pack(body)
         if kind == "fedavg":
-            stock = FedAvg(fraction_evaluate=0.0, min_available_nodes=contributors)
+            stock = WholeRounds(fraction_evaluate=0.0, min_available_nodes=contributors)
             stock.start(grid, arrays, num_rounds=ROUNDS)
             return
         names = _names(grid, nodes)

@@ -82,7 +82,9 @@ def _tasks(config: Config, body: State) -> dict[str, _Task]:
         if shared is not None:
             setattr(model, model.base_model_prefix, shared)
         shared = model.base_model
-        train, dev = (concatenate([getattr(s, p) for s in splits]) for p in ("train", "dev"))
+        train, dev = (
+            concatenate([getattr(s, p) for s in splits]).to(model.device) for p in ("train", "dev")
+        )
         tasks[name] = _Task(model, train, dev, one.metric)
     return tasks
 

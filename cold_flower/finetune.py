@@ -7,8 +7,8 @@ torch and transformers alone, neither flwr nor datasets.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,7 @@ def finetune(
         DivergedError: the loss is not finite.
     """
     started = time.perf_counter()
+    train, dev = train.to(model.device), dev and dev.to(model.device)
     with occurring(model, train, dev) as rows:
         descent = Descent(
             model.parameters(), options, math.ceil(len(train) / options.batch_size), rows
@@ -180,14 +181,16 @@ def linear_decay(
 
 
 def accumulate(model: Any, data: Encoded, indices: list[int], options: Finetune) -> Tensor:
-    """Accumulate the batch's gradients in micro-batches; return its mean loss."""
+    """Accumulate the batch's gradients in micro-batches; return its mean loss.
+
+    The data are on the model's device. Nothing here waits for that to be done.
+    """
     size = options.micro_batch_size or len(indices)
     total = torch.zeros((), device=model.device)
     for start in range(0, len(indices), size):
         part = indices[start : start + size]
-        labels = data.labels[part].to(model.device)
         with autocast(model.device, options.precision):
-            loss = model(**data.batch(part, model.device), labels=labels).loss
+            loss = model(**data.batch(part), labels=data.labels_of(part)).loss
         loss = loss * (len(part) / len(indices))
         loss.backward()
         total += loss.detach()
@@ -232,27 +235,29 @@ def bf16_here(device: torch.device) -> bool:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Return the context in which forward passes run."""
     enabled = precision == "bf16" or (precision == "auto" and bf16_here(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, dtype=torch.bfloat16) if enabled else nullcontext()
 
 
 def logits_of(model: Any, data: Encoded, precision: str) -> Tensor:
     """Return the model's outputs, float32 [examples, labels], in the data's order."""
     batches = evaluation_batches(model, data, precision)
-    return torch.cat([model(**batch).logits for batch, _ in batches])[_inverse(data)].float()
+    return in_order(data, [model(**batch).logits for batch, _ in batches]).float()
 
 
 def evaluation_batches(
     model: Any, data: Encoded, precision: str
-) -> Iterator[tuple[dict[str, Tensor], list[int]]]:
-    """Yield batches by length and their indices, to run without gradients or dropout."""
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Yield batches by length, and their labels, to run without gradients or dropout."""
     model.eval()
+    data = data.to(model.device)
     with torch.inference_mode(), autocast(model.device, precision):
         for indices in sorted_batches(data.lengths(), EVALUATION_BATCH):
-            yield data.batch(indices, model.device), indices
+            yield data.batch(indices), data.labels_of(indices)
 
 
-def _inverse(data: Encoded) -> Tensor:
-    return data.lengths().argsort(stable=True).argsort()
+def in_order(data: Encoded, found: Sequence[Tensor]) -> Tensor:
+    """Join what was found for each of the `evaluation_batches`, in the data's order."""
+    return torch.cat(list(found))[data.lengths().argsort(stable=True).argsort()]
 
 
 def score(model: Any, data: Encoded, metric: str, precision: str) -> float:

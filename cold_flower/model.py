@@ -19,8 +19,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.initialization import no_init_weights
 
-from cold_flower import cores, demo
+from cold_flower import cores, demo, gpus
 from cold_flower.errors import ModelError
 from cold_flower.families import PREFIXES
 from cold_flower.seeds import derive, seeded
@@ -183,22 +184,28 @@ def classifier(base: Base, body: State, *, labels: Sequence[str], kind: str, see
         seed: of the head; text to text has none.
     """
     config = type(base.config).from_dict(base.config.to_dict())
-    with seeded(seed):
-        if base.text_to_text:
-            model: Any = _text_to_text(config, body, label_tokens(base.tokenizer, labels))
-        else:
-            number = kind == "regression"
-            config.num_labels = len(labels)
-            config.problem_type = "regression" if number else "single_label_classification"
+    if base.text_to_text:
+        model: Any = _text_to_text(config, body, label_tokens(base.tokenizer, labels))
+    else:
+        number = kind == "regression"
+        config.num_labels = len(labels)
+        config.problem_type = "regression" if number else "single_label_classification"
+        with no_init_weights():  # drawing a body that is replaced took most of the time
             model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        for module in model.base_model.modules():
+            module._is_hf_initialized = True
+        with seeded(seed):
+            model.init_weights()  # of what is left: the head
     load_body(model, body)
-    if device().type == "cpu":
-        cores.adapt(model)
-    return model.to(device())
+    on = device()
+    (cores if on.type == "cpu" else gpus).adapt(model)
+    return model.to(on)
 
 
 def _text_to_text(config: Any, body: State, words: Sequence[Sequence[int]]) -> TextToText:
-    model = transformers.T5ForConditionalGeneration(config)
+    with no_init_weights():
+        model = transformers.T5ForConditionalGeneration(config)
+    model.tie_weights()
     # transformers makes every T5 with a tied head, whatever its config says, and unties it
     # where the checkpoint has a head of its own (T5 1.1): only the weights tell.
     if "lm_head.weight" in body:

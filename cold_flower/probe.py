@@ -33,18 +33,17 @@ class Features:
 
 def features(model: Any, data: Encoded, precision: str) -> Features:
     """Run the frozen body once over the data."""
-    state = torch.empty(len(data), model.config.hidden_size, device=model.device)
-    pooled: Tensor | None = None
+    states: list[Tensor] = []
+    pooled: list[Tensor] = []
     mean = getattr(model.config, "classifier_pooling", "cls") == "mean"  # ModernBERT's key
-    for batch, indices in loop.evaluation_batches(model, data, precision):
+    for batch, _ in loop.evaluation_batches(model, data, precision):
         out = model.base_model(**batch)
         hidden = out.last_hidden_state.float()  # [batch, tokens, hidden]
         mask = batch["attention_mask"][:, :, None]
-        state[indices] = (hidden * mask).sum(1) / mask.sum(1) if mean else hidden[:, 0]
+        states.append((hidden * mask).sum(1) / mask.sum(1) if mean else hidden[:, 0].clone())
         if out.get("pooler_output") is not None:
-            pooled = torch.empty_like(state) if pooled is None else pooled
-            pooled[indices] = out.pooler_output.float()
-    return Features(state, pooled)
+            pooled.append(out.pooler_output.float())
+    return Features(loop.in_order(data, states), loop.in_order(data, pooled) if pooled else None)
 
 
 class _Cached(nn.Module):
@@ -110,10 +109,11 @@ def train_lm_head(
     """Untie a text-to-text model's LM head and train it alone on the true labels' tokens."""
     head = model.untie_head()
     targets = model.words[data.labels.to(model.device)]  # [examples, longest label]
-    states = torch.empty(*targets.shape, model.config.hidden_size, device=model.device)
-    for inputs, indices in loop.evaluation_batches(model, data, precision):
-        labels = data.labels[indices].to(model.device)
-        states[indices] = model.states(**inputs, labels=labels).float()
+    found = [
+        model.states(**batch, labels=labels).float()
+        for batch, labels in loop.evaluation_batches(model, data, precision)
+    ]
+    states = loop.in_order(data, found)  # [examples, longest label, hidden]
 
     def loss(rows: Tensor) -> Tensor:
         return -log_likelihood(head(states[rows]), targets[rows]).mean()

@@ -73,7 +73,8 @@ def occurring(model: Any, *data: Encoded | None) -> Iterator[Occurring | None]:
     found = [part.ids for part in data if part is not None]
     always = [] if whole.padding_idx is None else [whole.padding_idx]
     padding = [part.padding for part in data if part is not None]
-    tokens = torch.cat([*found, torch.tensor(always + padding)]).long().unique()
+    more = torch.tensor(always + padding, device=found[0].device)
+    tokens = torch.cat([*found, more]).long().unique()
     rows = Occurring(whole, tokens)
     model.set_input_embeddings(rows)
     try:

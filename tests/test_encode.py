@@ -15,7 +15,7 @@ def some(base, n, seed=0):
 def test_examples_come_back_padded(tiny) -> None:
     data = some(tiny, 5)
     assert data.lengths().tolist() == [5, 6, 7, 8, 9]
-    batch = data.batch([0, 3], torch.device("cpu"))
+    batch = data.batch([0, 3])
     assert batch["input_ids"].shape == (2, 8)
     assert batch["input_ids"][0, 5:].tolist() == [tiny.tokenizer.pad_token_id] * 3
     assert batch["attention_mask"].sum(1).tolist() == [5, 8]
@@ -26,8 +26,7 @@ def test_taking_examples(tiny) -> None:
     data = some(tiny, 6)
     taken = data.take([4, 1])
     assert taken.labels.tolist() == [int(data.labels[4]), int(data.labels[1])]
-    cpu = torch.device("cpu")
-    assert torch.equal(taken.batch([0], cpu)["input_ids"], data.batch([4], cpu)["input_ids"])
+    assert torch.equal(taken.batch([0])["input_ids"], data.batch([4])["input_ids"])
 
 
 def test_pairs_mark_the_second_text(folders) -> None:
@@ -36,7 +35,7 @@ def test_pairs_mark_the_second_text(folders) -> None:
     words = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"])}
     tokenizer = BertTokenizer(vocab=words)
     data = encode(tokenizer, [("a a", "b"), ("a", "b b")], [0.5, 1.0], max_length=16)
-    batch = data.batch([0, 1], torch.device("cpu"))
+    batch = data.batch([0, 1])
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]]
     assert data.labels.dtype == torch.float32
 

@@ -112,7 +112,7 @@ def test_the_probe_sees_what_the_whole_model_sees(folders, family, pooling) -> N
 def test_the_loss_is_float32_whatever_the_products_are(folders, family) -> None:
     base = load_base(str(folders(family, STARTS[family][0])))
     _, body = starting_model(base, seed=0)
-    batch = some(base, 8).batch(range(8), torch.device("cpu"))
+    batch = some(base, 8).batch(range(8))
     cases = (
         ("classification", ABC, torch.arange(8) % 3, cross_entropy),
         ("regression", ("",), torch.arange(8) / 8, lambda a, b: mse_loss(a[:, 0], b)),
@@ -203,3 +203,20 @@ def test_the_fingerprint_is_of_shape_and_words(folders) -> None:
     a.tokenizer(["x"], truncation=True, max_length=4)
     load_base.cache_clear()
     assert load_base(a.name).sha256 == a.sha256 != load_base("demo").sha256
+
+
+def test_a_head_is_drawn_from_its_seed_alone(folders) -> None:
+    base = load_base(str(folders("roberta", "RobertaModel")))
+    deeper = load_base(str(folders("roberta", "RobertaModel", num_hidden_layers=3)))
+
+    def head(of, seed):
+        _, body = starting_model(of, seed=0)
+        made = classifier(of, body, labels=ABC, kind="classification", seed=seed)
+        return [p.detach() for p in head_parameters(made)]
+
+    first = head(base, 1)
+    assert all(torch.equal(a, b) for a, b in zip(first, head(deeper, 1), strict=True))
+    assert not torch.equal(first[0], head(base, 2)[0])
+    for weight in (p for p in first if p.ndim > 1):  # as the library draws it
+        assert float(weight.std()) == pytest.approx(base.config.initializer_range, rel=0.2)
+    assert all(not p.any() for p in first if p.ndim == 1)

@@ -76,7 +76,7 @@ def test_the_loss_of_one_example_is_t5s_own_times_its_tokens(base, body) -> None
     own = AutoModelForSeq2SeqLM.from_pretrained(base.name).eval()
     data = some(base, 3)
     for label, words in enumerate(label_tokens(base.tokenizer, LABELS)):
-        batch = data.batch([label], CPU)
+        batch = data.batch([label])
         theirs = own(**batch, labels=torch.tensor([words])).loss * len(words)
         ours = made(**batch, labels=torch.tensor([label])).loss
         assert torch.allclose(ours, theirs, rtol=1e-5)
@@ -86,7 +86,7 @@ def test_the_loss_of_one_example_is_t5s_own_times_its_tokens(base, body) -> None
 
 def test_a_classes_score_is_the_sum_of_its_tokens_log_softmax(base, body) -> None:
     made, data = model(base, body), some(base, 4)
-    batch = data.batch(range(4), CPU)
+    batch = data.batch(range(4))
     got = made(**batch).logits
     assert got.shape == (4, 3)
     start = base.config.decoder_start_token_id
@@ -99,7 +99,7 @@ def test_a_classes_score_is_the_sum_of_its_tokens_log_softmax(base, body) -> Non
 
 def test_what_is_trained_is_what_is_scored(base, body) -> None:
     made, data = model(base, body), some(base, 9)
-    batch = data.batch(range(9), CPU)
+    batch = data.batch(range(9))
     for precision, close in (("fp32", 1e-6), ("bf16", 2e-2)):
         with autocast(CPU, precision):
             loss = made(**batch, labels=data.labels).loss
@@ -183,10 +183,10 @@ def test_frozen_trains_the_untied_head_alone(base, body) -> None:
 
 def test_the_cached_states_are_what_the_head_reads(base, body) -> None:
     made, data = model(base, body), learnable(base, 6)
-    states = made.states(**data.batch(range(6), CPU), labels=data.labels)
+    states = made.states(**data.batch(range(6)), labels=data.labels)
     targets = made.words[data.labels]
     cached = log_likelihood(made.base_model.lm_head(states), targets)
-    whole = made(**data.batch(range(6), CPU)).logits[range(6), data.labels]
+    whole = made(**data.batch(range(6))).logits[range(6), data.labels]
     assert torch.allclose(cached, whole, rtol=1e-5)
 
 

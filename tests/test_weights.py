@@ -4,7 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from strategies.fusion import Weights, fingerprint, read_metadata, write_safetensors
+from strategies.fusion import (
+    Fingerprint,
+    Weights,
+    fingerprint,
+    read_metadata,
+    write_safetensors,
+)
 
 STATE = {
     "a": torch.arange(6.0).reshape(3, 2),
@@ -46,6 +52,16 @@ def test_a_failure_leaves_nothing_behind(tmp_path) -> None:
     with pytest.raises(ValueError, match="expected tensor a"):
         write_safetensors(tmp_path / "x.safetensors", TEMPLATE, [("b", STATE["b"])])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_however_few_bytes_may_wait_the_fingerprint_is_the_same(monkeypatch) -> None:
+    whole = fingerprint(STATE.items())
+    monkeypatch.setattr("strategies.fusion._weights.AHEAD", 1)
+    seen, passed = Fingerprint(), []
+    for name, _ in seen.passing(STATE.items()):
+        passed.append(name)
+    assert passed == [*STATE]
+    assert seen.hexdigest() == whole
 
 
 def test_fingerprint_is_of_the_values_alone() -> None:

@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,6 +36,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
+AHEAD = 1 << 28  # bytes: while one core hashes a word embedding, another does some layers
 
 
 class Weights:
@@ -91,14 +93,30 @@ class Weights:
         return {key: (DTYPES[s.get_dtype()], tuple(s.get_shape())) for key, s in slices.items()}
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch compute without threads of its own.
+
+    Sums then do not depend on how many there are; and where another thread or process needs a
+    core, threads that wait for each other after every step take 20 times as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Return whether a tensor holds no NaN and no infinity."""
     if not tensor.is_floating_point():
         return True
-    # The sum of finite numbers is finite unless it overflows, and fast; then look closely.
-    if torch.isfinite(tensor.sum(dtype=torch.float32)):
-        return True
-    return bool(torch.isfinite(tensor).all())
+    with one_thread():  # one core reads as fast as the memory gives; others hash meanwhile
+        # The sum of finite numbers is finite unless it overflows, and fast; then look closely.
+        if torch.isfinite(tensor.sum(dtype=torch.float32)):
+            return True
+        return bool(torch.isfinite(tensor).all())
 
 
 def _digest(name: str, tensor: Tensor) -> tuple[str, bytes]:
@@ -133,17 +151,20 @@ class Fingerprint:
     def passing(self, items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Pass tensors through and take note of each, in threads: nobody may write to them.
 
-        As many tensors as there are threads may be waiting for theirs.
+        What waits for its turn takes at most `AHEAD` bytes, and a tensor.
         """
-        cores = torch.get_num_threads()
-        with ThreadPoolExecutor(cores) as pool:
-            waiting: deque[Future[tuple[str, bytes]]] = deque()
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            waiting: deque[tuple[int, Future[tuple[str, bytes]]]] = deque()
+            ahead = 0
             for name, tensor in items:
-                waiting.append(pool.submit(_digest, name, tensor))
+                waiting.append((tensor.nbytes, pool.submit(_digest, name, tensor)))
+                ahead += tensor.nbytes
                 yield name, tensor
-                if len(waiting) > cores:
-                    self._digests.append(waiting.popleft().result())
-            self._digests += [future.result() for future in waiting]
+                while ahead > AHEAD:
+                    size, future = waiting.popleft()
+                    self._digests.append(future.result())
+                    ahead -= size
+            self._digests += [future.result() for _, future in waiting]
 
     def hexdigest(self) -> str:
         """Return the sha256 of what has passed."""

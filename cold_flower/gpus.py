@@ -1,0 +1,32 @@
+"""Finetuning on a GPU: no step waits for it.
+
+Before each forward pass transformers asks the GPU whether a batch is without padding, to leave the
+attention's mask out. The answer takes until all that was sent there before is done, and the GPU
+then stands idle until the next kernels come. Here the mask is always given.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "cold-flower-gpu"
+
+
+def mask(*given: Any, **more: Any) -> Tensor | None:
+    """Make the mask, True where a token counts: [batch, 1, tokens, tokens]."""
+    made: Tensor | None = sdpa_mask(*given, **{**more, "allow_is_bidirectional_skip": False})
+    return made
+
+
+AttentionInterface.register(ATTENTION, sdpa_attention_forward)
+AttentionMaskInterface.register(ATTENTION, mask)
+
+
+def adapt(model: Any) -> None:
+    """Have a model that asks for SDPA make its masks here."""
+    # T5, in its wrapper, has attention of its own.
+    if isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(ATTENTION)
