@@ -24,7 +24,7 @@ from cold_flower.plan import plan
 from cold_flower.repository import Repository, now
 from cold_flower.seeds import derive, seeded
 from cold_flower.vocabulary import Occurring, occurring
-from strategies.fusion import Weights, fingerprint
+from strategies.fusion import Weights
 
 
 @dataclass
@@ -58,7 +58,6 @@ def train(config: Config, say: Callable[[str], None]) -> None:
         "options": {"sampling": config.sampling},
         "contributors": [],
         "dev-score": score,
-        "sha256": fingerprint(body.items()),
         "time": now(),
     }
     repository.publish(1, 0, Weights(body), manifest)

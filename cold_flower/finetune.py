@@ -21,7 +21,7 @@ from cold_flower.errors import ColdFlowerError
 from cold_flower.seeds import derive, seeded
 from cold_flower.vocabulary import Occurring, occurring
 
-EVALUATION_BATCH = 64
+EVALUATION_BATCH = {"cpu": 64, "cuda": 256}
 
 
 class DivergedError(ColdFlowerError):
@@ -76,11 +76,11 @@ def finetune(
         losses: list[tuple[Tensor, int]] = []
         validated = 0
         out_of_time = False
+        model.train()
         with seeded(derive(seed, "dropout")):
             for _ in range(options.max_epochs):
                 losses.clear()
                 for indices in training_batches(train.lengths(), options.batch_size, generator):
-                    model.train()
                     loss = accumulate(model, train, indices, options)
                     descent.step()
                     losses.append((loss, len(indices)))
@@ -248,11 +248,14 @@ def evaluation_batches(
     model: Any, data: Encoded, precision: str
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Yield batches by length, and their labels, to run without gradients or dropout."""
+    trains, data = model.training, data.to(model.device)
     model.eval()
-    data = data.to(model.device)
-    with torch.inference_mode(), autocast(model.device, precision):
-        for indices in sorted_batches(data.lengths(), EVALUATION_BATCH):
-            yield data.batch(indices), data.labels_of(indices)
+    try:
+        with torch.inference_mode(), autocast(model.device, precision):
+            for indices in sorted_batches(data.lengths(), EVALUATION_BATCH[model.device.type]):
+                yield data.batch(indices), data.labels_of(indices)
+    finally:
+        model.train(trains)
 
 
 def in_order(data: Encoded, found: Sequence[Tensor]) -> Tensor:

@@ -20,7 +20,6 @@ def manifest(
     arrivals: Iterable[Arrival],
     found: Diagnosis,
     judged: Judgement | None,
-    sha256: str,
 ) -> dict[str, Any]:
     """Describe an iteration: rule, stages, each contributor's part, the gate's decision.
 
@@ -29,7 +28,6 @@ def manifest(
         arrivals: what became of each one's answer.
         found: what the accepted ones measure, by name.
         judged: the gate's judgement, if there is a gate.
-        sha256: fingerprint of the new base.
     """
     arrivals = sorted(arrivals, key=lambda arrival: arrival.name)
     accepted = [arrival for arrival in arrivals if arrival.verdict == "accepted"]
@@ -64,6 +62,5 @@ def manifest(
         "cosines": {arrival.name: found.pairwise[i] for i, arrival in enumerate(accepted)},
         "sign-conflicts": found.conflicts,
         "gate": asdict(judged) if judged else {},
-        "sha256": sha256,
         "time": now(),
     }

@@ -26,7 +26,7 @@ from torch import Tensor
 from cold_flower.errors import RunError
 from cold_flower.folder import WEIGHTS
 from cold_flower.journal import Journal
-from strategies.fusion import Template, Weights, write_safetensors
+from strategies.fusion import Fingerprint, Template, Weights, fingerprint, write_safetensors
 
 MANIFEST = "manifest.json"
 STATE = "fusion-state.safetensors"  # the memory of the fusion's optimizer, where it has one
@@ -146,16 +146,17 @@ class Repository:
             save: writes the starting model and its tokenizer into a folder.
             body: the body that contributors start from.
             prefix: what stands before the body's names in the model's file.
-            manifest: what to record beside the lineage.
+            manifest: what to record beside the lineage and the body's sha256.
         """
 
-        def fill(folder: Path) -> None:
+        def fill(folder: Path) -> str:
             save(folder)
             kept = Weights(folder / WEIGHTS)
             tensors = {prefix + name: tensor for name, tensor in body.items()}
             tensors |= {n: kept.get(n) for n in kept.keys() if n not in tensors}  # noqa: SIM118 - no dict
             form = Weights(tensors).template()
             write_safetensors(folder / WEIGHTS, form, tensors.items(), {"format": "pt"})
+            return fingerprint(body.items())
 
         about = {"iteration": 0, "parent": None, "prefix": prefix, "body": list(body)}
         self._publish(0, fill, {**about, **manifest})
@@ -175,14 +176,14 @@ class Repository:
             iteration: its number, never used before.
             parent: the iteration it was made from.
             body: the new body, matched by name.
-            manifest: what to record beside the lineage.
+            manifest: what to record beside the lineage and the body's sha256.
             state: the fusion's memory after this iteration, to be kept with it.
         """
         start = self.manifest(0)
         prefix, names = start["prefix"], start["body"]
         known = Weights(self.path(parent) / WEIGHTS)
 
-        def fill(folder: Path) -> None:
+        def fill(folder: Path) -> str:
             for file in self.path(parent).iterdir():
                 if file.name not in (WEIGHTS, MANIFEST, STATE):
                     shutil.copy2(file, folder)
@@ -193,17 +194,20 @@ class Repository:
             rest = [name for name in template if name not in fused]
             ordered: Template = {prefix + n: template[prefix + n] for n in names}
             ordered |= {name: template[name] for name in rest}
+            seen = Fingerprint()
 
             def tensors() -> Iterator[tuple[str, Tensor]]:
-                yield from ((prefix + name, body.get(name)) for name in names)
+                passing = seen.passing((name, body.get(name)) for name in names)
+                yield from ((prefix + name, tensor) for name, tensor in passing)
                 yield from ((name, known.get(name)) for name in rest)
 
             write_safetensors(folder / WEIGHTS, ordered, tensors(), {"format": "pt"})
+            return seen.hexdigest()
 
         self._publish(iteration, fill, {"iteration": iteration, "parent": parent, **manifest})
 
     def _publish(
-        self, iteration: int, fill: Callable[[Path], None], manifest: Mapping[str, Any]
+        self, iteration: int, fill: Callable[[Path], str], manifest: Mapping[str, Any]
     ) -> None:
         target = self.path(iteration)
         if target.exists():
@@ -213,8 +217,8 @@ class Repository:
         shutil.rmtree(temporary, ignore_errors=True)  # what an interrupted attempt left
         temporary.mkdir()
         try:
-            fill(temporary)
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+            whole = {**manifest, "sha256": fill(temporary)}
+            (temporary / MANIFEST).write_text(json.dumps(whole, indent=2) + "\n")
             for file in temporary.iterdir():
                 _fsync(file)
             _fsync(temporary)

@@ -263,7 +263,7 @@ class _Run:
             lambda folder: model.save_starting_model(starting, base, folder),
             body,
             model.prefix_of(starting),
-            {"sha256": fingerprint(body.items()), "base-model": base.name, "time": now()},
+            {"base-model": base.name, "time": now()},
         )
 
     def _attend(self, base: model.Base) -> Attendance:
@@ -293,7 +293,6 @@ class _Run:
             self._inbox.arrivals.values(),
             self._inbox.diagnosis(self._repository.body(parent)),
             judged,
-            fingerprint(fused.items()),
         )
         # A candidate that was rejected has left its memory in the inbox; the base keeps its own.
         state = self._repository.state() if rejected(about) else self._inbox.state
