@@ -44,8 +44,10 @@ def rates(examples: int) -> dict[str, float]:
 
 
 def _timed(run: Callable[[], object]) -> float:
+    finetune.wait()
     started = time.perf_counter()
     run()
+    finetune.wait()
     return time.perf_counter() - started
 
 

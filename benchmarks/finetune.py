@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -141,12 +142,10 @@ def trainer(work: Work, batch: int, epochs: int, *, best: bool) -> dict[str, flo
     )
     rows: Any = range(len(work.train))  # a dataset of indices
     made = Lengths(model=model, args=arguments, train_dataset=rows, data_collator=collate)
-    if device().type == "cuda":
-        torch.cuda.synchronize()
+    wait()
     started = time.perf_counter()
     made.train()
-    if device().type == "cuda":
-        torch.cuda.synchronize()
+    wait()
     return {"seconds": time.perf_counter() - started, **result(model, work, epochs)}
 
 
@@ -154,13 +153,13 @@ def plain(model: Any) -> None:
     """Undo what we change in a model."""
     from torch import nn
 
-    from cold_flower.cores import ATTENTION, Dropout
+    from cold_flower import cores, gpus
 
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if type(child) is Dropout:
+            if type(child) is cores.Dropout:
                 setattr(parent, name, nn.Dropout(child.p))
-    if model.config._attn_implementation == ATTENTION:
+    if model.config._attn_implementation in (cores.ATTENTION, gpus.ATTENTION):
         model.set_attn_implementation("sdpa")
 
 
@@ -175,16 +174,17 @@ def result(model: Any, work: Work, epochs: int) -> dict[str, float]:
     return {**done, "accuracy": accuracy}
 
 
+def wait() -> None:
+    """Wait until a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def matmul_rate() -> float:
     """Measure bf16 products of 4096 x 4096 (1024 on cores), in FLOP/s."""
     on = device()
     size = 4096 if on.type == "cuda" else 1024
     a = torch.randn(size, size, device=on, dtype=torch.bfloat16)
-
-    def wait() -> None:
-        if on.type == "cuda":
-            torch.cuda.synchronize()
-
     for _ in range(10):
         a @ a
     wait()
@@ -206,6 +206,8 @@ def alone(way: str, chosen: argparse.Namespace, task: str, seed: int) -> dict[st
 
     few = work.train.take(range(min(chosen.batch * 4, len(work.train))))
     run(replace(work, train=few, test=None), 1, 1)  # kernels are loaded, memory is taken
+    print("ready", flush=True)
+    sys.stdin.readline()  # until the others are
     return run(work, chosen.epochs, seed)
 
 
@@ -216,13 +218,21 @@ def start(way: str, task: str, chosen: argparse.Namespace, threads: int, seed: i
     command = [sys.executable, "-m", "benchmarks.finetune", *options]
     command += ["--only", way, "--tasks", task, "--seed", str(seed)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
 
 
 def measure(way: str, task: str, chosen: argparse.Namespace, many: int = 1) -> dict[str, float]:
     """Run one way, in so many processes that share the cores; return what they do a second."""
     threads = max(1, len(os.sched_getaffinity(0)) // many)
     started = [start(way, task, chosen, threads, seed) for seed in range(many)]
+    for process in started:
+        while process.poll() is None and process.stdout.readline() != "ready\n":
+            pass
+    for process in started:
+        with suppress(BrokenPipeError):
+            process.stdin.write("go\n")
+            process.stdin.flush()
     found = []
     for process in started:
         out, _ = process.communicate()
@@ -253,19 +263,17 @@ def compare(task: str, chosen: argparse.Namespace) -> None:
     what = f"finetune, {task}, {chosen.random or chosen.examples} examples"
     what += f" of {chosen.tokens} tokens" if chosen.tokens else ""
     what += f" x {chosen.epochs}, batch {chosen.batch}"
-    best = max((w for w in ways if w.startswith("ours")), key=lambda w: found[w]["examples"])
-    mine = found[best]
-    share = f"{best}, {100 * mine['flop'] / peak:.0f} % of the matmul rate"
-    for way, peer in (("trainer", "Trainer"), ("trainer-best", "Trainer, best flags")):
-        theirs = found[way]
-        note = f"accuracy {mine['accuracy']:.3f} and {theirs['accuracy']:.3f}; {share}"
-        note = share if chosen.random else note
-        results.keep(what, mine["examples"], peer, theirs["examples"], "examples/s", note)
-    alone = found["ours"]["examples"]
-    for name, (_, many) in ways.items():
-        if many > 1:
-            rate = found[name]["examples"]
-            results.keep(f"{what}, {many} at once", rate, "one alone", alone, "examples/s")
+    for name, (way, many) in ways.items():
+        if way != "ours":
+            continue
+        mine = found[name]
+        share = f"{100 * mine['flop'] / peak:.0f} % of the matmul rate"
+        for theirs, peer in (("trainer", "Trainer"), ("trainer-best", "Trainer, best flags")):
+            other = found[theirs]
+            note = f"accuracy {mine['accuracy']:.3f} and {other['accuracy']:.3f}; {share}"
+            note = share if chosen.random else note
+            at_once = f"{what}, {many} at once" if many > 1 else what
+            results.keep(at_once, mine["examples"], peer, other["examples"], "examples/s", note)
 
 
 def main() -> None:

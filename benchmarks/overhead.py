@@ -9,6 +9,7 @@ messages and once by reference (``transport = "shared-dir"``). FedAvg averages a
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any
 from benchmarks import results
 from benchmarks.models import bert
 from cold_flower.journal import PROGRESS, Journal
+from cold_flower.simulate import LARGE_PAGES
 
 ITERATIONS = 3
 SHAPES = {50: (1, 768, 7_000), 200: (4, 768, 28_000), 500: (12, 768, 50_265)}  # see `bert`
@@ -132,7 +134,8 @@ def measure(kind: str, model: Path, contributors: int, folder: Path) -> float:
     run = folder / f"run-{kind}"
     command = [sys.executable, "-m", "benchmarks.overhead", "--only", kind]
     command += ["--model", str(model), "--run", str(run), "--contributors", str(contributors)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = {**LARGE_PAGES, **os.environ}  # for FedAvg, too
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     if done.returncode:
         raise SystemExit(f"{kind} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     if kind == "fedavg":

@@ -9,6 +9,7 @@ workers, for two rounds on a synthetic body. Anonymous memory (RssAnon) is sampl
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from flwr.simulation import run_simulation
 
 from benchmarks import results
 from benchmarks.peers import WholeRounds
+from cold_flower.simulate import LARGE_PAGES
 from strategies import records
 from strategies.cold_fusion import ColDFusion
 from strategies.fusion import load
@@ -129,7 +131,10 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.server_memory", "--only", kind]
         command += ["--contributors", str(chosen.contributors)]
         command += ["--megabytes", str(chosen.megabytes)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        environment = {**LARGE_PAGES, **os.environ}
+        done = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+        )
         found[kind] = json.loads(done.stdout.strip().splitlines()[-1])
         print(
             f"{kind:12} {chosen.contributors} x {chosen.megabytes} MB, {ROUNDS} rounds: "

@@ -86,6 +86,6 @@ def adapt(model: Any) -> None:
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
                 setattr(parent, name, Dropout(child.p))
-    # T5, in its wrapper, has attention of its own.
+    # T5, in its wrapper, keeps torch's: its attention has a bias, which this one does not know.
     if isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)

@@ -32,8 +32,6 @@ class Encoded:
 
     def to(self, device: torch.device) -> "Encoded":
         """Return them with all but ``starts`` on a device, where batches are then made."""
-        if self.ids.device.type == device.type:
-            return self
         moved = {key: getattr(self, key).to(device) for key in ("ids", "types", "labels")}
         return replace(self, **moved)
 
@@ -72,7 +70,11 @@ class Encoded:
 
     def labels_of(self, indices: Sequence[int]) -> Tensor:
         """Return these examples' labels, where the tokens are."""
-        return self.labels[torch.tensor(indices).to(self.labels.device, non_blocking=True)]
+        return self.labels[self.rows(indices)]
+
+    def rows(self, indices: Sequence[int]) -> Tensor:
+        """Return indices as a tensor where the tokens are, int64."""
+        return torch.tensor(indices).to(self.ids.device, non_blocking=True)
 
 
 def concatenate(parts: Sequence[Encoded]) -> Encoded:

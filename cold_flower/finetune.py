@@ -7,7 +7,7 @@ torch and transformers alone, neither flwr nor datasets.
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,8 @@ from cold_flower.errors import ColdFlowerError
 from cold_flower.seeds import derive, seeded
 from cold_flower.vocabulary import Occurring, occurring
 
-EVALUATION_BATCH = {"cpu": 64, "cuda": 256}
+EVALUATION_BATCH = 64
+EVALUATION_TOKENS = 1 << 15  # of a batch on a GPU, which small ones would not fill
 
 
 class DivergedError(ColdFlowerError):
@@ -240,32 +241,31 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 def logits_of(model: Any, data: Encoded, precision: str) -> Tensor:
     """Return the model's outputs, float32 [examples, labels], in the data's order."""
+    order = data.lengths().argsort(stable=True).argsort()
     batches = evaluation_batches(model, data, precision)
-    return in_order(data, [model(**batch).logits for batch, _ in batches]).float()
+    return torch.cat([model(**batch).logits for batch, _ in batches])[order].float()
 
 
 def evaluation_batches(
     model: Any, data: Encoded, precision: str
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Yield batches by length, and their labels, to run without gradients or dropout."""
-    trains, data = model.training, data.to(model.device)
+    """Yield batches by length, and the rows they are of, to run without gradients or dropout."""
+    trains, data, lengths = model.training, data.to(model.device), data.lengths()
+    size = EVALUATION_BATCH
+    if model.device.type == "cuda":
+        size = max(size, EVALUATION_TOKENS // int(lengths.max()))
     model.eval()
     try:
         with torch.inference_mode(), autocast(model.device, precision):
-            for indices in sorted_batches(data.lengths(), EVALUATION_BATCH[model.device.type]):
-                yield data.batch(indices), data.labels_of(indices)
+            for indices in sorted_batches(lengths, size):
+                yield data.batch(indices), data.rows(indices)
     finally:
         model.train(trains)
 
 
-def in_order(data: Encoded, found: Sequence[Tensor]) -> Tensor:
-    """Join what was found for each of the `evaluation_batches`, in the data's order."""
-    return torch.cat(list(found))[data.lengths().argsort(stable=True).argsort()]
-
-
 def score(model: Any, data: Encoded, metric: str, precision: str) -> float:
     """Return the metric of the model on the data."""
-    return measure(metric, logits_of(model, data, precision).cpu(), data.labels)
+    return measure(metric, logits_of(model, data, precision).cpu(), data.labels.cpu())
 
 
 def measure(metric: str, logits: Tensor, labels: Tensor) -> float:

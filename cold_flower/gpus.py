@@ -27,6 +27,6 @@ AttentionMaskInterface.register(ATTENTION, mask)
 
 def adapt(model: Any) -> None:
     """Have a model that asks for SDPA make its masks here."""
-    # T5, in its wrapper, has attention of its own.
-    if isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(ATTENTION)
+    library = model if isinstance(model, PreTrainedModel) else model.base_model  # T5 is wrapped
+    if library.config._attn_implementation == "sdpa":
+        library.set_attn_implementation(ATTENTION)

@@ -33,17 +33,18 @@ class Features:
 
 def features(model: Any, data: Encoded, precision: str) -> Features:
     """Run the frozen body once over the data."""
-    states: list[Tensor] = []
-    pooled: list[Tensor] = []
+    state = torch.empty(len(data), model.config.hidden_size, device=model.device)
+    pooled: Tensor | None = None
     mean = getattr(model.config, "classifier_pooling", "cls") == "mean"  # ModernBERT's key
-    for batch, _ in loop.evaluation_batches(model, data, precision):
+    for batch, rows in loop.evaluation_batches(model, data, precision):
         out = model.base_model(**batch)
         hidden = out.last_hidden_state.float()  # [batch, tokens, hidden]
         mask = batch["attention_mask"][:, :, None]
-        states.append((hidden * mask).sum(1) / mask.sum(1) if mean else hidden[:, 0].clone())
+        state[rows] = (hidden * mask).sum(1) / mask.sum(1) if mean else hidden[:, 0]
         if out.get("pooler_output") is not None:
-            pooled.append(out.pooler_output.float())
-    return Features(loop.in_order(data, states), loop.in_order(data, pooled) if pooled else None)
+            pooled = torch.empty_like(state) if pooled is None else pooled
+            pooled[rows] = out.pooler_output.float()
+    return Features(state, pooled)
 
 
 class _Cached(nn.Module):
@@ -108,12 +109,11 @@ def train_lm_head(
 ) -> None:
     """Untie a text-to-text model's LM head and train it alone on the true labels' tokens."""
     head = model.untie_head()
-    targets = model.words[data.labels.to(model.device)]  # [examples, longest label]
-    found = [
-        model.states(**batch, labels=labels).float()
-        for batch, labels in loop.evaluation_batches(model, data, precision)
-    ]
-    states = loop.in_order(data, found)  # [examples, longest label, hidden]
+    labels = data.labels.to(model.device)
+    targets = model.words[labels]  # [examples, longest label]
+    states = torch.empty(*targets.shape, model.config.hidden_size, device=model.device)
+    for inputs, rows in loop.evaluation_batches(model, data, precision):
+        states[rows] = model.states(**inputs, labels=labels[rows]).float()
 
     def loss(rows: Tensor) -> Tensor:
         return -log_likelihood(head(states[rows]), targets[rows]).mean()

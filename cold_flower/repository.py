@@ -156,7 +156,7 @@ class Repository:
             tensors |= {n: kept.get(n) for n in kept.keys() if n not in tensors}  # noqa: SIM118 - no dict
             form = Weights(tensors).template()
             write_safetensors(folder / WEIGHTS, form, tensors.items(), {"format": "pt"})
-            return fingerprint(body.items())
+            return fingerprint(body.items())  # once a run: not beside the writing
 
         about = {"iteration": 0, "parent": None, "prefix": prefix, "body": list(body)}
         self._publish(0, fill, {**about, **manifest})

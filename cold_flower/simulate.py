@@ -30,6 +30,8 @@ from cold_flower.progress import Event
 from cold_flower.resources import Allocation
 from cold_flower.superlink import CONNECTION, Stopped, alive, stoppable, superlink, tool
 
+# Weights come and go by the hundred megabytes; where glibc and Linux have such pages.
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 STATUS_SECONDS = 30
 _LEAST = 1 << 16  # bytes free: with less the disk is full
 
@@ -134,9 +136,7 @@ def _environment(scratch: Path, run_dir: Path, allocation: Allocation) -> dict[s
     """Return what the SuperLink and all its children see."""
     defaults = {
         "COLD_FLOWER_HOME": str(run_dir / "contributors"),
-        # Weights come and go by the hundred megabytes: in large pages, where glibc and Linux have
-        # them (docs/performance.md).
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        **LARGE_PAGES,
     }
     spared = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
     here = ",".join([*([spared] if spared else []), "127.0.0.1", "localhost"])

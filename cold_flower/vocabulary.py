@@ -70,12 +70,13 @@ def occurring(model: Any, *data: Encoded | None) -> Iterator[Occurring | None]:
     if type(whole) is not nn.Embedding or not whole.weight.requires_grad:
         yield None
         return
-    found = [part.ids for part in data if part is not None]
-    always = [] if whole.padding_idx is None else [whole.padding_idx]
-    padding = [part.padding for part in data if part is not None]
-    more = torch.tensor(always + padding, device=found[0].device)
-    tokens = torch.cat([*found, more]).long().unique()
-    rows = Occurring(whole, tokens)
+    there = torch.zeros(whole.num_embeddings, dtype=torch.bool, device=whole.weight.device)
+    if whole.padding_idx is not None:
+        there[whole.padding_idx] = True
+    for part in (part for part in data if part is not None):
+        there[part.padding] = True
+        there[part.ids.to(there.device)] = True
+    rows = Occurring(whole, there.nonzero().squeeze(1))
     model.set_input_embeddings(rows)
     try:
         yield rows

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from strategies.fusion import Weights
-from strategies.fusion._deltas import Stack, deltas, learned, spans
-from strategies.fusion._weights import one_thread
+from strategies.fusion._deltas import Stack, deltas, learned, one_thread, spans
 
 MATRIX = 1024  # numbers: of what is smaller, such as a layer norm, the cosine says little
 

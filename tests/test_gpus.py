@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, T5ForConditionalGeneration
 
 from cold_flower import gpus
-from cold_flower.config import Finetune
+from cold_flower.config import PROTOCOLS, Config, Finetune
+from cold_flower.evaluate import Splits, evaluate
 from cold_flower.finetune import accumulate
+from cold_flower.model import load_base, starting_model
+from cold_flower.text_to_text import TextToText, label_tokens
 from tests.conftest import _tiny_config
 from tests.test_encode import some
 
@@ -51,3 +54,23 @@ def test_the_outputs_are_those_of_the_library(tiny, family) -> None:
         assert model.config._attn_implementation == gpus.ATTENTION
         ours = [model(**batch).logits for batch in batches]
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, stock, strict=True))
+
+
+def test_t5_makes_its_masks_here_too(folders) -> None:
+    base = load_base(str(folders("t5", "T5ForConditionalGeneration")))
+    words = label_tokens(base.tokenizer, ("nome", "karo", "zoda"))
+    model = TextToText(T5ForConditionalGeneration(base.config), words)
+    gpus.adapt(model)
+    data, options = some(base, 5), Finetune(precision="fp32")
+    loss = accumulate(model.to(META).train(), data.to(META), [0, 1, 2], options)
+    assert loss.device == META
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu_everything_works(tiny) -> None:
+    body = starting_model(tiny, seed=0)[1]
+    data = some(tiny, 40)
+    splits = Splits(data, data, data, ("a", "b", "c"), "classification", "accuracy")
+    few = {"few-shot.examples": 9, "finetune.max-epochs": 2, "finetune.batch-size": 8}
+    scores = evaluate(tiny, body, splits, PROTOCOLS, Config.from_flat(few), seed=0)
+    assert all(0 <= score <= 1 for score in scores.values())

@@ -14,7 +14,7 @@ from cold_flower.journal import CONTRIBUTIONS, SCORES, Journal
 from cold_flower.model import save_starting_model, starting_model
 from cold_flower.repository import Repository
 from cold_flower.runs import conditions, find
-from strategies.fusion import Weights, fingerprint
+from strategies.fusion import Weights
 from tests.test_cli import cold_flower
 from tests.test_journal import unlock
 
@@ -32,15 +32,14 @@ def make(tmp_path, tiny):
         journal.open(config, {})
         unlock()
         repository = Repository(folder)
-        about = {"sha256": fingerprint(body.items())}
-        repository.create(lambda to: save_starting_model(model, tiny, to), body, "roberta.", about)
+        repository.create(lambda to: save_starting_model(model, tiny, to), body, "roberta.", {})
         given = [
             {"name": n, "verdict": v, "diff-norm": 2.0}
             for n, v in (("mnli", "accepted"), ("<b>", "refused"))
         ]
         for iteration in range(1, iterations + 1):
             moved = Weights({k: t + iteration for k, t in body.items()})
-            manifest = {"rule": "average", "contributors": given, "sha256": "f" * 64}
+            manifest = {"rule": "average", "contributors": given}
             repository.publish(iteration, iteration - 1, moved, manifest)
         journal.append(
             SCORES,

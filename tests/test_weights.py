@@ -8,6 +8,7 @@ from strategies.fusion import (
     Fingerprint,
     Weights,
     fingerprint,
+    is_finite,
     read_metadata,
     write_safetensors,
 )
@@ -73,3 +74,13 @@ def test_fingerprint_is_of_the_values_alone() -> None:
     assert fingerprint({"a": torch.zeros(2, 3)}.items()) != fingerprint(
         {"a": torch.zeros(3, 2)}.items()
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_what_is_finite_is_told_by_values_not_by_their_sum(dtype) -> None:
+    largest = torch.finfo(dtype).max
+    assert is_finite(torch.full((4,), largest, dtype=dtype))  # the sum overflows
+    assert is_finite(torch.empty(0, dtype=dtype)) and is_finite(torch.tensor(1.5, dtype=dtype))
+    for bad in ([torch.inf], [-torch.inf, torch.inf], [torch.nan]):
+        assert not is_finite(torch.tensor([1.0, *bad], dtype=dtype))
+    assert is_finite(torch.tensor([1, 2]))

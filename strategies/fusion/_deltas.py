@@ -11,12 +11,13 @@ a sum over contributions is taken row by row (`total`), because torch's own redu
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from strategies.fusion._weights import Weights, one_thread
+from strategies.fusion._weights import Weights
 
 BLOCK = 1 << 18  # numbers, of all contributions together: 1 MiB stays in a core's cache
 ROW = 1 << 15  # numbers of one contribution: torch starts no threads, whose barrier costs more
@@ -139,6 +140,21 @@ def gram(base: Weights, given: Sequence[Delta]) -> dict[str, Tensor]:
                 block = stack.read(key, span).double()
                 found[key] += block @ block.T
     return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Multiply small matrices without threads.
+
+    Their sums then do not depend on how many there are; and where another process needs a
+    core, threads that wait for each other after every block take 20 times as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def whole(base: Weights, given: Sequence[Delta]) -> Tensor:

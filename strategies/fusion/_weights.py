@@ -12,10 +12,10 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import numpy
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -93,30 +93,15 @@ class Weights:
         return {key: (DTYPES[s.get_dtype()], tuple(s.get_shape())) for key, s in slices.items()}
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Have torch compute without threads of its own.
-
-    Sums then do not depend on how many there are; and where another thread or process needs a
-    core, threads that wait for each other after every step take 20 times as long.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def is_finite(tensor: Tensor) -> bool:
     """Return whether a tensor holds no NaN and no infinity."""
     if not tensor.is_floating_point():
         return True
-    with one_thread():  # one core reads as fast as the memory gives; others hash meanwhile
-        # The sum of finite numbers is finite unless it overflows, and fast; then look closely.
-        if torch.isfinite(tensor.sum(dtype=torch.float32)):
-            return True
-        return bool(torch.isfinite(tensor).all())
+    # The sum of finite numbers is finite unless it overflows, and fast; then look closely.
+    # numpy's, for torch's threads would disturb those that hash meanwhile.
+    with numpy.errstate(over="ignore", invalid="ignore"):
+        whole = tensor.detach().float().numpy().sum()
+    return bool(numpy.isfinite(whole)) or bool(torch.isfinite(tensor).all())
 
 
 def _digest(name: str, tensor: Tensor) -> tuple[str, bytes]:
