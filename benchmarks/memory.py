@@ -26,6 +26,7 @@ from cold_flower import demo
 from cold_flower.config import Config
 from cold_flower.model import device, load_base, starting_model
 from cold_flower.resources import footprint, this_machine
+from cold_flower.simulate import LARGE_PAGES
 
 SHAPES = {"6 x 384": (6, 384), "12 x 768": (12, 768)}
 LENGTH = 128
@@ -117,7 +118,7 @@ def main() -> None:
             for batch in map(int, chosen.batches.split(",")):
                 given = ["--only", made, str(batch), chosen.precision]
                 command = [sys.executable, "-m", "benchmarks.memory", *given]
-                environment = {**os.environ, "COLD_FLOWER_HOME": f"{made}/home"}
+                environment = {**LARGE_PAGES, **os.environ, "COLD_FLOWER_HOME": f"{made}/home"}
                 done = subprocess.run(command, capture_output=True, text=True, env=environment)
                 if done.returncode:
                     raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")

@@ -39,6 +39,8 @@ def test_lineage_and_latest(repository) -> None:
     assert os.readlink(repository.folder / "latest") == "0002"
     assert [repository.manifest(i)["parent"] for i in range(3)] == [None, 0, 1]
     assert fingerprint(repository.body(1).items()) == fingerprint(moved(1).items())
+    for iteration, body in enumerate((BODY, moved(1), moved(2))):
+        assert repository.manifest(iteration)["sha256"] == fingerprint(body.items())
     kept = load_file(repository.path(2) / "model.safetensors")
     assert kept.keys() == START.keys()
     assert kept["head"].item() == 9.0

@@ -100,7 +100,7 @@ def is_finite(tensor: Tensor) -> bool:
     # The sum of finite numbers is finite unless it overflows, and fast; then look closely.
     # numpy's, for torch's threads would disturb those that hash meanwhile.
     with numpy.errstate(over="ignore", invalid="ignore"):
-        whole = tensor.detach().float().numpy().sum()
+        whole = tensor.detach().float().cpu().numpy().sum()
     return bool(numpy.isfinite(whole)) or bool(torch.isfinite(tensor).all())
 
 
