@@ -9,6 +9,8 @@ import time
 import pytest
 
 from cold_flower import superlink
+from cold_flower.resources import Machine, allocate
+from cold_flower.simulate import LARGE_PAGES, _environment
 from cold_flower.superlink import Stopped, stoppable, undisturbed
 
 STUBBORN = "trap '' TERM; sleep 100 & echo; wait; wait"
@@ -83,3 +85,11 @@ def test_what_was_ignored_stays_ignored() -> None:
             time.sleep(0.05)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_takes_large_pages_unless_the_user_says_otherwise(tmp_path, monkeypatch) -> None:
+    one = allocate(Machine(2, 8e9), contributors=2, footprint=1e9)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert LARGE_PAGES.items() <= _environment(tmp_path, tmp_path, one).items()
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    assert _environment(tmp_path, tmp_path, one)["GLIBC_TUNABLES"] == "glibc.malloc.check=1"
