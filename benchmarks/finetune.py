@@ -4,8 +4,8 @@
     python -m benchmarks.finetune --random 40000 [--tokens 128]     # RoBERTa-base, random weights
 
 Trainer's defaults, Trainer's best flags (bf16, grouped by length, fused AdamW), and our loop,
-alone and as several contributors at once, as a simulation runs them (``--together``: by default
-one per core; 2, 4 and 8 on a GPU). Each is a process of its own; loading, tokenising and the test
+alone and as several contributors at once (``--together``: by default one per core, as in a
+simulation; 2, 4 and 8 on a GPU). Each is a process of its own; loading, tokenising and the test
 are not counted. Real tasks and MiniLM come from COLD_FLOWER_REAL, else the demo's are taken.
 ``--random`` needs no data: random tokens, of lengths like MNLI's (mean 39) or all of ``--tokens``.
 Each way's share of the machine's measured bf16 matmul rate is printed; padding is no work.
@@ -233,12 +233,10 @@ def measure(way: str, task: str, chosen: argparse.Namespace, many: int = 1) -> d
         with suppress(BrokenPipeError):
             process.stdin.write("go\n")
             process.stdin.flush()
-    found = []
-    for process in started:
-        out, _ = process.communicate()
-        if process.returncode:
-            raise SystemExit(f"{way} failed")
-        found.append(json.loads(out.strip().splitlines()[-1]))
+    done = [(process.communicate()[0], process.returncode) for process in started]
+    if any(code for _, code in done):
+        raise SystemExit(f"{way} failed")
+    found = [json.loads(out.strip().splitlines()[-1]) for out, _ in done]
     slowest = max(f["seconds"] for f in found)
     summed = {key: sum(f[key] for f in found) for key in ("examples", "tokens", "flop")}
     accuracy = sum(f["accuracy"] for f in found) / many

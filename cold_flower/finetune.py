@@ -22,7 +22,6 @@ from cold_flower.seeds import derive, seeded
 from cold_flower.vocabulary import Occurring, occurring
 
 EVALUATION_BATCH = 64
-EVALUATION_TOKENS = 1 << 15  # of a batch on a GPU, which small ones would not fill
 
 
 class DivergedError(ColdFlowerError):
@@ -250,14 +249,11 @@ def evaluation_batches(
     model: Any, data: Encoded, precision: str
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Yield batches by length, and the rows they are of, to run without gradients or dropout."""
-    trains, data, lengths = model.training, data.to(model.device), data.lengths()
-    size = EVALUATION_BATCH
-    if model.device.type == "cuda":
-        size = max(size, EVALUATION_TOKENS // int(lengths.max()))
+    trains, data = model.training, data.to(model.device)
     model.eval()
     try:
         with torch.inference_mode(), autocast(model.device, precision):
-            for indices in sorted_batches(lengths, size):
+            for indices in sorted_batches(data.lengths(), EVALUATION_BATCH):
                 yield data.batch(indices), data.rows(indices)
     finally:
         model.train(trains)

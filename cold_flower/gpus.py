@@ -2,7 +2,8 @@
 
 Before each forward pass transformers asks the GPU whether a batch is without padding, to leave the
 attention's mask out. The answer takes until all that was sent there before is done, and the GPU
-then stands idle until the next kernels come. Here the mask is always given.
+then stands idle until the next kernels come. Here an encoder always gets its mask. (DeBERTa and
+MPNet do not use SDPA; they go on asking.)
 """
 
 from typing import Any

@@ -59,9 +59,13 @@ def test_the_outputs_are_those_of_the_library(tiny, family) -> None:
 def test_t5_makes_its_masks_here_too(folders) -> None:
     base = load_base(str(folders("t5", "T5ForConditionalGeneration")))
     words = label_tokens(base.tokenizer, ("nome", "karo", "zoda"))
-    model = TextToText(T5ForConditionalGeneration(base.config), words)
-    gpus.adapt(model)
-    data, options = some(base, 5), Finetune(precision="fp32")
+    model = TextToText(T5ForConditionalGeneration(base.config), words).eval()
+    data = some(base, 5)
+    with torch.inference_mode():
+        stock = model(**data.batch(range(5))).logits
+        gpus.adapt(model)
+        assert torch.allclose(model(**data.batch(range(5))).logits, stock, atol=1e-5)
+    options = Finetune(precision="fp32")
     loss = accumulate(model.to(META).train(), data.to(META), [0, 1, 2], options)
     assert loss.device == META
 
