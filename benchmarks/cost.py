@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from benchmarks import finetune, results
 from benchmarks.sizes import SIZES
+from benchmarks.work import random
 from cold_flower import probe
 from cold_flower.config import Config, split
 from cold_flower.experiments import configure
@@ -29,7 +30,7 @@ def rates(examples: int) -> dict[str, float]:
     found = {
         way: finetune.measure(way, "random", chosen)["examples"] for way in ("trainer", "ours")
     }
-    work = finetune.random(examples, 0)
+    work = random(examples, 0)
     model, options = work.model(), Config().probe
     probe.features(model, work.train.take(range(BATCH)), "auto")  # warm
     known = probe.features(model, work.train, "auto")

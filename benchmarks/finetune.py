@@ -18,84 +18,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from benchmarks import results
-from cold_flower.config import Config, Finetune
-from cold_flower.encode import Encoded
+from benchmarks.work import Work, random, real
+from cold_flower.config import Finetune
 from cold_flower.finetune import finetune, score
-from cold_flower.model import Base, classifier, device, starting_model
+from cold_flower.model import device
 
 WAYS = ("trainer", "trainer-best", "ours")
 BATCH, RATE = 32, 1e-4
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is learnt, from what."""
-
-    model: Callable[[], Any]
-    train: Encoded
-    test: Encoded | None
-
-
-def real(task: str, examples: int) -> Work:
-    """Return a dataset and the encoder it is for."""
-    from cold_flower.contributor import Contributor
-    from cold_flower.plan import resolve
-
-    keys: dict[str, Any] = {
-        "tasks": task,
-        "contributors-per-iteration": 0,
-        "finetune.max-examples": examples,
-        "finetune.dev-examples": 100,
-    }
-    if folder := os.environ.get("COLD_FLOWER_REAL"):
-        keys["suite"] = f"{folder}/data/suite.toml"
-        keys["base-model"] = f"{folder}/models/minilm"
-    os.environ["COLD_FLOWER_HOME"] = tempfile.mkdtemp()
-    contributor = Contributor(resolve(Config.from_flat(keys)), 0)
-    data = contributor.splits()
-    _, body = starting_model(contributor.base, 0)
-    return Work(
-        lambda: classifier(contributor.base, body, labels=data.labels, kind=data.kind, seed=0),
-        data.train,
-        data.test,
-    )
-
-
-def random(examples: int, tokens: int) -> Work:
-    """Return random tokens and a RoBERTa-base of random weights."""
-    from transformers import RobertaConfig
-
-    shape = RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1)
-    base = Base("random", shape, None, "")
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.empty(examples).log_normal_(3.55, 0.47, generator=generator)  # mean 39
-    lengths = torch.full((examples,), tokens) if tokens else drawn.long().clamp(8, 128)
-    starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
-    ids = torch.randint(4, 50_265, (int(starts[-1]),), generator=generator, dtype=torch.int32)
-    labels = torch.randint(3, (examples,), generator=generator)
-    data = Encoded(ids, torch.empty(0, dtype=torch.uint8), starts, labels, padding=1)
-    torch.manual_seed(0)
-    body = starting_body(base)
-    return Work(
-        lambda: classifier(base, body, labels="abc", kind="classification", seed=0), data, None
-    )
-
-
-def starting_body(base: Base) -> dict[str, torch.Tensor]:
-    """Draw a body of this shape."""
-    from transformers import AutoModelForSequenceClassification
-
-    from cold_flower.model import body_of
-
-    return body_of(AutoModelForSequenceClassification.from_config(base.config))
 
 
 def ours(work: Work, batch: int, epochs: int, seed: int) -> dict[str, float]:

@@ -1,0 +1,65 @@
+"""What a finetuning benchmark works on. Needs torch and transformers alone."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, RobertaConfig
+
+from cold_flower.config import Config
+from cold_flower.contributor import Contributor
+from cold_flower.encode import Encoded
+from cold_flower.model import Base, body_of, classifier, starting_model
+from cold_flower.plan import resolve
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is learnt, from what."""
+
+    model: Callable[[], Any]
+    train: Encoded
+    test: Encoded | None
+
+
+def real(task: str, examples: int) -> Work:
+    """Return a dataset and the encoder it is for."""
+    keys: dict[str, Any] = {
+        "tasks": task,
+        "contributors-per-iteration": 0,
+        "finetune.max-examples": examples,
+        "finetune.dev-examples": 100,
+    }
+    if folder := os.environ.get("COLD_FLOWER_REAL"):
+        keys["suite"] = f"{folder}/data/suite.toml"
+        keys["base-model"] = f"{folder}/models/minilm"
+    os.environ["COLD_FLOWER_HOME"] = tempfile.mkdtemp()
+    contributor = Contributor(resolve(Config.from_flat(keys)), 0)
+    data = contributor.splits()
+    _, body = starting_model(contributor.base, 0)
+    return Work(
+        lambda: classifier(contributor.base, body, labels=data.labels, kind=data.kind, seed=0),
+        data.train,
+        data.test,
+    )
+
+
+def random(examples: int, tokens: int) -> Work:
+    """Return random tokens and a RoBERTa-base of random weights."""
+    shape = RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1)
+    base = Base("random", shape, None, "")
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.empty(examples).log_normal_(3.55, 0.47, generator=generator)  # mean 39
+    lengths = torch.full((examples,), tokens) if tokens else drawn.long().clamp(8, 128)
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    ids = torch.randint(4, 50_265, (int(starts[-1]),), generator=generator, dtype=torch.int32)
+    labels = torch.randint(3, (examples,), generator=generator)
+    data = Encoded(ids, torch.empty(0, dtype=torch.uint8), starts, labels, padding=1)
+    torch.manual_seed(0)
+    body = body_of(AutoModelForSequenceClassification.from_config(shape))
+    return Work(
+        lambda: classifier(base, body, labels="abc", kind="classification", seed=0), data, None
+    )
