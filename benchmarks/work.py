@@ -1,4 +1,4 @@
-"""What a finetuning benchmark works on. Needs torch and transformers alone."""
+"""What a finetuning benchmark works on; random work needs torch and transformers alone."""
 
 import os
 import tempfile

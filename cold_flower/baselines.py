@@ -115,10 +115,11 @@ def _train(
     generator = torch.Generator().manual_seed(derive(config.seed, config.baseline, "order"))
     batches = _batches(tasks, config, per_epoch, generator)
     seen = validated = 0
+    for task in tasks.values():
+        task.model.train()
     with seeded(derive(config.seed, config.baseline, "dropout")):
         for step in range(1, per_epoch * options.max_epochs + 1):
             task, indices = next(batches)
-            task.model.train()
             loss = loop.accumulate(task.model, task.train, indices, options)
             descent.step()
             seen += len(indices)

@@ -183,7 +183,7 @@ def linear_decay(
 def accumulate(model: Any, data: Encoded, indices: list[int], options: Finetune) -> Tensor:
     """Accumulate the batch's gradients in micro-batches; return its mean loss.
 
-    The data are on the model's device. Nothing here waits for that to be done.
+    The data are on the model's device; if that is a GPU, nothing here waits for it.
     """
     size = options.micro_batch_size or len(indices)
     total = torch.zeros((), device=model.device)

@@ -134,10 +134,7 @@ def _belongs(name: str) -> bool:
 
 def _environment(scratch: Path, run_dir: Path, allocation: Allocation) -> dict[str, str]:
     """Return what the SuperLink and all its children see."""
-    defaults = {
-        "COLD_FLOWER_HOME": str(run_dir / "contributors"),
-        **LARGE_PAGES,
-    }
+    defaults = {"COLD_FLOWER_HOME": str(run_dir / "contributors"), **LARGE_PAGES}
     spared = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
     here = ",".join([*([spared] if spared else []), "127.0.0.1", "localhost"])
     own = {

@@ -144,3 +144,10 @@ def test_metrics_by_hand() -> None:
     line = torch.tensor([[1.0], [2.0], [3.0]])
     assert measure("pearson", line, torch.tensor([10.0, 20.0, 30.0])) == pytest.approx(1.0)
     assert measure("pearson", torch.ones(3, 1), torch.tensor([1.0, 2.0, 3.0])) == 0.0
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_scoring_leaves_a_model_in_the_mode_it_found(tiny, start, trains) -> None:
+    made = model(tiny, start).train(trains)
+    score(made, some(tiny, 8), "accuracy", "fp32")
+    assert {module.training for module in made.modules()} == {trains}
