@@ -3,12 +3,13 @@
     python -m benchmarks.finetune [--tasks rotten_tomatoes,mrpc] [--examples 1600] [--epochs 2]
     python -m benchmarks.finetune --random 40000 [--tokens 128]     # RoBERTa-base, random weights
 
-Trainer's defaults, Trainer's best flags (bf16, grouped by length, fused AdamW), and our loop,
-alone and as several contributors at once (``--together``: by default one per core, as in a
-simulation; 2, 4 and 8 on a GPU). Each is a process of its own; loading, tokenising and the test
-are not counted. Real tasks and MiniLM come from COLD_FLOWER_REAL, else the demo's are taken.
-``--random`` needs no data: random tokens, of lengths like MNLI's (mean 39) or all of ``--tokens``.
-Each way's share of the machine's measured bf16 matmul rate is printed; padding is no work.
+Trainer's defaults, Trainer's best flags (bf16 where that is fast, grouped by length, fused
+AdamW), and our loop, alone and as several contributors at once (``--together``: by default one per
+core, as in a simulation; 2, 4 and 8 on a GPU). Each is a process of its own; loading, tokenising
+and the test are not counted. Real tasks and MiniLM come from COLD_FLOWER_REAL, else the demo's are
+taken. ``--random`` needs no data: random tokens, of lengths like MNLI's (mean 39) or all of
+``--tokens``. Printed, too: each way's products with weights, padding left out, as a share of the
+machine's measured rate of products (bf16, or fp32 where bf16 is slow).
 """
 
 import argparse
@@ -27,7 +28,7 @@ import torch
 from benchmarks import results
 from benchmarks.work import Work, random, real
 from cold_flower.config import Finetune
-from cold_flower.finetune import finetune, score
+from cold_flower.finetune import bf16_here, finetune, score
 from cold_flower.model import device
 
 WAYS = ("trainer", "trainer-best", "ours")
@@ -46,8 +47,7 @@ def trainer(work: Work, batch: int, epochs: int, *, best: bool) -> dict[str, flo
     """Run transformers' loop."""
     from transformers import Trainer, TrainingArguments
 
-    model = work.model()
-    plain(model)
+    model = work.model(plain=True)
     lengths = work.train.lengths().tolist()
 
     def collate(rows: list[int]) -> dict[str, torch.Tensor]:
@@ -72,7 +72,7 @@ def trainer(work: Work, batch: int, epochs: int, *, best: bool) -> dict[str, flo
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        bf16=best,
+        bf16=best and bf16_here(device()),
         use_cpu=device().type == "cpu",
         dataloader_num_workers=4 if best and device().type == "cuda" else 0,
     )
@@ -85,29 +85,33 @@ def trainer(work: Work, batch: int, epochs: int, *, best: bool) -> dict[str, flo
     return {"seconds": time.perf_counter() - started, **result(model, work, epochs)}
 
 
-def plain(model: Any) -> None:
-    """Undo what we change in a model."""
-    from torch import nn
-
-    from cold_flower import cores, gpus
-
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) is cores.Dropout:
-                setattr(parent, name, nn.Dropout(child.p))
-    if model.config._attn_implementation in (cores.ATTENTION, gpus.ATTENTION):
-        model.set_attn_implementation("sdpa")
-
-
 def result(model: Any, work: Work, epochs: int) -> dict[str, float]:
     """Return what was done, and how well it was learnt."""
     accuracy = score(model, work.test, "accuracy", "auto") if work.test else float("nan")
-    tokens = float(work.train.lengths().sum()) * epochs
-    # A token costs 6 FLOP a weight (forward, and twice that backward) of those that are multiplied.
-    layers = (m for m in model.base_model.modules() if isinstance(m, torch.nn.Linear))
-    flop = 6 * tokens * sum(layer.weight.numel() for layer in layers)
-    done = {"examples": len(work.train) * epochs, "tokens": tokens, "flop": flop}
-    return {**done, "accuracy": accuracy}
+    examples, tokens = len(work.train) * epochs, float(work.train.lengths().sum()) * epochs
+    flop = multiplied(model, work, tokens / examples) * examples
+    return {"examples": examples, "tokens": tokens, "flop": flop, "accuracy": accuracy}
+
+
+def multiplied(model: Any, work: Work, tokens: float) -> float:
+    """Return the FLOP of an example's products with weights: 6 a weight and row, 2 of them forward.
+
+    A layer sees all tokens of an example or, as the head does, one.
+    """
+    flop = 0.0
+
+    def count(layer: Any, given: tuple[Any, ...], _: Any) -> None:
+        nonlocal flop
+        rows = given[0].numel() // layer.in_features
+        flop += 6 * layer.weight.numel() * (tokens if rows > 1 else 1)
+
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    with torch.inference_mode():
+        model(**work.train.take([0]).to(model.device).batch([0]))
+    for hook in hooks:
+        hook.remove()
+    return flop
 
 
 def wait() -> None:
@@ -117,10 +121,11 @@ def wait() -> None:
 
 
 def matmul_rate() -> float:
-    """Measure bf16 products of 4096 x 4096 (1024 on cores), in FLOP/s."""
+    """Measure products of 4096 x 4096 (1024 on cores) in the precision of ``auto``, in FLOP/s."""
     on = device()
     size = 4096 if on.type == "cuda" else 1024
-    a = torch.randn(size, size, device=on, dtype=torch.bfloat16)
+    precision = torch.bfloat16 if bf16_here(on) else torch.float32
+    a = torch.randn(size, size, device=on, dtype=precision)
     for _ in range(10):
         a @ a
     wait()

@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from cold_flower.plan import resolve
 class Work:
     """What is learnt, from what."""
 
-    model: Callable[[], Any]
+    model: Callable[..., Any]
+    """Makes it anew; ``plain=True`` as the library does."""
     train: Encoded
     test: Encoded | None
 
@@ -40,11 +42,8 @@ def real(task: str, examples: int) -> Work:
     contributor = Contributor(resolve(Config.from_flat(keys)), 0)
     data = contributor.splits()
     _, body = starting_model(contributor.base, 0)
-    return Work(
-        lambda: classifier(contributor.base, body, labels=data.labels, kind=data.kind, seed=0),
-        data.train,
-        data.test,
-    )
+    model = partial(classifier, contributor.base, body, labels=data.labels, kind=data.kind, seed=0)
+    return Work(model, data.train, data.test)
 
 
 def random(examples: int, tokens: int) -> Work:
@@ -60,6 +59,5 @@ def random(examples: int, tokens: int) -> Work:
     data = Encoded(ids, torch.empty(0, dtype=torch.uint8), starts, labels, padding=1)
     torch.manual_seed(0)
     body = body_of(AutoModelForSequenceClassification.from_config(shape))
-    return Work(
-        lambda: classifier(base, body, labels="abc", kind="classification", seed=0), data, None
-    )
+    model = partial(classifier, base, body, labels="abc", kind="classification", seed=0)
+    return Work(model, data, None)

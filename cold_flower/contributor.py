@@ -150,7 +150,12 @@ class Contributor:
         data = tasks.load(self.task, self.config)
         derived = derive(seed, iteration, self.name, "train")
         model = classifier(
-            self.base, body, labels=data.labels, kind=self.task.kind, seed=derive(derived, "head")
+            self.base,
+            body,
+            labels=data.labels,
+            kind=self.task.kind,
+            seed=derive(derived, "head"),
+            plain=True,
         )
         job = Job(
             model=model,

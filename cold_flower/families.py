@@ -11,3 +11,6 @@ PREFIXES = {
     "t5": "",
 }
 """What stands before a body's names in a file that has a head, too; T5 is all body."""
+
+FIRST_TOKEN = ("bert", "electra", "roberta")
+"""Those of which the last layer computes the first token alone (`cold_flower.first_token`)."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.initialization import no_init_weights
 
-from cold_flower import cores, demo, gpus
+from cold_flower import cores, demo, first_token, gpus
 from cold_flower.errors import ModelError
 from cold_flower.families import PREFIXES
 from cold_flower.seeds import derive, seeded
@@ -173,7 +173,15 @@ def load_body(model: Any, body: State) -> None:
     model.base_model.load_state_dict(dict(body), strict=False)
 
 
-def classifier(base: Base, body: State, *, labels: Sequence[str], kind: str, seed: int) -> Any:
+def classifier(
+    base: Base,
+    body: State,
+    *,
+    labels: Sequence[str],
+    kind: str,
+    seed: int,
+    plain: bool = False,
+) -> Any:
     """Return a sequence-classification model: this body, a fresh head from the seed.
 
     Args:
@@ -182,6 +190,8 @@ def classifier(base: Base, body: State, *, labels: Sequence[str], kind: str, see
         labels: class names, of which text to text makes its classes; one for regression.
         kind: ``classification`` or ``regression``.
         seed: of the head; text to text has none.
+        plain: leave the library's model as it is, for the loops of others. Else it is made
+            faster, with the same outputs: `cores`, `gpus`, `first_token`.
     """
     config = type(base.config).from_dict(base.config.to_dict())
     if base.text_to_text:
@@ -198,7 +208,9 @@ def classifier(base: Base, body: State, *, labels: Sequence[str], kind: str, see
             model.init_weights()  # of what is left: the head
     load_body(model, body)
     on = device()
-    (cores if on.type == "cpu" else gpus).adapt(model)
+    if not plain:
+        (cores if on.type == "cpu" else gpus).adapt(model)
+        first_token.adapt(model)
     return model.to(on)
 
 

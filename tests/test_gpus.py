@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, T5ForConditionalGeneration
 
-from cold_flower import gpus
+from cold_flower import first_token, gpus
 from cold_flower.config import PROTOCOLS, Config, Finetune
 from cold_flower.evaluate import Splits, evaluate
 from cold_flower.finetune import accumulate
@@ -24,6 +24,7 @@ def step(family, data, *, adapted=True):
     model = AutoModelForSequenceClassification.from_config(config).to(META).train()
     if adapted:
         gpus.adapt(model)
+        first_token.adapt(model)
     options = Finetune(precision="fp32", micro_batch_size=4)
     loss = accumulate(model, data.to(META), [0, 1, 2, 3, 4], options)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -51,6 +52,7 @@ def test_the_outputs_are_those_of_the_library(tiny, family) -> None:
         batches = data.batch(range(12)), data.batch([3])
         stock = [model(**batch).logits for batch in batches]
         gpus.adapt(model)
+        first_token.adapt(model)
         assert model.config._attn_implementation == gpus.ATTENTION
         ours = [model(**batch).logits for batch in batches]
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, stock, strict=True))

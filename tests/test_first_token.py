@@ -1,0 +1,92 @@
+"""The last layer for the first token alone computes what the whole layer does, gradients too."""
+
+import pytest
+import torch
+
+from cold_flower.cores import Dropout
+from cold_flower.families import FIRST_TOKEN
+from cold_flower.finetune import score
+from cold_flower.first_token import FirstToken
+from cold_flower.model import body_of, classifier, load_base, starting_model
+from cold_flower.probe import features
+from tests.test_encode import some
+from tests.test_model import ABC, ENCODERS, STARTS
+
+EVERY = [(family, start) for family in FIRST_TOKEN for start in STARTS[family]]
+
+
+def pair(folders, family, start):
+    """Ours, and the same model as transformers makes it; nothing is dropped."""
+    base = load_base(str(folders(family, start)))
+    _, body = starting_model(base, seed=0)
+    made = [
+        classifier(base, body, labels=ABC, kind="classification", seed=1, plain=plain).train()
+        for plain in (False, True)
+    ]
+    for model in made:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    return base, *made
+
+
+@pytest.mark.parametrize(("family", "start"), EVERY)
+def test_outputs_and_gradients_are_the_whole_layers(folders, family, start) -> None:
+    base, ours, stock = pair(folders, family, start)
+    assert [type(m).__name__ for m in ours.base_model.encoder.layer][-1] == "FirstToken"
+    assert not any(isinstance(m, FirstToken | Dropout) for m in stock.modules())
+    data = some(base, 9)
+    for rows in (list(range(9)), [3]):  # of several lengths; one alone, without padding
+        batch, labels = data.batch(rows), data.labels_of(rows)
+        a, b = ours(**batch, labels=labels), stock(**batch, labels=labels)
+        assert torch.allclose(a.logits, b.logits, atol=1e-6)
+        names = [name for name, _ in stock.named_parameters()]
+        assert [name for name, _ in ours.named_parameters()] == names
+        got, want = (
+            torch.autograd.grad(x.loss, [*m.parameters()]) for x, m in ((a, ours), (b, stock))
+        )
+        for name, ga, gb in zip(names, got, want, strict=True):
+            assert torch.allclose(ga, gb, atol=1e-6), name
+    whole = stock.base_model(**batch).last_hidden_state
+    assert torch.allclose(ours.base_model(**batch).last_hidden_state, whole[:, :1], atol=1e-6)
+
+
+@pytest.mark.parametrize(("family", "start"), EVERY)
+def test_features_scores_and_the_body_are_the_same(folders, family, start) -> None:
+    base, ours, stock = pair(folders, family, start)
+    data = some(base, 30)
+    a, b = features(ours, data, "fp32"), features(stock, data, "fp32")
+    assert torch.allclose(a.state, b.state, atol=1e-6)
+    assert (a.pooled is None) == (b.pooled is None) == (family != "bert")
+    assert a.pooled is None or torch.allclose(a.pooled, b.pooled, atol=1e-6)
+    assert score(ours, data, "accuracy", "fp32") == score(stock, data, "accuracy", "fp32")
+    assert [*body_of(ours)] == [*body_of(stock)]
+    assert all(torch.equal(t, body_of(stock)[name]) for name, t in body_of(ours).items())
+
+
+@pytest.mark.parametrize("family", FIRST_TOKEN)
+def test_dropout_reaches_the_first_token(folders, family) -> None:
+    base, ours, _ = pair(folders, family, STARTS[family][0])
+    data = some(base, 9)
+    layer = ours.base_model.encoder.layer[-1]
+    parts = {
+        "attention": layer.attention.self.dropout,
+        "after attention": layer.attention.output.dropout,
+        "after the feed-forward": layer.output.dropout,
+    }
+    for part in parts.values():
+        part.p = 0.5
+        torch.manual_seed(0)
+        first, second = (ours(**data.batch(range(9))).logits for _ in range(2))
+        assert not torch.equal(first, second)
+        ours.eval()
+        assert torch.equal(*(ours(**data.batch(range(9))).logits for _ in range(2)))
+        ours.train()
+        part.p = 0.0
+
+
+@pytest.mark.parametrize("family", sorted(set(ENCODERS) - set(FIRST_TOKEN)))
+def test_other_families_keep_their_layers(folders, family) -> None:
+    _, ours, stock = pair(folders, family, STARTS[family][0])
+    assert not any(isinstance(m, FirstToken) for m in ours.modules())
+    assert [n for n, _ in ours.named_modules()] == [n for n, _ in stock.named_modules()]
