@@ -31,15 +31,16 @@ def rates(examples: int) -> dict[str, float]:
         way: finetune.measure(way, "random", chosen)["examples"] for way in ("trainer", "ours")
     }
     work = random(examples, 0)
-    model, options = work.model(), Config().probe
+    model, plain, options = work.model(), work.model(plain=True), Config().probe
     probe.features(model, work.train.take(range(BATCH)), "auto")  # warm
     known = probe.features(model, work.train, "auto")
 
     def head() -> None:
         probe.train_head(model, known, work.train.labels, options=options, batch=BATCH, seed=0)
 
-    seconds = _timed(lambda: probe.features(model, work.train, "auto"))
-    found["forward"] = examples / seconds
+    for name, forward in (("forward", model), ("plain", plain)):
+        seconds = _timed(lambda forward=forward: probe.features(forward, work.train, "auto"))
+        found[name] = examples / seconds
     found["head"] = examples * options.epochs / _timed(head)
     return found
 
@@ -71,7 +72,7 @@ def main() -> None:
         "contributions": (contributed / rate["trainer"], contributed / rate["ours"]),
         "finetuned": (finetuned / rate["trainer"], finetuned / rate["ours"]),
         "frozen": (
-            probed * epochs / rate["forward"],
+            probed * epochs / rate["plain"],
             probed / rate["forward"] + probed * epochs / rate["head"],
         ),
     }

@@ -29,7 +29,7 @@ EPOCHS = 20
 
 def naive(base: Base, body: State, data: Splits, config: Config) -> float:
     """Freeze the body's parameters and finetune as usual."""
-    model = classifier(base, body, labels=data.labels, kind=data.kind, seed=0)
+    model = classifier(base, body, labels=data.labels, kind=data.kind, seed=0, plain=True)
     model.base_model.requires_grad_(False)
     options = replace(config.finetune, max_epochs=EPOCHS, learning_rate=config.probe.learning_rate)
     finetune(model, data.train, None, options=options, metric=data.metric, seed=0)

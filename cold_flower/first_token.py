@@ -2,8 +2,8 @@
 
 The head of a BERT, RoBERTa or ELECTRA classifier, and BERT's pooler, read the first token's last
 hidden state and nothing else. The last layer's keys and values need all tokens; its queries and
-all that follows the attention, ten twelfths of its products, do not. Outputs and gradients are
-the whole layer's, up to rounding.
+all that follows the attention do not: ten twelfths of its products with weights, where the
+feed-forward is four times as wide. Outputs and gradients are the whole layer's, up to rounding.
 """
 
 from typing import Any
@@ -66,6 +66,7 @@ def adapt(model: Any) -> None:
     shape = model.config
     if (
         shape.model_type in FIRST_TOKEN
+        and shape.num_hidden_layers
         and not shape.is_decoder
         and shape._attn_implementation in (cores.ATTENTION, gpus.ATTENTION)
     ):

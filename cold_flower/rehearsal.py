@@ -85,7 +85,11 @@ def _estimate(site: Site, me: Contributor, each: float, examples: int) -> str:
         least, most = min(least, options.max_seconds), min(most, options.max_seconds)
     machine = resources.this_machine()
     cores = not machine.gpus
-    needed = resources.footprint(me.config, me.base, bf16=machine.bf16, cores=cores) / resources.GB
+    plain = bool(site.trainer)  # a trainer of its own
+    needed = (
+        resources.footprint(me.config, me.base, bf16=machine.bf16, cores=cores, plain=plain)
+        / resources.GB
+    )
     free = (min(machine.gpus) if machine.gpus else machine.memory) / resources.GB
     limit = site.limits.memory_gb
     if needed > min(free, limit or free):

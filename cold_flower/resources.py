@@ -134,7 +134,7 @@ def parameters(base: Base) -> int:
         return sum(p.numel() for p in AutoModel.from_config(base.config).parameters())
 
 
-def footprint(config: Config, base: Base, *, bf16: bool, cores: bool) -> float:
+def footprint(config: Config, base: Base, *, bf16: bool, cores: bool, plain: bool = False) -> float:
     """Estimate the bytes that one finetuning takes where it computes, all its words occurring.
 
     The process; weights, gradients, AdamW's two moments and the best weights so far, 4 bytes
@@ -148,6 +148,7 @@ def footprint(config: Config, base: Base, *, bf16: bool, cores: bool) -> float:
         base: shape of the body.
         bf16: whether the hardware computes in 16 bit where it may choose.
         cores: whether there is no GPU to compute on.
+        plain: whether the library's model is trained as it is.
     """
     options, shape = config.finetune, base.config
     length = min(options.max_length, base.tokenizer.model_max_length)
@@ -155,7 +156,7 @@ def footprint(config: Config, base: Base, *, bf16: bool, cores: bool) -> float:
     narrow = options.precision == "bf16" or (bf16 and options.precision == "auto")
     unit, entry = (62, 8) if narrow else (95, 14)
     layers: float = shape.num_hidden_layers * (2 if shape.is_encoder_decoder else 1)
-    if shape.model_type in FIRST_TOKEN:
+    if shape.model_type in FIRST_TOKEN and layers and not plain:
         layers -= 0.8  # of the last one little more than keys and values is kept
     written = shape.num_attention_heads * length if cores else 0
     activations = tokens * layers * (unit * shape.hidden_size + entry * written)

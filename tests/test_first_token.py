@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
-from cold_flower.cores import Dropout
+from cold_flower.cores import ATTENTION, Dropout
 from cold_flower.families import FIRST_TOKEN
-from cold_flower.finetune import score
-from cold_flower.first_token import FirstToken
+from cold_flower.finetune import logits_of, score
+from cold_flower.first_token import FirstToken, adapt
 from cold_flower.model import body_of, classifier, load_base, starting_model
 from cold_flower.probe import features
+from tests.conftest import _tiny_config
 from tests.test_encode import some
 from tests.test_model import ABC, ENCODERS, STARTS
 
@@ -17,7 +19,8 @@ EVERY = [(family, start) for family in FIRST_TOKEN for start in STARTS[family]]
 
 def pair(folders, family, start):
     """Ours, and the same model as transformers makes it; nothing is dropped."""
-    base = load_base(str(folders(family, start)))
+    # At 0.02 so small a model gives all examples the same, and its queries hardly any gradient.
+    base = load_base(str(folders(family, start, initializer_range=0.5)))
     _, body = starting_model(base, seed=0)
     made = [
         classifier(base, body, labels=ABC, kind="classification", seed=1, plain=plain).train()
@@ -39,16 +42,16 @@ def test_outputs_and_gradients_are_the_whole_layers(folders, family, start) -> N
     for rows in (list(range(9)), [3]):  # of several lengths; one alone, without padding
         batch, labels = data.batch(rows), data.labels_of(rows)
         a, b = ours(**batch, labels=labels), stock(**batch, labels=labels)
-        assert torch.allclose(a.logits, b.logits, atol=1e-6)
+        assert torch.allclose(a.logits, b.logits, atol=1e-5)
         names = [name for name, _ in stock.named_parameters()]
         assert [name for name, _ in ours.named_parameters()] == names
         got, want = (
             torch.autograd.grad(x.loss, [*m.parameters()]) for x, m in ((a, ours), (b, stock))
         )
         for name, ga, gb in zip(names, got, want, strict=True):
-            assert torch.allclose(ga, gb, atol=1e-6), name
+            assert torch.allclose(ga, gb, atol=1e-5), name
     whole = stock.base_model(**batch).last_hidden_state
-    assert torch.allclose(ours.base_model(**batch).last_hidden_state, whole[:, :1], atol=1e-6)
+    assert torch.allclose(ours.base_model(**batch).last_hidden_state, whole[:, :1], atol=1e-5)
 
 
 @pytest.mark.parametrize(("family", "start"), EVERY)
@@ -56,9 +59,10 @@ def test_features_scores_and_the_body_are_the_same(folders, family, start) -> No
     base, ours, stock = pair(folders, family, start)
     data = some(base, 30)
     a, b = features(ours, data, "fp32"), features(stock, data, "fp32")
-    assert torch.allclose(a.state, b.state, atol=1e-6)
+    assert torch.allclose(a.state, b.state, atol=1e-5)
     assert (a.pooled is None) == (b.pooled is None) == (family != "bert")
-    assert a.pooled is None or torch.allclose(a.pooled, b.pooled, atol=1e-6)
+    assert a.pooled is None or torch.allclose(a.pooled, b.pooled, atol=1e-5)
+    assert logits_of(ours, data, "fp32").std(0).min() > 0.1  # it tells examples apart
     assert score(ours, data, "accuracy", "fp32") == score(stock, data, "accuracy", "fp32")
     assert [*body_of(ours)] == [*body_of(stock)]
     assert all(torch.equal(t, body_of(stock)[name]) for name, t in body_of(ours).items())
@@ -90,3 +94,17 @@ def test_other_families_keep_their_layers(folders, family) -> None:
     _, ours, stock = pair(folders, family, STARTS[family][0])
     assert not any(isinstance(m, FirstToken) for m in ours.modules())
     assert [n for n, _ in ours.named_modules()] == [n for n, _ in stock.named_modules()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "attention"),
+    [({}, "eager"), ({"is_decoder": True}, ATTENTION), ({"num_hidden_layers": 0}, ATTENTION)],
+)
+def test_what_it_does_not_know_is_left_whole(changes, attention) -> None:
+    config = _tiny_config("bert")
+    for key, value in changes.items():
+        setattr(config, key, value)
+    model = AutoModelForSequenceClassification.from_config(config)
+    model.set_attn_implementation(attention)
+    adapt(model)
+    assert not any(isinstance(m, FirstToken) for m in model.modules())

@@ -87,6 +87,8 @@ def test_the_footprint_by_hand(tiny) -> None:
     assert footprint(config, tiny, bf16=False, cores=False) == wide
     written = 14 * tokens * layers * 4 * 10  # 4 heads, each with 10 weights for a token
     assert footprint(config, tiny, bf16=False, cores=True) == wide + 4 * count + written
+    every = fixed + 95 * tokens * 2 * 64
+    assert footprint(config, tiny, bf16=False, cores=False, plain=True) == every
     whole = Config.from_flat({"finetune.batch-size": 8, "finetune.precision": "fp32"})
     most = 95 * 8 * 38 * layers * 64  # of its tokenizer
     assert footprint(whole, tiny, bf16=True, cores=False) == pytest.approx(fixed + most, rel=1e-12)

@@ -1,8 +1,13 @@
 """What the benchmarks write down."""
 
 import json
+from functools import partial
 
 from benchmarks import results
+from benchmarks.finetune import multiplied
+from benchmarks.work import Work
+from cold_flower.model import classifier, load_base, starting_model
+from tests.test_encode import some
 
 
 def test_a_comparison_is_kept_and_shown(tmp_path, monkeypatch) -> None:
@@ -38,3 +43,17 @@ def test_the_newest_figure_counts(tmp_path, monkeypatch) -> None:
 def test_the_page_shows_what_is_kept() -> None:
     said = results.PAGE.read_text().partition(results.BEGIN)[2].partition(results.END)[0]
     assert said.strip() == results.table().strip()
+
+
+def test_the_products_of_a_finetuning_by_hand(folders, tiny) -> None:
+    hidden, wide, tokens, classes = 16, 32, 10.0, 3
+    base = load_base(str(folders("roberta", "RobertaModel")))
+    model = partial(
+        classifier, base, starting_model(base, 0)[1], labels="abc", kind="classification", seed=0
+    )
+    work = Work(model, some(tiny, 3), None)
+    layer, head = 4 * hidden**2 + 2 * hidden * wide, hidden**2 + classes * hidden
+    whole = 6 * (2 * layer * tokens + head)
+    assert multiplied(model(plain=True), work, tokens) == whole
+    spared = 6 * (tokens - 1) * 2 * (hidden**2 + hidden * wide)  # but the last keys and values
+    assert multiplied(model(), work, tokens) == whole - spared

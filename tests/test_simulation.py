@@ -190,8 +190,9 @@ def command_of(pid: int) -> str:
         return ""
 
 
-def test_gpus_are_shared_as_asked(tmp_path) -> None:
+def test_gpus_are_shared_as_asked(tmp_path, monkeypatch) -> None:
     """Two pretended GPUs, half for each: four Ray actors, two on each GPU."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else four threads each, for pretended cores
     done = simulate(
         tmp_path, "run", "--fake-gpus", "2", "--gpus-per-contributor", "0.5",
         "--set", "tasks=weather,kitchen,sports,travel,music,garden,office,market",

@@ -207,6 +207,12 @@ def finetune(job):
     assert len(job.train) > 9 and job.labels == ("bad", "good") and job.iteration == 3
     state = {name: tensor + 1 for name, tensor in job.body.items()}
     return {**state, "classifier.weight": torch.ones(2)}, {"train-loss": 0.5, "secret": 7.0}
+def whole(job):
+    assert not any("cold_flower" in type(m).__module__ for m in job.model.modules())
+    words = job.tokenizer(["good bad good"], return_tensors="pt")
+    states = job.model.base_model(**words).last_hidden_state
+    assert states.shape[1] == words["input_ids"].shape[1] > 1  # all tokens
+    return job.body, {}
 def nothing(job):
     return None
 def short(job):
@@ -224,6 +230,12 @@ def test_a_trainer_of_ones_own(site, arrays, own_home, tmp_path) -> None:
     assert metrics.keys() == {"num-examples", "train-loss", "seconds"}
     assert metrics["num-examples"] == 54
     assert "secret" not in (own_home / "clinic-a" / "sent.jsonl").read_text()
+
+
+def test_a_trainer_of_ones_own_gets_the_librarys_model(site, arrays, tmp_path) -> None:
+    (tmp_path / "my_trainer.py").write_text(TRAINER)
+    reply = train(site(top='trainer = "my_trainer:whole"'), arrays)
+    assert not reply.has_error(), reply.error
 
 
 @pytest.mark.parametrize(
