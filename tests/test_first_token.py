@@ -42,16 +42,16 @@ def test_outputs_and_gradients_are_the_whole_layers(folders, family, start) -> N
     for rows in (list(range(9)), [3]):  # of several lengths; one alone, without padding
         batch, labels = data.batch(rows), data.labels_of(rows)
         a, b = ours(**batch, labels=labels), stock(**batch, labels=labels)
-        assert torch.allclose(a.logits, b.logits, atol=1e-5)
+        assert torch.allclose(a.logits, b.logits, atol=1e-6)
         names = [name for name, _ in stock.named_parameters()]
         assert [name for name, _ in ours.named_parameters()] == names
         got, want = (
             torch.autograd.grad(x.loss, [*m.parameters()]) for x, m in ((a, ours), (b, stock))
         )
         for name, ga, gb in zip(names, got, want, strict=True):
-            assert torch.allclose(ga, gb, atol=1e-5), name
+            assert torch.allclose(ga, gb, atol=1e-6), name
     whole = stock.base_model(**batch).last_hidden_state
-    assert torch.allclose(ours.base_model(**batch).last_hidden_state, whole[:, :1], atol=1e-5)
+    assert torch.allclose(ours.base_model(**batch).last_hidden_state, whole[:, :1], atol=1e-6)
 
 
 @pytest.mark.parametrize(("family", "start"), EVERY)
@@ -59,9 +59,9 @@ def test_features_scores_and_the_body_are_the_same(folders, family, start) -> No
     base, ours, stock = pair(folders, family, start)
     data = some(base, 30)
     a, b = features(ours, data, "fp32"), features(stock, data, "fp32")
-    assert torch.allclose(a.state, b.state, atol=1e-5)
+    assert torch.allclose(a.state, b.state, atol=1e-6)
     assert (a.pooled is None) == (b.pooled is None) == (family != "bert")
-    assert a.pooled is None or torch.allclose(a.pooled, b.pooled, atol=1e-5)
+    assert a.pooled is None or torch.allclose(a.pooled, b.pooled, atol=1e-6)
     assert logits_of(ours, data, "fp32").std(0).min() > 0.1  # it tells examples apart
     assert score(ours, data, "accuracy", "fp32") == score(stock, data, "accuracy", "fp32")
     assert [*body_of(ours)] == [*body_of(stock)]

@@ -62,7 +62,7 @@ def test_the_outputs_are_those_of_the_library(tiny, family) -> None:
     first_token.adapt(model)
     assert model.config._attn_implementation == gpus.ATTENTION
     for (ours, mine), (theirs, its) in zip(compute(), stock, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5)
+        assert torch.allclose(ours, theirs, atol=1e-6)
         assert all(
             torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(mine, its, strict=True)
         )
