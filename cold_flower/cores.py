@@ -1,7 +1,7 @@
 """Finetuning on cores: dropout and attention, where torch is slow there.
 
-Torch's dropout on a core takes twice as long as this one (2.3 ms against 1.2 ms for a batch of 32
-x 28 x 384), and its ``scaled_dot_product_attention``, as soon as it drops something, a path of
+Torch's dropout on a core takes four times as long as this one (4.1 ms against 0.9 ms for a batch of
+32 x 54 x 384), and its ``scaled_dot_product_attention``, as soon as it drops something, a path of
 many small steps. The mathematics is the same here, the random numbers are others. Without
 dropout, and on GPUs, torch's own ways are used.
 """
@@ -25,15 +25,15 @@ def multiplier(like: Tensor, p: float) -> Tensor:
     ``p`` is rounded to a multiple of 2^-16, the scale is the inverse of what is kept exactly.
     """
     dropped = round(p * _LEVELS)
+    if not 0 < dropped < _LEVELS:
+        return torch.full_like(like, float(dropped == 0))
     size = like.numel()
     words = torch.empty(-(-size // _LANES), dtype=torch.int64).random_(-(2**63), None)
     lanes = words.view(torch.int16)[:size].view(like.shape)
-    scale = _LEVELS / (_LEVELS - dropped) if dropped < _LEVELS else 0.0
-    return torch.where(
-        lanes >= dropped - _LEVELS // 2,  # signed: the lanes begin at -2^15
-        torch.tensor(scale, dtype=like.dtype),
-        torch.tensor(0.0, dtype=like.dtype),
-    )
+    least = dropped - _LEVELS // 2  # that is kept; signed: the lanes begin at -2^15
+    # Whole numbers made 0 and 1: a comparison and torch.where would take three times as long.
+    kept = lanes.clamp_(least - 1, least).sub_(least - 1)
+    return kept.to(like.dtype).mul_(_LEVELS / (_LEVELS - dropped))
 
 
 class Dropout(nn.Dropout):
