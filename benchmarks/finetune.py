@@ -96,7 +96,8 @@ def result(model: Any, work: Work, epochs: int) -> dict[str, float]:
 def multiplied(model: Any, work: Work, tokens: float) -> float:
     """Return the FLOP of an example's products with weights: 6 a weight and row, 2 of them forward.
 
-    A layer sees all tokens of an example or, as the head does, one.
+    A layer sees all tokens of an example or, as the head does, one. (The keys' and values' weights
+    of a `FirstToken`, multiplied with a row for each example, are left out.)
     """
     flop = 0.0
 

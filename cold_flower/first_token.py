@@ -1,15 +1,16 @@
 """Of the last layer, compute only what the head reads: the first token.
 
 The head of a BERT, RoBERTa or ELECTRA classifier, and BERT's pooler, read the first token's last
-hidden state and nothing else. The last layer's keys and values need all tokens; its queries and
-all that follows the attention do not: ten twelfths of its products with weights, where the
-feed-forward is four times as wide. Outputs and gradients are the whole layer's, up to rounding.
+hidden state and nothing else. Of the other tokens not even keys and values are made: a query times
+the keys is the query, times the keys' weights, times the states, and products in that order have
+one row for each head instead of one for each token. So the last layer costs next to nothing.
+Outputs and gradients are the whole layer's, up to rounding.
 """
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cold_flower import cores, gpus
 from cold_flower.families import FIRST_TOKEN
@@ -29,34 +30,34 @@ class FirstToken(nn.Module):
         self.output = layer.output
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **more: Any
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any
     ) -> Tensor:
         """Return the first token's state, [batch, 1, hidden], of all tokens'.
 
         Args:
             hidden_states: [batch, tokens, hidden].
-            attention_mask: [batch, 1, tokens, tokens], of queries and keys.
-            more: for the attention.
+            attention_mask: [batch, 1, tokens, tokens], of queries and keys: True where a token
+                counts, or what is added to the scores.
         """
-        own = self.attention.self
-        first = hidden_states[:, :1]
-
-        def heads(states: Tensor) -> Tensor:
-            split: Tensor = states.unflatten(-1, (-1, own.attention_head_size))
-            return split.transpose(1, 2)
-
-        attend = ALL_ATTENTION_FUNCTIONS[own.config._attn_implementation]
-        mixed, _ = attend(
-            own,
-            heads(own.query(first)),
-            heads(own.key(hidden_states)),
-            heads(own.value(hidden_states)),
-            None if attention_mask is None else attention_mask[:, :, :1],
-            dropout=own.dropout.p if own.training else 0.0,
-            scaling=own.scaling,
-            **more,
-        )
-        attended = self.attention.output(mixed.flatten(2), first)
+        own, first = self.attention.self, hidden_states[:, :1]
+        split = (-1, own.attention_head_size)
+        # b: example, h: head, s: its units, t: token, n: hidden unit
+        query = own.query(first).squeeze(1).unflatten(-1, split)
+        asked = torch.einsum("bhs,hsn->bhn", query, own.key.weight.unflatten(0, split))
+        scores = torch.einsum("bhn,btn->bht", asked, hidden_states)
+        scores = scores + (query * own.key.bias.unflatten(0, split)).sum(-1, keepdim=True)
+        scores = scores * own.scaling
+        if attention_mask is not None:
+            row = attention_mask[:, :, 0]
+            if row.dtype == torch.bool:
+                row = torch.zeros_like(row, dtype=scores.dtype).masked_fill(~row, -torch.inf)
+            scores = scores + row
+        weights = own.dropout(scores.softmax(-1))
+        mixed = torch.einsum("bht,btn->bhn", weights, hidden_states)
+        values = torch.einsum("bhn,hsn->bhs", mixed, own.value.weight.unflatten(0, split))
+        # What is left of dropped weights does not sum to 1.
+        values = values + weights.sum(-1, keepdim=True) * own.value.bias.unflatten(0, split)
+        attended = self.attention.output(values.flatten(1).unsqueeze(1), first)
         made: Tensor = self.output(self.intermediate(attended), attended)
         return made
 

@@ -155,9 +155,9 @@ def footprint(config: Config, base: Base, *, bf16: bool, cores: bool, plain: boo
     tokens = (options.micro_batch_size or options.batch_size) * length
     narrow = options.precision == "bf16" or (bf16 and options.precision == "auto")
     unit, entry = (62, 8) if narrow else (95, 14)
-    layers: float = shape.num_hidden_layers * (2 if shape.is_encoder_decoder else 1)
+    layers = shape.num_hidden_layers * (2 if shape.is_encoder_decoder else 1)
     if shape.model_type in FIRST_TOKEN and layers and not plain:
-        layers -= 0.8  # of the last one little more than keys and values is kept
+        layers -= 1  # of the last one next to nothing is kept
     written = shape.num_attention_heads * length if cores else 0
     activations = tokens * layers * (unit * shape.hidden_size + entry * written)
     weights = (24 if cores else 20) * parameters(base)

@@ -14,19 +14,21 @@ from tests.conftest import _tiny_config
 from tests.test_encode import some
 from tests.test_model import ABC, ENCODERS, STARTS
 
+CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 EVERY = [(family, start) for family in FIRST_TOKEN for start in STARTS[family]]
 
 
 def pair(folders, family, start):
-    """Ours, and the same model as transformers makes it; nothing is dropped."""
+    """Ours, and the same model as transformers makes it, in 64 bit; nothing is dropped."""
     # At 0.02 so small a model gives all examples the same, and its queries hardly any gradient.
     base = load_base(str(folders(family, start, initializer_range=0.5)))
     _, body = starting_model(base, seed=0)
     made = [
-        classifier(base, body, labels=ABC, kind="classification", seed=1, plain=plain).train()
+        classifier(base, body, labels=ABC, kind="classification", seed=1, plain=plain)
         for plain in (False, True)
     ]
     for model in made:
+        model.double().train()
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -42,16 +44,16 @@ def test_outputs_and_gradients_are_the_whole_layers(folders, family, start) -> N
     for rows in (list(range(9)), [3]):  # of several lengths; one alone, without padding
         batch, labels = data.batch(rows), data.labels_of(rows)
         a, b = ours(**batch, labels=labels), stock(**batch, labels=labels)
-        assert torch.allclose(a.logits, b.logits, atol=1e-6)
+        assert torch.allclose(a.logits, b.logits, **CLOSE)
         names = [name for name, _ in stock.named_parameters()]
         assert [name for name, _ in ours.named_parameters()] == names
         got, want = (
             torch.autograd.grad(x.loss, [*m.parameters()]) for x, m in ((a, ours), (b, stock))
         )
         for name, ga, gb in zip(names, got, want, strict=True):
-            assert torch.allclose(ga, gb, atol=1e-6), name
+            assert torch.allclose(ga, gb, **CLOSE), name
     whole = stock.base_model(**batch).last_hidden_state
-    assert torch.allclose(ours.base_model(**batch).last_hidden_state, whole[:, :1], atol=1e-6)
+    assert torch.allclose(ours.base_model(**batch).last_hidden_state, whole[:, :1], **CLOSE)
 
 
 @pytest.mark.parametrize(("family", "start"), EVERY)
