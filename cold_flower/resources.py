@@ -154,7 +154,7 @@ def footprint(config: Config, base: Base, *, bf16: bool, cores: bool, plain: boo
     length = min(options.max_length, base.tokenizer.model_max_length)
     tokens = (options.micro_batch_size or options.batch_size) * length
     narrow = options.precision == "bf16" or (bf16 and options.precision == "auto")
-    unit, entry = (62, 8) if narrow else (95, 14)
+    unit, entry = (62, 5) if narrow else (95, 9)
     layers = shape.num_hidden_layers * (2 if shape.is_encoder_decoder else 1)
     if shape.model_type in FIRST_TOKEN and layers and not plain:
         layers -= 1  # of the last one next to nothing is kept

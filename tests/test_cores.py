@@ -71,6 +71,26 @@ def test_attention_is_torchs(dtype, masked) -> None:
     assert all(torch.allclose(a, b, **close) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradients_of_attention_that_drops_something(masked) -> None:
+    torch.manual_seed(0)
+    heads = [torch.randn(2, 2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    mask = torch.zeros(2, 1, 5, 5)
+    mask[1, ..., 3:] = torch.finfo(torch.float32).min
+
+    def mix(*heads):
+        torch.manual_seed(1)
+        return attention(torch.nn.Module(), *heads, mask if masked else None, dropout=0.3)[0]
+
+    assert torch.autograd.gradcheck(mix, heads)
+    torch.manual_seed(1)
+    kept = multiplier(torch.empty(2, 2, 5, 5, dtype=torch.float64), 0.3)
+    assert 0 < (kept == 0).sum() < kept.numel() / 2
+    query, key, value = heads
+    scores = query @ key.mT / 2 + (mask if masked else 0)
+    assert torch.allclose(mix(*heads), (scores.softmax(-1) * kept @ value).transpose(1, 2))
+
+
 @pytest.mark.parametrize("family", sorted(set(PREFIXES) - {"t5"}))
 def test_a_model_without_dropout_computes_what_transformers_does(folders, family) -> None:
     base = load_base(str(folders(family, STARTS[family][0])))

@@ -85,7 +85,7 @@ def test_the_footprint_by_hand(tiny) -> None:
     assert footprint(config, tiny, bf16=True, cores=False) == fixed + 62 * tokens * layers * 64
     wide = fixed + 95 * tokens * layers * 64  # what auto comes to there
     assert footprint(config, tiny, bf16=False, cores=False) == wide
-    written = 14 * tokens * layers * 4 * 10  # 4 heads, each with 10 weights for a token
+    written = 9 * tokens * layers * 4 * 10  # 4 heads, each with 10 weights for a token
     assert footprint(config, tiny, bf16=False, cores=True) == wide + 4 * count + written
     every = fixed + 95 * tokens * 2 * 64
     assert footprint(config, tiny, bf16=False, cores=False, plain=True) == every
