@@ -49,13 +49,12 @@ class FirstToken(nn.Module):
         scores = scores * own.scaling
         if attention_mask is not None:
             row = attention_mask[:, :, 0]
-            if row.dtype == torch.bool:
-                row = torch.zeros_like(row, dtype=scores.dtype).masked_fill(~row, -torch.inf)
-            scores = scores + row
+            counts = row.dtype == torch.bool
+            scores = scores.masked_fill(~row, -torch.inf) if counts else scores + row
         weights = own.dropout(scores.softmax(-1))
         mixed = torch.einsum("bht,btn->bhn", weights, hidden_states)
         values = torch.einsum("bhn,hsn->bhs", mixed, own.value.weight.unflatten(0, split))
-        # What is left of dropped weights does not sum to 1.
+        # The weights sum to 1 only where none is dropped.
         values = values + weights.sum(-1, keepdim=True) * own.value.bias.unflatten(0, split)
         attended = self.attention.output(values.flatten(1).unsqueeze(1), first)
         made: Tensor = self.output(self.intermediate(attended), attended)

@@ -23,6 +23,8 @@ def pair(folders, family, start):
     # At 0.02 so small a model gives all examples the same, and its queries hardly any gradient.
     base = load_base(str(folders(family, start, initializer_range=0.5)))
     _, body = starting_model(base, seed=0)
+    torch.manual_seed(0)
+    body = {name: t + 0.1 * torch.randn_like(t) for name, t in body.items()}  # biases are 0 else
     made = [
         classifier(base, body, labels=ABC, kind="classification", seed=1, plain=plain)
         for plain in (False, True)
@@ -89,6 +91,29 @@ def test_dropout_reaches_the_first_token(folders, family) -> None:
         assert torch.equal(*(ours(**data.batch(range(9))).logits for _ in range(2)))
         ours.train()
         part.p = 0.0
+
+
+@pytest.mark.parametrize("family", FIRST_TOKEN)
+def test_a_token_that_attention_drops_adds_nothing(folders, family) -> None:
+    _, ours, stock = pair(folders, family, STARTS[family][0])
+    layer, whole = (m.base_model.encoder.layer[-1] for m in (ours, stock))
+    states = torch.randn(3, 7, 16, dtype=torch.float64)
+
+    class Drop(torch.nn.Module):
+        def forward(self, weights):
+            return weights * torch.tensor([0, 2, 0, 2, 2, 0, 2])
+
+    layer.attention.self.dropout = Drop()
+    own = whole.attention.self
+    query, key, value = (
+        part(states).unflatten(-1, (-1, own.attention_head_size)).transpose(1, 2)
+        for part in (own.query, own.key, own.value)
+    )
+    weights = Drop()((query[:, :, :1] @ key.mT * own.scaling).softmax(-1))
+    mixed = (weights @ value).transpose(1, 2).flatten(2)
+    attended = whole.attention.output(mixed, states[:, :1])
+    want = whole.output(whole.intermediate(attended), attended)
+    assert torch.allclose(layer(states), want, **CLOSE)
 
 
 @pytest.mark.parametrize("family", sorted(set(ENCODERS) - set(FIRST_TOKEN)))
