@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
@@ -49,7 +50,7 @@ class Dropout(nn.Dropout):
 class Attention(torch.autograd.Function):
     """Attention with dropout, which keeps of each weight itself and its multiplier, no more.
 
-    The softmax is of 32 bits: of 16 it takes torch twice as long, unless rows are multiples of 16.
+    The softmax is of 32 bits: of 16 it takes torch twice as long, unless rows are multiples of 32.
     """
 
     @staticmethod
@@ -62,7 +63,10 @@ class Attention(torch.autograd.Function):
         scale: float,
         dropout: float,
     ) -> Tensor:
-        """Mix the values: [batch, heads, tokens, size]; the mask is added to the scores."""
+        """Mix the values: [batch, heads, tokens, size].
+
+        The mask is added to the scores; it has no gradient.
+        """
         wide = torch.promote_types(query.dtype, torch.float32)
         scores = (query @ key.transpose(-1, -2)).to(wide).mul_(scale)
         if mask is not None:
@@ -74,6 +78,7 @@ class Attention(torch.autograd.Function):
         return (weights * kept) @ value
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, along: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of query, key and value."""
         query, key, value, weights, kept = ctx.saved_tensors
@@ -105,7 +110,9 @@ def attention(
         )
         return stock
     scale = scaling or query.shape[-1] ** -0.5
-    mixed: Tensor = Attention.apply(query, key, value, attention_mask, scale, dropout)  # type: ignore[no-untyped-call]
+    given = (query, key, value, attention_mask, scale, dropout)
+    with torch.autocast("cpu", enabled=False):  # each step has the precision that query has
+        mixed: Tensor = Attention.apply(*given)  # type: ignore[no-untyped-call]
     return mixed.transpose(1, 2), None
 
 

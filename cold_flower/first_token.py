@@ -49,8 +49,10 @@ class FirstToken(nn.Module):
         scores = scores * own.scaling
         if attention_mask is not None:
             row = attention_mask[:, :, 0]
-            counts = row.dtype == torch.bool
-            scores = scores.masked_fill(~row, -torch.inf) if counts else scores + row
+            if row.dtype == torch.bool:
+                scores = scores.masked_fill(~row, torch.finfo(scores.dtype).min)
+            else:
+                scores = scores + row
         weights = own.dropout(scores.softmax(-1))
         mixed = torch.einsum("bht,btn->bhn", weights, hidden_states)
         values = torch.einsum("bhn,hsn->bhs", mixed, own.value.weight.unflatten(0, split))

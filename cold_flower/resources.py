@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cold_flower.config import Config
 from cold_flower.errors import ConfigError
-from cold_flower.families import FIRST_TOKEN
+from cold_flower.families import FIRST_TOKEN, OWN_ATTENTION
 from cold_flower.model import Base
 
 GB = 1e9
@@ -154,10 +154,11 @@ def footprint(config: Config, base: Base, *, bf16: bool, cores: bool, plain: boo
     length = min(options.max_length, base.tokenizer.model_max_length)
     tokens = (options.micro_batch_size or options.batch_size) * length
     narrow = options.precision == "bf16" or (bf16 and options.precision == "auto")
-    unit, entry = (62, 5) if narrow else (95, 9)
-    layers = shape.num_hidden_layers * (2 if shape.is_encoder_decoder else 1)
+    ours = not plain and shape.model_type not in OWN_ATTENTION
+    unit, entry = (62, 5 if ours else 12) if narrow else (95, 9 if ours else 14)
+    layers: float = shape.num_hidden_layers * (2 if shape.is_encoder_decoder else 1)
     if shape.model_type in FIRST_TOKEN and layers and not plain:
-        layers -= 1  # of the last one next to nothing is kept
+        layers -= 0.85  # of the last one little more than its input is kept
     written = shape.num_attention_heads * length if cores else 0
     activations = tokens * layers * (unit * shape.hidden_size + entry * written)
     weights = (24 if cores else 20) * parameters(base)

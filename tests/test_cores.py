@@ -6,7 +6,7 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification
 
 from cold_flower.cores import ATTENTION, Dropout, attention, multiplier
-from cold_flower.families import PREFIXES
+from cold_flower.families import OWN_ATTENTION, PREFIXES
 from cold_flower.model import classifier, load_base, starting_model
 from tests.test_model import ABC, STARTS
 
@@ -89,6 +89,30 @@ def test_the_gradients_of_attention_that_drops_something(masked) -> None:
     query, key, value = heads
     scores = query @ key.mT / 2 + (mask if masked else 0)
     assert torch.allclose(mix(*heads), (scores.softmax(-1) * kept @ value).transpose(1, 2))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_attention_keeps_each_weight_and_its_multiplier(dtype, size) -> None:
+    tokens, kept = 50, 0
+    heads = [torch.randn(2, 3, tokens, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
+
+    def count(tensor):
+        nonlocal kept
+        kept += tensor.numel() * size * (tensor.shape[-1] == tokens)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        attention(torch.nn.Module(), *heads, None, dropout=0.1)
+    assert kept == 2 * size * (2 * 3 * tokens * tokens)
+
+
+def test_only_families_with_their_own_attention_keep_it(folders) -> None:
+    for family in PREFIXES:
+        base = load_base(str(folders(family, STARTS[family][0])))
+        body = starting_model(base, seed=0)[1]
+        model = classifier(base, body, labels=ABC, kind="classification", seed=1)
+        ours = model.config._attn_implementation == ATTENTION
+        assert ours == (family not in OWN_ATTENTION), family
 
 
 @pytest.mark.parametrize("family", sorted(set(PREFIXES) - {"t5"}))

@@ -73,6 +73,17 @@ def test_features_scores_and_the_body_are_the_same(folders, family, start) -> No
 
 
 @pytest.mark.parametrize("family", FIRST_TOKEN)
+def test_in_bf16_it_is_as_near_as_the_whole_layer(folders, family) -> None:
+    base, *models = pair(folders, family, STARTS[family][0])
+    data = some(base, 30)
+    want = logits_of(models[1], data, "fp32")
+    errors = []
+    for model in models:
+        errors.append((logits_of(model.float(), data, "bf16") - want).square().mean().sqrt())
+    assert 0 < errors[0] < 2 * errors[1] < 0.2 * want.std(), errors
+
+
+@pytest.mark.parametrize("family", FIRST_TOKEN)
 def test_dropout_reaches_the_first_token(folders, family) -> None:
     base, ours, _ = pair(folders, family, STARTS[family][0])
     data = some(base, 9)
