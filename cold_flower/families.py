@@ -13,7 +13,7 @@ PREFIXES = {
 """What stands before a body's names in a file that has a head, too; T5 is all body."""
 
 OWN_ATTENTION = ("deberta-v2", "mpnet", "t5")
-"""Those that keep transformers' attention on cores: their scores have a bias."""
+"""Those that keep transformers' attention on cores: positions enter its scores."""
 
 FIRST_TOKEN = ("bert", "electra", "roberta")
 """Those of which the last layer computes the first token alone (`cold_flower.first_token`)."""
