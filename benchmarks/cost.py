@@ -19,9 +19,9 @@ from functools import partial
 from benchmarks import finetune, results
 from benchmarks.sizes import SIZES
 from benchmarks.work import random
-from cold_flower import probe
 from cold_flower.config import Config, split
-from cold_flower.experiments import configure
+from cold_flower.runtime.experiments import configure
+from cold_flower.training import probe
 
 BATCH = 32
 

@@ -28,8 +28,8 @@ import torch
 from benchmarks import results
 from benchmarks.work import Work, random, real
 from cold_flower.config import Finetune
-from cold_flower.finetune import bf16_here, finetune, score
-from cold_flower.model import device
+from cold_flower.models.classifier import device
+from cold_flower.training.finetune import bf16_here, finetune, score
 
 WAYS = ("trainer", "trainer-best", "ours")
 BATCH, RATE = 32, 1e-4

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import results
-from cold_flower.folder import WEIGHTS
+from cold_flower.models.folder import WEIGHTS
 from strategies.fusion import Weights, names, write_safetensors
 from strategies.fusion._deltas import learned
 
@@ -92,7 +92,9 @@ def _anonymous(pid: int) -> int:
 
 def ours(rule: str, base: Path, models: Sequence[Path], out: Path) -> list[str]:
     """Return our command."""
-    call = "import sys; from cold_flower.cli import main; sys.argv[0] = 'cold-flower'; main()"
+    call = (
+        "import sys; from cold_flower.commands.cli import main; sys.argv[0] = 'cold-flower'; main()"
+    )
     given = ["fuse", rule, "--base", str(base), "--out", str(out), *map(str, models)]
     return [sys.executable, "-c", call, *given]
 

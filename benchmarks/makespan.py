@@ -2,9 +2,9 @@
 
     python -m benchmarks.makespan
 
-Contributors are handed out in our order (`cold_flower.roster.longest_first`), each to the worker
-that is free first, as Flower does. Work is the training examples of the paper's datasets (their
-published sizes), once through, and ten times through but cut at a million, where early stopping
+Contributors are handed out in our order (`cold_flower.server.roster.longest_first`), each to
+the worker that is free first, as Flower does. Work is the training examples of the paper's
+datasets (their published sizes), once through, and ten times through but cut at a million, where early stopping
 ends the large ones. The bound is the largest of the mean load, the longest piece, and the two
 pieces that must share a worker.
 """
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from benchmarks import results
 from benchmarks.sizes import SIZES
-from cold_flower.roster import Member, longest_first
+from cold_flower.server.roster import Member, longest_first
 
 
 def makespan(work: Iterable[float], workers: int) -> float:

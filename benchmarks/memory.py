@@ -22,11 +22,14 @@ import torch
 
 from benchmarks import results
 from benchmarks.models import bert
-from cold_flower import demo
 from cold_flower.config import Config
-from cold_flower.model import device, load_base, starting_model
-from cold_flower.resources import footprint, this_machine
-from cold_flower.simulate import LARGE_PAGES
+from cold_flower.data import demo
+from cold_flower.models import demo as demo_model
+from cold_flower.models.base import load_base
+from cold_flower.models.classifier import device
+from cold_flower.models.starting import starting_model
+from cold_flower.runtime.resources import footprint, this_machine
+from cold_flower.runtime.simulate import LARGE_PAGES
 
 SHAPES = {"6 x 384": (6, 384), "12 x 768": (12, 768)}
 LENGTH = 128
@@ -51,7 +54,7 @@ def write(folder: Path, layers: int, hidden: int) -> None:
         )
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     (folder / "suite.toml").write_text(SUITE)
-    bert(folder, layers, hidden, demo.config().vocab_size)
+    bert(folder, layers, hidden, demo_model.config().vocab_size)
 
 
 def configuration(folder: Path, batch: int, precision: str) -> Config:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cold_flower import demo
+from cold_flower.models import demo as demo_model
 
 
 def bert(folder: Path, layers: int, hidden: int, words: int) -> Path:
@@ -25,7 +25,7 @@ def bert(folder: Path, layers: int, hidden: int, words: int) -> Path:
     )
     made = folder / "model"
     BertModel(shape, add_pooling_layer=False).save_pretrained(made, max_shard_size="100GB")
-    tokenizer = demo.tokenizer()
+    tokenizer = demo_model.tokenizer()
     tokenizer.model_max_length = 512
     tokenizer.save_pretrained(made)
     return made

@@ -19,8 +19,8 @@ from typing import Any
 
 from benchmarks import results
 from benchmarks.models import bert
-from cold_flower.journal import PROGRESS, Journal
-from cold_flower.simulate import LARGE_PAGES
+from cold_flower.repository.journal import PROGRESS, Journal
+from cold_flower.runtime.simulate import LARGE_PAGES
 
 ITERATIONS = 3
 SHAPES = {50: (1, 768, 7_000), 200: (4, 768, 28_000), 500: (12, 768, 50_265)}  # see `bert`
@@ -41,8 +41,8 @@ Contributor.finetune, Contributor.evaluate = finetune, evaluate
 
 def ours(model: Path, run: Path, contributors: int, transport: str) -> None:
     """Run the demo's contributors without their finetuning; called in a process of its own."""
-    from cold_flower import simulate
-    from cold_flower.cli import main
+    from cold_flower.commands.cli import main
+    from cold_flower.runtime import simulate
 
     real = simulate.stage
 
@@ -70,7 +70,7 @@ def ours(model: Path, run: Path, contributors: int, transport: str) -> None:
 
 
 def _tasks() -> list[str]:
-    from cold_flower.demo import TASKS
+    from cold_flower.data.demo import TASKS
 
     return list(TASKS)
 

@@ -16,18 +16,21 @@ from dataclasses import replace
 import torch
 
 from benchmarks import results
-from cold_flower import evaluate as protocols
 from cold_flower.config import Config
-from cold_flower.contributor import Contributor
-from cold_flower.evaluate import Splits
-from cold_flower.finetune import finetune, score
-from cold_flower.model import Base, State, classifier, load_base, starting_model
-from cold_flower.plan import resolve
+from cold_flower.contributors.contributor import Contributor
+from cold_flower.data.encode import EncodedSplits
+from cold_flower.data.plan import resolve
+from cold_flower.models.base import Base, load_base
+from cold_flower.models.body import State
+from cold_flower.models.classifier import classifier
+from cold_flower.models.starting import starting_model
+from cold_flower.training import protocols as protocols
+from cold_flower.training.finetune import finetune, score
 
 EPOCHS = 20
 
 
-def naive(base: Base, body: State, data: Splits, config: Config) -> float:
+def naive(base: Base, body: State, data: EncodedSplits, config: Config) -> float:
     """Freeze the body's parameters and finetune as usual."""
     model = classifier(base, body, labels=data.labels, kind=data.kind, seed=0, plain=True)
     model.base_model.requires_grad_(False)

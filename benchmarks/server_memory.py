@@ -25,7 +25,7 @@ from flwr.simulation import run_simulation
 
 from benchmarks import results
 from benchmarks.peers import WholeRounds
-from cold_flower.simulate import LARGE_PAGES
+from cold_flower.runtime.simulate import LARGE_PAGES
 from strategies import records
 from strategies.cold_fusion import ColDFusion
 from strategies.fusion import load

@@ -11,10 +11,13 @@ import torch
 from transformers import AutoModelForSequenceClassification, RobertaConfig
 
 from cold_flower.config import Config
-from cold_flower.contributor import Contributor
-from cold_flower.encode import Encoded
-from cold_flower.model import Base, body_of, classifier, starting_model
-from cold_flower.plan import resolve
+from cold_flower.contributors.contributor import Contributor
+from cold_flower.data.encode import Encoded
+from cold_flower.data.plan import resolve
+from cold_flower.models.base import Base
+from cold_flower.models.body import body_of
+from cold_flower.models.classifier import classifier
+from cold_flower.models.starting import starting_model
 
 
 @dataclass(frozen=True)

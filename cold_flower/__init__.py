@@ -1,3 +1,5 @@
 """ColD Fusion on Flower: evolve a pretrained language model without sharing data."""
 
-__version__ = "0.1.0"
+from cold_flower.identity import __version__
+
+__all__ = ["__version__"]

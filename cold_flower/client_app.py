@@ -12,15 +12,16 @@ import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from cold_flower import attacks, shared
 from cold_flower.config import PROTOCOLS, Config, split
-from cold_flower.contributor import Contributor
+from cold_flower.contributors import attacks
+from cold_flower.contributors.contributor import Contributor
+from cold_flower.contributors.egress import Outgoing, only_listed
+from cold_flower.contributors.site import Site, imported, load_site
+from cold_flower.data.plan import resolve
 from cold_flower.errors import ColdFlowerError, ConfigError, NoTaskError, SiteError
 from cold_flower.identity import code_sha256, versions
-from cold_flower.model import device
-from cold_flower.outgoing import Outgoing, only_listed
-from cold_flower.plan import resolve
-from cold_flower.site import Site, imported, load_site
+from cold_flower.models.classifier import device
+from cold_flower.repository import by_reference
 from strategies import records
 from strategies.arrivals import INCOMING, Shelf
 from strategies.fusion import fingerprint
@@ -34,8 +35,8 @@ _CLIENT_RAISED = 2  # flwr's code for an app that raised
 def _answer(handle: Callable[[Message, Context], RecordDict]) -> Callable[..., Message]:
     """Turn an error the user can mend into a one-line error reply.
 
-    At a site of its own (`cold_flower.site`) the answer passes its gate (`Outgoing`), and no
-    error's details leave.
+    At a site of its own (`cold_flower.contributors.site`) the answer passes its gate
+    (`Outgoing`), and no error's details leave.
     """
 
     @wraps(handle)
@@ -124,13 +125,13 @@ def _contributor(context: Context) -> Contributor:
 
 
 def _body(message: Message, me: Contributor) -> dict[str, Any]:
-    """Return the base that a message carries, or names (`cold_flower.shared`)."""
+    """Return the base that a message carries, or names (`cold_flower.repository.by_reference`)."""
     about = records.config_of(message.content, records.CONFIG)
     if records.REFERENCE not in about:
         return dict(records.unpack(message.content.array_records[records.ARRAYS]))
     if me.site:  # the run directory's path comes from the coordinator
         raise ConfigError("bodies by reference (transport = 'shared-dir') are for simulations")
-    return shared.base(me.config.run_dir, int(about[records.REFERENCE]), str(about["base"]))
+    return by_reference.base(me.config.run_dir, int(about[records.REFERENCE]), str(about["base"]))
 
 
 def _whereabouts() -> dict[str, str | int]:

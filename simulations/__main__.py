@@ -2,7 +2,7 @@
 
 import sys
 
-from cold_flower.cli import main
+from cold_flower.commands.cli import main
 
 sys.argv.insert(1, "simulate")
 main()

@@ -38,9 +38,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cold_flower.journal import CONTRIBUTIONS, PROGRESS, SCORES, Journal
-from cold_flower.repository import STATE, Repository
-from cold_flower.statistics import gains, mean_and_sem
+from cold_flower.reporting.statistics import gains, mean_and_sem
+from cold_flower.repository.bases import STATE, Repository
+from cold_flower.repository.journal import CONTRIBUTIONS, PROGRESS, SCORES, Journal
 from tests import attack
 from tests.acceptance_sites import sites, sites_small
 from tests.crash import crash

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cold_flower.journal import CONTRIBUTIONS, SCORES, Journal
-from cold_flower.statistics import mean_and_sem
+from cold_flower.reporting.statistics import mean_and_sem
+from cold_flower.repository.journal import CONTRIBUTIONS, SCORES, Journal
 
 COLD_FLOWER = str(Path(sys.executable).parent / "cold-flower")
 ATTACKS = {

@@ -14,8 +14,9 @@ from flwr.app import Error, Message, MessageType
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from cold_flower import demo
-from cold_flower.model import Base, load_base
+from cold_flower.data import demo
+from cold_flower.models import demo as demo_model
+from cold_flower.models.base import Base, load_base
 
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)
@@ -108,7 +109,7 @@ _framed = {"bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 2, "sep_token_i
 
 
 def _tiny_config(family: str) -> Any:
-    words = len(demo.SPECIAL) + demo.CONCEPTS * demo.WORDS
+    words = len(demo_model.SPECIAL) + demo.CONCEPTS * demo.WORDS
     common = {"vocab_size": words, "max_position_embeddings": 40}
     usual = {
         **common,
@@ -172,7 +173,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             setattr(config, key, value)
         model = getattr(transformers, class_name)(config)
         model.save_pretrained(folder)
-        demo.tokenizer().save_pretrained(folder)
+        demo_model.tokenizer().save_pretrained(folder)
         return folder
 
     return write

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cold_flower.journal import PROGRESS
+from cold_flower.repository.journal import PROGRESS
 from tests.test_simulation import MARK, MEMORY, SMALL, command_of, marked
 
 COLD_FLOWER = str(Path(sys.executable).parent / "cold-flower")

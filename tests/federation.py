@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cold_flower import superlink as processes
-from cold_flower.journal import Journal
+from cold_flower.repository.journal import Journal
+from cold_flower.runtime import processes
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "deployment.md").read_text()
@@ -105,7 +105,7 @@ class Place:
     def kill(self, name: str, signum: int = signal.SIGKILL, family: bool = True) -> None:
         """Send a signal to a started block, by default to its children, too."""
         process = self.processes.pop(name)
-        for pid in processes._descendants(process.pid) if family else {process.pid}:
+        for pid in processes.descendants(process.pid) if family else {process.pid}:
             with suppress(ProcessLookupError):
                 os.kill(pid, signum)
         process.wait(60)
@@ -194,7 +194,7 @@ class Federation:
             for name in list(place.processes):
                 with suppress(subprocess.TimeoutExpired):
                     place.kill(name, signal.SIGTERM, family=False)
-        processes._stop(None, self.folder)
+        processes.stop(None, self.folder)
 
 
 def wait_for(what: Any, seconds: float, why: str = "") -> Any:

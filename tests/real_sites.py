@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from cold_flower import demo
+from cold_flower.data import demo
 from tests.federation import Federation, Place, block
 
 DATA = {  # site: dataset, file format, own column names

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from cold_flower import attacks
-from cold_flower.attacks import Answer, Attack
 from cold_flower.config import Config
-from cold_flower.contributor import Contributor
+from cold_flower.contributors import attacks
+from cold_flower.contributors.attacks import Answer, Attack
+from cold_flower.contributors.contributor import Contributor
+from cold_flower.data.plan import plan, resolve
 from cold_flower.errors import ConfigError
-from cold_flower.experiments import check_keys
-from cold_flower.plan import plan, resolve
+from cold_flower.runtime.experiments import check_keys
 
 KEYS = {"tasks": "travel,music,kitchen", "unseen": "", "contributors-per-iteration": 0}
 

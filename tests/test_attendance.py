@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from cold_flower import attendance
 from cold_flower.config import Config
-from cold_flower.roster import Member
+from cold_flower.server import attendance
+from cold_flower.server.roster import Member
 
 
 def test_what_one_gave_that_is_away_counts(monkeypatch) -> None:

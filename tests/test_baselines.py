@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cold_flower import baselines, experiments
 from cold_flower.config import Config
-from cold_flower.encode import concatenate
+from cold_flower.data.encode import concatenate
 from cold_flower.errors import ConfigError
-from cold_flower.model import starting_model
-from cold_flower.repository import Repository
+from cold_flower.models.starting import starting_model
+from cold_flower.repository.bases import Repository
+from cold_flower.runtime import baselines, experiments
 from strategies.fusion import fingerprint
 from tests.test_encode import some
 

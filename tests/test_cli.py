@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cold_flower import cli, experiments
+from cold_flower.commands import cli
 from cold_flower.config import Config, flatten
 from cold_flower.errors import ConfigError, RunError
-from cold_flower.journal import Journal
-from cold_flower.resources import allocate, this_machine
-from cold_flower.simulate import simulate
+from cold_flower.repository.journal import Journal
+from cold_flower.runtime import experiments
+from cold_flower.runtime.resources import allocate, this_machine
+from cold_flower.runtime.simulate import simulate
 from tests.conftest import REAL, needs_real
 from tests.test_tasks import suite, write
 
@@ -39,9 +40,9 @@ def gpt2(folder: Path) -> str:
     (folder / "config.json").write_text(
         json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
     )
-    from cold_flower import demo
+    from cold_flower.models import demo as demo_model
 
-    demo.tokenizer().save_pretrained(folder)
+    demo_model.tokenizer().save_pretrained(folder)
     return str(folder)
 
 

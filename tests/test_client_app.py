@@ -9,9 +9,9 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 
 from cold_flower.client_app import app
 from cold_flower.config import Config
-from cold_flower.contributor import Contributor
-from cold_flower.model import starting_model
-from cold_flower.plan import resolve
+from cold_flower.contributors.contributor import Contributor
+from cold_flower.data.plan import resolve
+from cold_flower.models.starting import starting_model
 from strategies import records
 from strategies.fusion import fingerprint
 
@@ -163,7 +163,10 @@ def test_tokens_are_made_once_and_kept(own_home, monkeypatch) -> None:
     config = resolve(Config.from_flat(RUN))
     first = Contributor(config, 0).splits()
     assert [p.name for p in own_home.iterdir()] == ["travel"]
-    monkeypatch.setattr("cold_flower.tasks.load", lambda *_: pytest.fail("read the data again"))
+    monkeypatch.setattr(
+        "cold_flower.contributors.contributor.load_splits",
+        lambda *_: pytest.fail("read the data again"),
+    )
     again = Contributor(config, 0).splits()
     assert torch.equal(first.train.ids, again.train.ids)
     assert torch.equal(first.test.labels, again.test.labels)

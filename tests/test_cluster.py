@@ -2,8 +2,8 @@
 
 import pytest
 
-from cold_flower import cluster
 from cold_flower.errors import ConfigError
+from cold_flower.runtime import cluster
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification
 
-from cold_flower.cores import ATTENTION, Dropout, attention, multiplier
-from cold_flower.families import OWN_ATTENTION, PREFIXES
-from cold_flower.model import classifier, load_base, starting_model
+from cold_flower.models.base import load_base
+from cold_flower.models.classifier import classifier
+from cold_flower.models.cores import ATTENTION, Dropout, attention, multiplier
+from cold_flower.models.families import OWN_ATTENTION, PREFIXES
+from cold_flower.models.starting import starting_model
 from tests.test_model import ABC, STARTS
 
 

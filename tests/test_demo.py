@@ -1,9 +1,10 @@
 """The embedded demo."""
 
-from cold_flower import demo
 from cold_flower.config import Config
-from cold_flower.plan import resolve
-from cold_flower.tasks import load, load_suite
+from cold_flower.data import demo
+from cold_flower.data.plan import resolve
+from cold_flower.data.splits import load_splits
+from cold_flower.data.suite import load_suite
 
 
 def test_twelve_tasks_of_their_own_label_spaces() -> None:
@@ -11,7 +12,7 @@ def test_twelve_tasks_of_their_own_label_spaces() -> None:
     assert suite.tasks.keys() == demo.TASKS.keys()
     config = resolve(Config())
     for task in suite.tasks.values():
-        data = load(task, config)
+        data = load_splits(task, config)
         assert len(data.labels) == len(demo.TASKS[task.name])
         assert set(data.train.labels) == set(range(len(data.labels)))
         assert (len(data.train), len(data.dev), len(data.test)) == (360, 40, 400)

@@ -14,12 +14,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from cold_flower import demo, deploy, sites
 from cold_flower.config import Config
+from cold_flower.data import demo
 from cold_flower.errors import ConfigError, RunError
-from cold_flower.experiments import merge
-from cold_flower.journal import CONFIG, RESULT
-from cold_flower.repository import Repository
+from cold_flower.repository.bases import Repository
+from cold_flower.repository.journal import CONFIG, RESULT
+from cold_flower.runtime import deploy
+from cold_flower.runtime.experiments import merge
+from cold_flower.server import sites
 from tests.federation import PAGE, Federation, block
 from tests.test_cli import cold_flower
 

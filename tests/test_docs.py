@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cold_flower import experiments, published
 from cold_flower.config import describe
+from cold_flower.data import published
+from cold_flower.data.rows import read_split, read_task
+from cold_flower.data.suite import load_suite
 from cold_flower.errors import TaskError
-from cold_flower.tasks import load_suite, read, read_split
+from cold_flower.runtime import experiments
 from strategies.errors import FusionError
 from strategies.fusion import Weights, load
 from tests.test_fusion import body, contributions, fuse, same_bits
@@ -89,13 +91,13 @@ def test_copies_made_by_hand(tmp_path, monkeypatch) -> None:
     (tmp_path / "mine.toml").write_text(shown)
     mine = load_suite(str(tmp_path / "mine.toml")).tasks["isear"]
     with pytest.raises(TaskError, match="test-sample is 1534, but split train has 2 rows"):
-        read(mine)
-    whole = read(replace(mine, test_sample=1))
+        read_task(mine)
+    whole = read_task(replace(mine, test_sample=1))
     assert {*whole.train.texts, *whole.test.texts} == {
         ("When we met and sang.",),
         ('"No" said I.',),
     }
-    assert "has 2 rows, but the suite states 7666" in next(published.faults(mine, whole))
+    assert "has 2 rows, but the suite states 7666" in next(published.differences(mine, whole))
 
     paper = load_suite("paper").tasks
     for name, folder, split, texts, label in (

@@ -2,8 +2,8 @@
 
 import torch
 
-from cold_flower import demo
-from cold_flower.encode import encode, sorted_batches, training_batches
+from cold_flower.data import demo
+from cold_flower.data.encode import encode, sorted_batches, training_batches
 
 
 def some(base, n, seed=0):

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from cold_flower.config import Config
-from cold_flower.encode import encode
-from cold_flower.evaluate import Splits, evaluate, stratified
-from cold_flower.model import load_base, starting_model
+from cold_flower.data.encode import EncodedSplits, encode
+from cold_flower.models.base import load_base
+from cold_flower.models.starting import starting_model
+from cold_flower.training.protocols import evaluate, stratified
 from strategies.fusion import fingerprint
 from tests.test_encode import some
 from tests.test_model import ENCODERS, STARTS
@@ -30,7 +31,7 @@ CONFIG = Config.from_flat(
 @pytest.fixture(scope="module")
 def data(tiny):
     train = some(tiny, 60)
-    return Splits(train, train, train, ("a", "b", "c"), "classification", "accuracy")
+    return EncodedSplits(train, train, train, ("a", "b", "c"), "classification", "accuracy")
 
 
 def test_protocols_are_independent_and_leave_the_body_alone(tiny, data) -> None:
@@ -53,7 +54,7 @@ def test_regression_heads(folders, family) -> None:
     ones = torch.randint(9, (48,), generator=generator).tolist()
     texts = [(" ".join(["nome"] * n + ["karo"] * (8 - n)),) for n in ones]
     rows = encode(base.tokenizer, texts, [n / 8 for n in ones], max_length=16)
-    data = Splits(rows, rows, rows, ("",), "regression", "pearson")
+    data = EncodedSplits(rows, rows, rows, ("",), "regression", "pearson")
     config = replace(CONFIG, few_shot=replace(CONFIG.few_shot, draws=1, epochs=10))
     scores = evaluate(base, body, data, ["frozen", "finetuned", "few-shot"], config, seed=1)
     assert scores["finetuned"] > 0.9

@@ -7,10 +7,10 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from cold_flower.config import Config
-from cold_flower.evaluation import Evaluation
-from cold_flower.journal import SCORES, Journal
-from cold_flower.plan import plan
-from cold_flower.roster import Member
+from cold_flower.data.plan import plan
+from cold_flower.repository.journal import SCORES, Journal
+from cold_flower.server.evaluation import Evaluation
+from cold_flower.server.roster import Member
 from strategies import records
 from strategies.errors import RunStopped
 from tests.conftest import FakeGrid, error_reply

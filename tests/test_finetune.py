@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from cold_flower.config import Finetune
-from cold_flower.finetune import DivergedError, finetune, linear_decay, measure, score
-from cold_flower.model import classifier, starting_model
+from cold_flower.models.classifier import classifier
+from cold_flower.models.starting import starting_model
+from cold_flower.training.finetune import DivergedError, finetune, linear_decay, measure, score
 from strategies.fusion import fingerprint
 from tests.test_encode import some
 
@@ -70,11 +71,13 @@ def test_micro_batches_change_nothing_but_rounding(tiny, start) -> None:
 
 
 def test_the_best_dev_weights_are_returned(tiny, start, monkeypatch) -> None:
-    import cold_flower.finetune as loop
+    import cold_flower.training.finetune as loop
 
     scores, states = iter([0.2, 0.9, 0.3, 0.4]), []
 
-    def state(m):  # while it trains, the word embedding is another (cold_flower.vocabulary)
+    def state(
+        m,
+    ):  # while it trains, the word embedding is another (cold_flower.training.vocabulary)
         return fingerprint((k, v) for k, v in m.state_dict().items() if "word" not in k)
 
     def fake(m, data, metric, precision):
@@ -88,7 +91,7 @@ def test_the_best_dev_weights_are_returned(tiny, start, monkeypatch) -> None:
 
 
 def test_early_stopping_counts_examples(tiny, start, monkeypatch) -> None:
-    import cold_flower.finetune as loop
+    import cold_flower.training.finetune as loop
 
     def stop(scores, **changes):
         given = iter(scores)

@@ -4,12 +4,15 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from cold_flower.cores import ATTENTION, Dropout
-from cold_flower.families import FIRST_TOKEN
-from cold_flower.finetune import logits_of, score
-from cold_flower.first_token import FirstToken, adapt
-from cold_flower.model import body_of, classifier, load_base, starting_model
-from cold_flower.probe import features
+from cold_flower.models.base import load_base
+from cold_flower.models.body import body_of
+from cold_flower.models.classifier import classifier
+from cold_flower.models.cores import ATTENTION, Dropout
+from cold_flower.models.families import FIRST_TOKEN
+from cold_flower.models.first_token import FirstToken, adapt
+from cold_flower.models.starting import starting_model
+from cold_flower.training.finetune import logits_of, score
+from cold_flower.training.probe import features
 from tests.conftest import _tiny_config
 from tests.test_encode import some
 from tests.test_model import ABC, ENCODERS, STARTS

@@ -14,12 +14,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cold_flower import experiments, tasks
 from cold_flower.config import Config, describe
+from cold_flower.data.plan import plan, resolve
+from cold_flower.data.suite import load_suite
 from cold_flower.errors import ColdFlowerError
-from cold_flower.plan import plan, resolve
-from cold_flower.repository import Repository
-from cold_flower.strategy import check
+from cold_flower.repository.bases import Repository
+from cold_flower.runtime import experiments
+from cold_flower.server.strategy import check
 from strategies import records
 from strategies.errors import StrategyError
 from strategies.inbox import Inbox
@@ -171,7 +172,7 @@ def test_suite_files(tmp_path_factory, text) -> None:
     path = tmp_path_factory.mktemp("suite") / "suite.toml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     try:
-        tasks.load_suite(str(path))
+        load_suite(str(path))
     except ColdFlowerError as error:
         assert str(path) in str(error)
 

@@ -4,12 +4,14 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, T5ForConditionalGeneration
 
-from cold_flower import first_token, gpus
 from cold_flower.config import PROTOCOLS, Config, Finetune
-from cold_flower.evaluate import Splits, evaluate
-from cold_flower.finetune import accumulate
-from cold_flower.model import load_base, starting_model
-from cold_flower.text_to_text import TextToText, label_tokens
+from cold_flower.data.encode import EncodedSplits
+from cold_flower.models import first_token, gpus
+from cold_flower.models.base import load_base
+from cold_flower.models.starting import starting_model
+from cold_flower.models.text_to_text import TextToText, label_tokens
+from cold_flower.training.finetune import accumulate
+from cold_flower.training.protocols import evaluate
 from tests.conftest import _tiny_config
 from tests.test_encode import some
 
@@ -86,7 +88,7 @@ def test_t5_makes_its_masks_here_too(folders) -> None:
 def test_on_a_gpu_everything_works(tiny) -> None:
     body = starting_model(tiny, seed=0)[1]
     data = some(tiny, 40)
-    splits = Splits(data, data, data, ("a", "b", "c"), "classification", "accuracy")
+    splits = EncodedSplits(data, data, data, ("a", "b", "c"), "classification", "accuracy")
     few = {"few-shot.examples": 9, "finetune.max-epochs": 2, "finetune.batch-size": 8}
     scores = evaluate(tiny, body, splits, PROTOCOLS, Config.from_flat(few), seed=0)
     assert all(0 <= score <= 1 for score in scores.values())

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from cold_flower.errors import ModelError
-from cold_flower.heads import Heads, head_of
-from cold_flower.model import classifier, starting_model
+from cold_flower.models.classifier import classifier
+from cold_flower.models.heads import Heads, head_of
+from cold_flower.models.starting import starting_model
 from strategies.fusion import fingerprint
 from tests.test_client_app import RUN, Config, Contributor
 

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from cold_flower import history
-from cold_flower import journal as journal_module
+from cold_flower.commands import history
 from cold_flower.config import Config
 from cold_flower.errors import RunError
-from cold_flower.journal import SCORES, Journal
-from cold_flower.repository import Repository, now
+from cold_flower.repository import journal as journal_module
+from cold_flower.repository.bases import Repository
+from cold_flower.repository.journal import SCORES, Journal
 from strategies.fusion import Weights
 from tests.test_repository import BODY, moved, save
 
@@ -28,7 +28,7 @@ def run(tmp_path):
     Journal(folder).open(Config.from_flat({"iterations": 2}), {})
     unlock()
     repository = Repository(folder)
-    about = {"time": now(), "rule": "average"}
+    about = {"rule": "average"}
     repository.create(save, BODY, "net.", {**about, "base-model": "tiny"})
     given = [{"name": n, "verdict": v} for n, v in (("a", "accepted"), ("b", "refused"))]
     repository.publish(1, 0, Weights(moved(1)), {**about, "contributors": given})
@@ -62,7 +62,9 @@ def test_a_rollback_says_how_to_go_on(run) -> None:
 
 
 def test_a_run_at_work_is_left_alone(run) -> None:
-    hold = "import sys; from pathlib import Path; from cold_flower.journal import Journal; "
+    hold = (
+        "import sys; from pathlib import Path; from cold_flower.repository.journal import Journal; "
+    )
     hold += "Journal(Path(sys.argv[1])).lock(); print('held', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", hold, str(run)],

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cold_flower import html
 from cold_flower.config import Config
 from cold_flower.errors import RunError
-from cold_flower.figures import LEAST, beside, compare, drawn
-from cold_flower.journal import CONTRIBUTIONS, SCORES, Journal
-from cold_flower.model import save_starting_model, starting_model
-from cold_flower.repository import Repository
-from cold_flower.runs import conditions, find
+from cold_flower.models.starting import save_starting_model, starting_model
+from cold_flower.reporting import html
+from cold_flower.reporting.figures import LEAST, beside, compare, drawn
+from cold_flower.reporting.runs import conditions, find
+from cold_flower.repository.bases import Repository
+from cold_flower.repository.journal import CONTRIBUTIONS, SCORES, Journal
 from strategies.fusion import Weights
 from tests.test_cli import cold_flower
 from tests.test_journal import unlock

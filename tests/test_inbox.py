@@ -10,8 +10,8 @@ from flwr.app import Array, ConfigRecord, Message, MessageType, MetricRecord, Re
 from flwr.serverapp.strategy import FedAvg
 from google.protobuf.message import DecodeError
 
-from cold_flower import strategy
 from cold_flower.config import Config
+from cold_flower.server import strategy
 from strategies import records
 from strategies.arrivals import Shelf
 from strategies.cold_fusion import ColDFusion

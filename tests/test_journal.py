@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from cold_flower import journal as journal_module
 from cold_flower.config import Config
 from cold_flower.errors import RunError
-from cold_flower.journal import SCORES, Journal, check_new, load_config
+from cold_flower.repository import journal as journal_module
+from cold_flower.repository.journal import SCORES, Journal, check_new, load_config
 
 CONFIG = Config.from_flat({"iterations": 2})
 

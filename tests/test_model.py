@@ -9,23 +9,17 @@ from torch.nn.functional import cross_entropy, mse_loss
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from cold_flower.config import Finetune
-from cold_flower.encode import encode
+from cold_flower.data.encode import encode
 from cold_flower.errors import ModelError
-from cold_flower.families import PREFIXES
-from cold_flower.finetune import autocast, finetune, logits_of
-from cold_flower.folder import WEIGHTS
-from cold_flower.model import (
-    body_of,
-    classifier,
-    head_parameters,
-    load_base,
-    load_body,
-    prefix_of,
-    save_starting_model,
-    starting_model,
-)
-from cold_flower.probe import features, head_logits
-from cold_flower.repository import Repository
+from cold_flower.models.base import load_base
+from cold_flower.models.body import body_of, head_parameters, load_body, prefix_of
+from cold_flower.models.classifier import classifier
+from cold_flower.models.families import PREFIXES
+from cold_flower.models.folder import WEIGHTS
+from cold_flower.models.starting import save_starting_model, starting_model
+from cold_flower.repository.bases import Repository
+from cold_flower.training.finetune import autocast, finetune, logits_of
+from cold_flower.training.probe import features, head_logits
 from strategies.fusion import Weights, fingerprint
 from tests.test_encode import some
 
@@ -186,9 +180,9 @@ def test_a_model_that_is_not_supported_or_not_there(tmp_path, folders) -> None:
     from transformers import GPT2Config
 
     GPT2Config(architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
-    from cold_flower import demo
+    from cold_flower.models import demo as demo_model
 
-    demo.tokenizer().save_pretrained(tmp_path)
+    demo_model.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"GPT2LMHeadModel.*Supported: bert, deberta-v2"):
         load_base(str(tmp_path))
     with pytest.raises(ModelError, match=r"'no-such/model' cannot be loaded.*absolute path"):

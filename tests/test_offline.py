@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from cold_flower import offline
+from cold_flower.commands import offline
+from cold_flower.commands.offline import fuse
 from cold_flower.errors import ConfigError, ModelError
-from cold_flower.families import PREFIXES
-from cold_flower.folder import Folder
-from cold_flower.offline import fuse
+from cold_flower.models.families import PREFIXES
+from cold_flower.models.folder import Folder
 from strategies.errors import FusionError
 from strategies.fusion import load
 from tests.test_cli import cold_flower

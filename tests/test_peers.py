@@ -9,12 +9,13 @@ import pytest
 from flwr.app import ConfigRecord, Context, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from cold_flower import sites
 from cold_flower.client_app import app
 from cold_flower.config import Config
-from cold_flower.journal import CONTRIBUTIONS, SCORES, SITES, Journal
-from cold_flower.model import load_base, starting_model
-from cold_flower.server_app import _Run
+from cold_flower.models.base import load_base
+from cold_flower.models.starting import starting_model
+from cold_flower.repository.journal import CONTRIBUTIONS, SCORES, SITES, Journal
+from cold_flower.server import sites
+from cold_flower.server.coordinator import Coordinator
 from strategies import records
 from strategies.fusion import fingerprint
 from tests.conftest import FakeGrid
@@ -97,7 +98,7 @@ def test_a_plain_peer_takes_part_beside_ours(places, base, tmp_path, monkeypatch
     )
     journal = Journal(run_dir)
     journal.open(config, {})
-    _Run(config, run_dir, grid(places, config.flat(), monkeypatch)).run()
+    Coordinator(config, run_dir, grid(places, config.flat(), monkeypatch)).run()
     rows = journal.rows(CONTRIBUTIONS)
     got = [(r["iteration"], r["contributor"], r["verdict"]) for r in rows]
     assert got == [(i, f"clinic-{x}", "accepted") for i in (1, 2) for x in "ab"]

@@ -3,9 +3,9 @@
 import pytest
 
 from cold_flower.config import Config
+from cold_flower.data.plan import plan, resolve
+from cold_flower.data.suite import load_suite
 from cold_flower.errors import ConfigError
-from cold_flower.plan import plan, resolve
-from cold_flower.tasks import load_suite
 
 
 def test_the_plan() -> None:

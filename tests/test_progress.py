@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from cold_flower.progress import Progress, clock, display, panel, phases
+from cold_flower.reporting.progress import Progress, clock, display, panel, phases
 
 
 def finetune(time, iteration, done, busy, left):

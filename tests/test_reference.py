@@ -5,8 +5,8 @@ from statistics import mean
 
 import pytest
 
-from cold_flower import reference
-from cold_flower.reference import gains
+from cold_flower.reporting import reference
+from cold_flower.reporting.reference import gains
 
 
 def test_table_1_as_printed() -> None:

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from cold_flower.report import gain_table, summary, table
+from cold_flower.reporting.tables import gain_table, summary, table
 
 
 def rows(values):

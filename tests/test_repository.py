@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cold_flower.errors import RunError
-from cold_flower.repository import STATE, Repository
+from cold_flower.repository.bases import STATE, Repository
 from strategies.fusion import Weights, fingerprint
 
 BODY = {"w": torch.zeros(2, 2), "b": torch.ones(2)}

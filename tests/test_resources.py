@@ -4,11 +4,20 @@ import os
 
 import pytest
 
-from cold_flower import resources
 from cold_flower.config import Config
 from cold_flower.errors import ConfigError
-from cold_flower.model import body_of, starting_model
-from cold_flower.resources import GB, PROCESS, Machine, allocate, describe, footprint, parameters
+from cold_flower.models.body import body_of
+from cold_flower.models.starting import starting_model
+from cold_flower.runtime import resources
+from cold_flower.runtime.resources import (
+    GB,
+    PROCESS,
+    Machine,
+    allocate,
+    describe,
+    footprint,
+    parameters,
+)
 
 CORES = Machine(cores=8, memory=64 * GB)
 GPUS = Machine(cores=16, memory=128 * GB, gpus=(80 * GB, 70 * GB))

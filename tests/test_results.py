@@ -6,7 +6,9 @@ from functools import partial
 from benchmarks import results
 from benchmarks.finetune import multiplied
 from benchmarks.work import Work
-from cold_flower.model import classifier, load_base, starting_model
+from cold_flower.models.base import load_base
+from cold_flower.models.classifier import classifier
+from cold_flower.models.starting import starting_model
 from tests.test_encode import some
 
 

@@ -3,9 +3,9 @@
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from cold_flower import roster
 from cold_flower.config import Wait
 from cold_flower.errors import RunError
+from cold_flower.server import roster
 from tests.conftest import FakeGrid, error_reply
 
 ABOUT = {"task": "t", "examples": 5, "tokens": 50, "protocol": 1, "code": "c", "model": "m"}

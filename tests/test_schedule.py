@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
+from cold_flower.data.schedule import cohort
 from cold_flower.errors import ConfigError
-from cold_flower.schedule import cohort
 
 SEEN = [f"t{i}" for i in range(10)]
 

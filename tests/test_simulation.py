@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModel, AutoTokenizer
 
-from cold_flower import superlink
-from cold_flower.journal import Journal
-from cold_flower.repository import STATE, Repository
+from cold_flower.repository.bases import STATE, Repository
+from cold_flower.repository.journal import Journal
+from cold_flower.runtime import processes
 from strategies.fusion import fingerprint
 from tests.conftest import REAL, needs_real
 from tests.test_cli import COLD_FLOWER, cold_flower
@@ -289,7 +289,7 @@ def test_what_is_killed_takes_the_rest_along_and_the_run_goes_on(
         assert process.returncode == 1
         assert "the ServerApp ended without a result.json" in said
         assert marked(str(tmp_path)) == []
-        assert superlink._working_in(scratch) == set()
+        assert processes.working_in(scratch) == set()
     deadline = time.monotonic() + 90  # Ray's agents may take a minute to notice
     while left := [command_of(pid) for pid in marked(str(tmp_path))]:
         assert time.monotonic() < deadline, left

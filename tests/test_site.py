@@ -10,12 +10,12 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 
 from cold_flower.client_app import app
+from cold_flower.commands.rehearsal import rehearse
 from cold_flower.config import Config
+from cold_flower.contributors.egress import Outgoing
+from cold_flower.contributors.site import Limits, load_site
 from cold_flower.errors import ColdFlowerError, SiteError
-from cold_flower.model import starting_model
-from cold_flower.outgoing import Outgoing
-from cold_flower.rehearsal import rehearse
-from cold_flower.site import Limits, load_site
+from cold_flower.models.starting import starting_model
 from strategies import records
 from strategies.fusion import fingerprint
 from tests.federation import block
@@ -171,7 +171,7 @@ def test_an_unexpected_error_does_not_leave_either(site, arrays, monkeypatch) ->
     def quotes(*_, **__):
         raise ValueError("row 'Mr Smith is ill'")
 
-    monkeypatch.setattr("cold_flower.contributor.Contributor.finetune", quotes)
+    monkeypatch.setattr("cold_flower.contributors.contributor.Contributor.finetune", quotes)
     reply = train(site(), arrays)
     assert reply.error.reason == "ValueError: the details are in the site's own log"
 
@@ -295,7 +295,7 @@ def test_the_rehearsal_lists_what_leaves(site) -> None:
 def test_memory_is_limited(site) -> None:
     path = site(limits="memory-gb = 2\nthreads = 1")
     code = (
-        "import torch, pathlib; from cold_flower.site import load_site\n"
+        "import torch, pathlib; from cold_flower.contributors.site import load_site\n"
         f"load_site(pathlib.Path({str(path)!r})).apply_limits()\n"
         "assert torch.get_num_threads() == 1\n"
         "try: torch.ones(3_000_000_000 // 4)\n"

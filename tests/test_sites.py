@@ -4,9 +4,9 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
-from cold_flower import sites
 from cold_flower.config import Config
 from cold_flower.errors import ConfigError, RunError
+from cold_flower.server import sites
 from tests.conftest import FakeGrid, error_reply
 
 KEYS = {"sites.allow": "ann,bob,cat", "wait.nodes": 0.3, "contributors-per-iteration": 0}

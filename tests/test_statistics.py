@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cold_flower.statistics import (
+from cold_flower.reporting.statistics import (
     binomial_se,
     curve,
     gains,

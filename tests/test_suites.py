@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from cold_flower import cli, published, verify
+from cold_flower.commands import cli, verify
 from cold_flower.config import Config
+from cold_flower.data.rows import check_labels, read_split, read_task
+from cold_flower.data.splits import load_splits
+from cold_flower.data.suite import load_suite
 from cold_flower.errors import TaskError
 from cold_flower.seeds import shuffled
-from cold_flower.tasks import load, load_suite, read, read_split
 from tests.conftest import REAL, needs_real
 from tests.test_cli import cold_flower
 from tests.test_tasks import ROWS, suite, task, write
@@ -55,18 +57,18 @@ def test_the_paper_suite_states_every_size_and_label_set() -> None:
 def test_a_size_that_differs_names_both(data) -> None:
     right = task(data, rows={"train": 20, "test": 20})
     few = Config.from_flat({"evaluate.max-test-examples": 3})
-    assert len(load(right, few).test) == 3  # stated is what is read, not what a run draws
+    assert len(load_splits(right, few).test) == 3  # stated is what is read, not what a run draws
     wrong = task(data, rows={"test": 872})
     words = r"task mine .*suite.toml\): split test \('test'\) has 20 rows, but the suite states 872"
     with pytest.raises(TaskError, match=words):
-        load(wrong, few)
+        load_splits(wrong, few)
 
 
 def test_a_class_that_never_occurs_is_named_where_sizes_are_stated(data) -> None:
     labels = ["even", "odd", "prime"]
     with pytest.raises(TaskError, match=r"labels \['prime'\] never occur .* lists 3 .* hold 2"):
-        load(task(data, labels=labels, rows={"test": 20}), Config())
-    assert load(task(data, labels=labels), Config()).labels == ("even", "odd", "prime")
+        load_splits(task(data, labels=labels, rows={"test": 20}), Config())
+    assert load_splits(task(data, labels=labels), Config()).labels == ("even", "odd", "prime")
 
 
 def hub(tmp_path, names, monkeypatch):
@@ -88,7 +90,7 @@ def hub(tmp_path, names, monkeypatch):
 def test_a_hub_repository_with_named_classes(tmp_path, monkeypatch) -> None:
     there = hub(tmp_path, ["neg", "pos"], monkeypatch) | {"labels": ["negative", "positive"]}
     splits = {"train": "train+validation", "test": "test"}
-    whole = read(task(tmp_path, **there, splits=splits, rows={"train": 5, "test": 2}))
+    whole = read_task(task(tmp_path, **there, splits=splits, rows={"train": 5, "test": 2}))
     assert whole.train.labels == [0, 1, 1, 0, 1]
     assert whole.test.texts == [("test 1",), ("test 2",)]  # -1 is no label
     for labels in (["pos", "neg"], ["neg", "neutral", "pos"]):
@@ -124,17 +126,17 @@ HUB = {
 @pytest.mark.parametrize("name", HUB)
 def test_labels_of_the_paper_suite_are_in_the_order_of_the_hub(name) -> None:
     entry, names = load_suite("paper").tasks[name], tuple(HUB[name])
-    published.check_names(entry, "train", names)
+    check_labels(entry, "train", names)
     with pytest.raises(TaskError, match="list them in the order of the data"):
-        published.check_names(entry, "train", (*names, "another"))
+        check_labels(entry, "train", (*names, "another"))
     if {n.casefold() for n in names} & {n.casefold() for n in entry.labels}:
         with pytest.raises(TaskError, match="list them in the order of the data"):
-            published.check_names(entry, "train", names[::-1])
+            check_labels(entry, "train", names[::-1])
 
 
 def test_a_test_sample_is_the_same_whatever_the_seed(data) -> None:
     mine = task(data, **{"test-sample": 6, "rows": {"test": 20}})
-    drawn = [load(mine, Config.from_flat({"seed": seed})).test for seed in (0, 1)]
+    drawn = [load_splits(mine, Config.from_flat({"seed": seed})).test for seed in (0, 1)]
     assert drawn[0] == drawn[1]
     rows = sorted(shuffled(20, 0, "published test", "mine")[:6])
     assert drawn[0].texts == [(ROWS["first"][i],) for i in rows]
@@ -144,15 +146,15 @@ def test_a_test_set_is_held_out_of_train_and_never_trained_on(data) -> None:
     mine = task(
         data, **{"splits": {"train": "train", "test": ""}, "test-sample": 6, "rows": {"train": 20}}
     )
-    one, two = (load(mine, Config.from_flat({"seed": seed})) for seed in (0, 1))
+    one, two = (load_splits(mine, Config.from_flat({"seed": seed})) for seed in (0, 1))
     assert one.test == two.test
     assert (len(one.train), len(one.dev), len(one.test)) == (13, 1, 6)
     parts = [set(rows.texts) for rows in (one.train, one.dev, one.test)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 20
     with pytest.raises(TaskError, match="test-sample is 20, but split train has 20 rows"):
-        load(replace(mine, test_sample=20), Config())
+        load_splits(replace(mine, test_sample=20), Config())
     with pytest.raises(TaskError, match="test-sample is 21, but split test has 20 rows"):
-        load(task(data, **{"test-sample": 21}), Config())
+        load_splits(task(data, **{"test-sample": 21}), Config())
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from cold_flower import superlink
-from cold_flower.resources import Machine, allocate
-from cold_flower.simulate import LARGE_PAGES, _environment
-from cold_flower.superlink import Stopped, stoppable, undisturbed
+from cold_flower.runtime import processes
+from cold_flower.runtime.processes import Stopped, stoppable, undisturbed
+from cold_flower.runtime.resources import Machine, allocate
+from cold_flower.runtime.simulate import LARGE_PAGES, _environment
 
 STUBBORN = "trap '' TERM; sleep 100 & echo; wait; wait"
 
@@ -30,7 +30,7 @@ def stubborn(monkeypatch, tmp_path):
 
     The child has forgotten its environment: Ray's agents write their title over it.
     """
-    monkeypatch.setattr(superlink, "KILL_SECONDS", 0.5)
+    monkeypatch.setattr(processes, "KILL_SECONDS", 0.5)
     process = subprocess.Popen(["bash", "-c", STUBBORN], cwd=tmp_path, stdout=subprocess.PIPE)
     orphan = subprocess.Popen(
         ["bash", "-c", "(env -i sleep 100 & echo $!)"], cwd=tmp_path, stdout=subprocess.PIPE
@@ -46,10 +46,10 @@ def stubborn(monkeypatch, tmp_path):
 
 def test_everything_that_works_there_is_stopped(stubborn) -> None:
     process, child, folder = stubborn
-    superlink._stop(process, folder, patience=0.2)
+    processes.stop(process, folder, patience=0.2)
     assert process.wait(5) is not None
-    assert not superlink.alive(child)
-    assert not superlink._working_in(folder) - {process.pid}
+    assert not processes.alive(child)
+    assert not processes.working_in(folder) - {process.pid}
 
 
 def test_a_signal_in_the_middle_of_stopping_leaks_nothing(stubborn) -> None:
@@ -57,10 +57,10 @@ def test_a_signal_in_the_middle_of_stopping_leaks_nothing(stubborn) -> None:
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     with stoppable(), undisturbed():
         timer.start()
-        superlink._stop(process, folder, patience=0.2)
+        processes.stop(process, folder, patience=0.2)
         timer.join()
     assert process.wait(5) is not None
-    assert not superlink.alive(child)
+    assert not processes.alive(child)
 
 
 def test_the_first_signal_stops_and_a_second_one_is_ignored() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cold_flower import sweep
 from cold_flower.errors import ConfigError, RunError
-from cold_flower.journal import Journal
+from cold_flower.repository.journal import Journal
+from cold_flower.runtime import sweep
 from tests.test_cli import cold_flower
 from tests.test_journal import unlock
 

@@ -9,8 +9,10 @@ import pyarrow.parquet
 import pytest
 
 from cold_flower.config import Config
+from cold_flower.data.rows import read_split
+from cold_flower.data.splits import load_splits
+from cold_flower.data.suite import load_suite, suite_names
 from cold_flower.errors import TaskError
-from cold_flower.tasks import load, load_suite, read_split, suite_names
 from tests.conftest import REAL, needs_real
 
 ROWS = {
@@ -101,7 +103,7 @@ def test_numbers_that_nobody_names_mean_the_same_class_in_every_split(tmp_path) 
             {"first": list("abcdefghijkl"), "label": [*range(1, 13)]},
             split,
         )
-    data = load(task(tmp_path, labels=None), Config())
+    data = load_splits(task(tmp_path, labels=None), Config())
     index = dict(zip(data.test.texts, data.test.labels, strict=True))
     own = (data.train, data.dev)
     assert all(index[t] == n for rows in own for t, n in zip(rows.texts, rows.labels, strict=True))
@@ -182,14 +184,14 @@ def test_dev_is_carved_or_taken_and_the_draws_are_stable(tmp_path) -> None:
     for split in ("train", "test", "dev"):
         write(tmp_path / "data", ".csv", split=split)
     config = Config.from_flat({"finetune.dev-examples": 5, "finetune.max-examples": 7})
-    carved = load(task(tmp_path), config)
+    carved = load_splits(task(tmp_path), config)
     assert (len(carved.train), len(carved.dev), len(carved.test)) == (7, 2, 20)
     assert not set(carved.train.texts) & set(carved.dev.texts)
-    assert carved.train.texts == load(task(tmp_path), config).train.texts
+    assert carved.train.texts == load_splits(task(tmp_path), config).train.texts
     splits = {"train": "train", "validation": "dev", "test": "test"}
-    assert len(load(task(tmp_path, splits=splits), config).dev) == 5
+    assert len(load_splits(task(tmp_path, splits=splits), config).dev) == 5
     few = Config.from_flat({"evaluate.max-test-examples": 3, "seed": 1})
-    assert len(load(task(tmp_path), few).test) == 3
+    assert len(load_splits(task(tmp_path), few).test) == 3
 
 
 def test_shards_are_disjoint_and_limited(tmp_path) -> None:
@@ -197,12 +199,12 @@ def test_shards_are_disjoint_and_limited(tmp_path) -> None:
         write(tmp_path / "data", ".csv", split=split)
     keys = {"partition.kind": "shards", "partition.shards": 4, "partition.examples": 5}
     config = Config.from_flat(keys)
-    shards = [load(task(tmp_path), config, i) for i in range(4)]
+    shards = [load_splits(task(tmp_path), config, i) for i in range(4)]
     texts = [t for s in shards for t in (*s.train.texts, *s.dev.texts)]
     assert len(texts) == len(set(texts)) == 20
     config = Config.from_flat({**keys, "partition.shards": 5})
     with pytest.raises(TaskError, match="5 shards of 5 need 25 training examples, there are 20"):
-        load(task(tmp_path), config, 0)
+        load_splits(task(tmp_path), config, 0)
 
 
 def test_fresh_shards_are_disjoint_within_an_iteration_and_drawn_anew(tmp_path) -> None:
@@ -212,18 +214,21 @@ def test_fresh_shards_are_disjoint_within_an_iteration_and_drawn_anew(tmp_path) 
     config = Config.from_flat({**keys, "partition.fresh": True})
 
     def texts(shard, iteration):
-        data = load(task(tmp_path), config, shard, iteration)
+        data = load_splits(task(tmp_path), config, shard, iteration)
         return [*data.train.texts, *data.dev.texts]
 
     rows = [t for shard in range(4) for t in texts(shard, 1)]  # the last one evaluates
     assert len(rows) == len(set(rows)) == 20
     assert texts(0, 1) == texts(0, 1) != texts(0, 2)
     fixed = Config.from_flat(keys)
-    assert load(task(tmp_path), fixed, 0, 1).train == load(task(tmp_path), fixed, 0, 2).train
+    assert (
+        load_splits(task(tmp_path), fixed, 0, 1).train
+        == load_splits(task(tmp_path), fixed, 0, 2).train
+    )
     more = Config.from_flat({**keys, "partition.fresh": True, "partition.shards": 4})
     words = "4 shards of 5 and one to evaluate with need 25 training examples, there are 20"
     with pytest.raises(TaskError, match=words):
-        load(task(tmp_path), more, 0, 1)
+        load_splits(task(tmp_path), more, 0, 1)
 
 
 def test_a_total_is_split_evenly(tmp_path) -> None:
@@ -231,9 +236,13 @@ def test_a_total_is_split_evenly(tmp_path) -> None:
         write(tmp_path / "data", ".csv", split=split)
     keys = {"partition.kind": "shards", "partition.shards": 3, "partition.total": 19}
     config = Config.from_flat(keys)
-    assert [len(load(task(tmp_path), config, i).train) for i in range(3)] == [5, 5, 5]  # and 1 dev
+    assert [len(load_splits(task(tmp_path), config, i).train) for i in range(3)] == [
+        5,
+        5,
+        5,
+    ]  # and 1 dev
     with pytest.raises(TaskError, match="partition.total is 2 for 3 shards"):
-        load(task(tmp_path), Config.from_flat({**keys, "partition.total": 2}), 0)
+        load_splits(task(tmp_path), Config.from_flat({**keys, "partition.total": 2}), 0)
 
 
 def test_the_paper_suite_has_its_36_tasks() -> None:
@@ -249,6 +258,6 @@ def test_the_real_suite_loads_whole() -> None:
     assert set(real.tasks) - {"litl_nli"} <= set(load_suite("paper").tasks)
     config = Config.from_flat({"finetune.max-examples": 50, "evaluate.max-test-examples": 50})
     for mine in real.tasks.values():
-        data = load(mine, config)
+        data = load_splits(mine, config)
         assert len(data.train) == 50
         assert len(data.test) == 50

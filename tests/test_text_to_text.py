@@ -6,25 +6,22 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from cold_flower import experiments, tasks
 from cold_flower.config import Config, Finetune
-from cold_flower.contributor import Contributor
-from cold_flower.encode import encode
+from cold_flower.contributors.contributor import Contributor
+from cold_flower.data.encode import EncodedSplits, encode
+from cold_flower.data.suite import load_suite
 from cold_flower.errors import ModelError, TaskError
-from cold_flower.evaluate import Splits, evaluate
-from cold_flower.finetune import autocast, finetune, logits_of
-from cold_flower.heads import head_of
-from cold_flower.model import (
-    body_of,
-    classifier,
-    load_base,
-    prefix_of,
-    save_starting_model,
-    starting_model,
-)
-from cold_flower.probe import train_lm_head
-from cold_flower.repository import Repository
-from cold_flower.text_to_text import IGNORED, check, label_tokens, log_likelihood
+from cold_flower.models.base import load_base
+from cold_flower.models.body import body_of, prefix_of
+from cold_flower.models.classifier import classifier
+from cold_flower.models.heads import head_of
+from cold_flower.models.starting import save_starting_model, starting_model
+from cold_flower.models.text_to_text import IGNORED, check, label_tokens, log_likelihood
+from cold_flower.repository.bases import Repository
+from cold_flower.runtime import experiments
+from cold_flower.training.finetune import autocast, finetune, logits_of
+from cold_flower.training.probe import train_lm_head
+from cold_flower.training.protocols import evaluate
 from strategies.fusion import Weights, fingerprint
 from tests.test_encode import some
 
@@ -192,7 +189,7 @@ def test_the_cached_states_are_what_the_head_reads(base, body) -> None:
 
 def test_the_protocols_learn_and_leave_the_body_alone(base, body) -> None:
     train, test = learnable(base, 60), learnable(base, 30, seed=1)
-    data = Splits(train, train, test, LABELS, "classification", "accuracy")
+    data = EncodedSplits(train, train, test, LABELS, "classification", "accuracy")
     config = Config.from_flat(
         {
             "finetune.learning-rate": 1e-2,
@@ -215,7 +212,7 @@ def test_the_protocols_learn_and_leave_the_body_alone(base, body) -> None:
 
 
 def task(**changes):
-    entry = tasks.load_suite("demo").tasks["travel"]
+    entry = load_suite("demo").tasks["travel"]
     return replace(entry, **{"labels": LABELS, **changes})
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from cold_flower.commands.tls import check_superlink
 from cold_flower.errors import SiteError
-from cold_flower.tls import check_superlink
 from tests.federation import Place, free_port
 
 

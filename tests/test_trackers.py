@@ -2,8 +2,8 @@
 
 import pytest
 
-from cold_flower import trackers
 from cold_flower.config import Config
+from cold_flower.reporting import trackers
 
 SCORES = [
     {"protocol": "frozen", "task": "a", "group": "seen", "value": 0.5},

@@ -6,11 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cold_flower import finetune as loop
 from cold_flower.config import Finetune
-from cold_flower.finetune import finetune
-from cold_flower.model import body_of, classifier, load_base, starting_model
-from cold_flower.vocabulary import occurring
+from cold_flower.models.base import load_base
+from cold_flower.models.body import body_of
+from cold_flower.models.classifier import classifier
+from cold_flower.models.starting import starting_model
+from cold_flower.training import finetune as loop
+from cold_flower.training.finetune import finetune
+from cold_flower.training.vocabulary import occurring
 from tests.test_encode import some
 from tests.test_model import ABC, ENCODERS, STARTS
 

@@ -1,0 +1,63 @@
+"""A run's lineage: drawn as a tree, and rolled back (paper, section 9: "backtracking")."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cold_flower.reporting.runs import every_score
+from cold_flower.reporting.tables import summary
+from cold_flower.repository.bases import Repository, rejected
+from cold_flower.repository.journal import Journal, load_config
+
+
+def log(run_dir: Path) -> Iterator[str]:
+    """Yield a line for each iteration, the newest first.
+
+    ``*`` marks the lineage, ``x`` what a rollback left behind; ``from`` names the parent.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    load_config(run_dir)
+    repository = Repository(run_dir)
+    lineage, latest = set(repository.lineage()), repository.latest()
+    rows = every_score(run_dir)
+    for number in reversed(repository.numbers()):
+        found = repository.manifest(number)
+        parts = [f"from {found['parent']:04d}"] if number else [str(found.get("base-model", ""))]
+        if number:
+            parts.append(_made(found))
+        if scores := summary(rows, number):
+            parts.append(scores)
+        mark = "*" if number in lineage else "| x"
+        head = " (latest)" if number == latest else ""
+        yield f"{mark} {number:04d}{head}  {found['time'][:16]}  {'; '.join(parts)}"
+
+
+def _made(found: dict[str, Any]) -> str:
+    """Say how an iteration was made."""
+    verdicts = [row["verdict"] for row in found.get("contributors", [])]
+    counts = [f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts))]
+    if rejected(found):
+        return f"rejected by the gate ({found['gate']['reason']}), {', '.join(counts)}"
+    return f"{found.get('rule', '')}, {', '.join(counts)}" if counts else str(found.get("rule"))
+
+
+def rollback(run_dir: Path, iteration: int) -> str:
+    """Make an earlier iteration the head; return what to tell the user.
+
+    Raises:
+        RunError: no run, no such iteration, or the run is at work.
+    """
+    config = load_config(run_dir)
+    Journal(run_dir).lock()
+    repository = Repository(run_dir)
+    repository.recover()
+    before = repository.latest()
+    repository.rollback(iteration)
+    following = repository.numbers()[-1] + 1
+    more = max(following, config["iterations"])
+    return (
+        f"latest is {iteration:04d} (was {before:04d}); nothing is deleted. The next iteration "
+        f"is {following:04d}: --resume --run-dir {run_dir} --set iterations={more}"
+    )

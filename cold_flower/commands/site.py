@@ -1,0 +1,182 @@
+"""The commands of partner sites: `cold-flower site ...` and `cold-flower deploy`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cold_flower.errors import SiteError
+
+app = typer.Typer(no_args_is_help=True, help="At a partner site (docs/deployment.md).")
+
+TEMPLATE = """\
+# This site's part in ColD Fusion; what stands here wins over the coordinator's settings.
+name = "{name}"{pad}# as the coordinator registered it
+base-model = "{model}"    # a local folder or a hub name; the coordinator says which model
+trainer = ""                        # "my_site.train:finetune": your own loop (docs/deployment.md)
+dry-run = false                     # true: do everything, write down what would leave, send nothing
+
+[task]                              # your data, under your own names
+source = "{source}"                    # files: parquet, jsonl or csv; or "hub"
+path = "{path}"                       # a folder with <split>.*, "my-{{split}}.csv", or a hub name
+text = ["{text}"]                     # one or two columns, or templates: "{{title}} {{body}}"
+label = "{label}"
+{labels}splits = {{ train = "train", validation = "", test = "test" }}    # "" = carved out of train
+
+[limits]                            # 0 = no limit
+max-examples = 0                    # training examples used in an iteration
+max-seconds = 0                     # of a finetuning; it ends with the best weights so far
+micro-batch-size = 0                # lower it where memory is short; the result stays the same
+threads = 0                         # cores
+memory-gb = 0                       # main memory of the process
+"""
+
+
+@app.command()
+def init(
+    name: str,
+    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("site.toml"),
+    data: Annotated[str, typer.Option(help="Folder, pattern, or hub dataset.")] = "data",
+    hub: Annotated[bool, typer.Option("--hub", help="--data is a dataset of the hub.")] = False,
+    text: Annotated[str, typer.Option(help="The column with the text.")] = "text",
+    label: Annotated[str, typer.Option(help="The column with the label.")] = "label",
+    labels: Annotated[
+        str, typer.Option(help="The class names, comma-separated (default: those in the data).")
+    ] = "",
+    model: Annotated[str, typer.Option(help="The base model: a folder or a hub name.")] = "",
+) -> None:
+    """Write a site.toml to fill in.
+
+    Example:
+    * `cold-flower site init clinic-a --data data/reviews --text review --label stars`
+    """
+    from cold_flower.contributors.site import load_site
+
+    if file.exists():
+        raise SiteError(f"{file} exists: name another file, or remove it")
+    listed = ", ".join(json.dumps(part.strip()) for part in labels.split(",") if part.strip())
+    made = TEMPLATE.format(
+        name=name,
+        pad=" " * max(1, 27 - len(name)),
+        model=model,
+        source="hub" if hub else "files",
+        path=data,
+        text=text,
+        label=label,
+        labels=f"labels = [{listed}]\n" if listed else "",
+    )
+    file.write_text(made)
+    try:
+        load_site(file.resolve())
+    except Exception:
+        file.unlink()
+        raise
+    typer.echo(f"{file} is written; look through it, then: cold-flower site check {file}")
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="The site.toml.")] = Path("site.toml"),
+    superlink: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Also test the way there: the TLS handshake.")
+    ] = "",
+    root_certificates: Annotated[
+        Path, typer.Option(help="The coordinator's CA certificate.")
+    ] = Path("ca.crt"),
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the coordinator's recipe."),
+    ] = None,
+) -> None:
+    """Rehearse: load data and model, finetune a little, say what would leave. Nothing leaves.
+
+    Examples:
+    * `cold-flower site check`
+
+    * `cold-flower site check --superlink superlink.example.org:9092 --root-certificates ca.crt`
+    """
+    import transformers
+
+    from cold_flower.commands.rehearsal import rehearse
+    from cold_flower.commands.tls import check_superlink
+    from cold_flower.config import Config
+    from cold_flower.contributors.site import load_site
+    from cold_flower.runtime import experiments
+
+    transformers.logging.set_verbosity_error()  # its report of a head that is new, as it should be
+    transformers.logging.disable_progress_bar()
+    if superlink:
+        typer.echo(check_superlink(superlink, root_certificates))
+    site = load_site(file.resolve())
+    config = Config.from_flat(experiments.parse_settings(set or []))
+    for line in rehearse(site, config):
+        typer.echo(line)
+    typer.echo("ready")
+
+
+@app.command()
+def log(
+    file: Annotated[Path, typer.Argument(help="The site.toml.")] = Path("site.toml"),
+    apps: Annotated[
+        Path | None,
+        typer.Option(metavar="FLWR_HOME", help="Also list the coordinator's apps (FABs) there."),
+    ] = None,
+) -> None:
+    """List what left this site; with --apps, the code that came, compared with what is installed.
+
+    Run it with COLD_FLOWER_HOME as the SuperNode had it.
+    """
+    from cold_flower.contributors.egress import Outgoing
+    from cold_flower.contributors.site import load_site
+    from cold_flower.identity import code_sha256
+
+    sent = Outgoing(load_site(file.resolve())).log
+    for line in sent.read_text().splitlines() if sent.exists() else []:
+        row = json.loads(line)
+        state = "" if row["sent"] else " (dry-run: not sent)"
+        what = row.get("error") or f"{row['bytes']} bytes {row.get('sha256', '')}".strip()
+        typer.echo(f"{row['time']} {row['kind']} {row.get('iteration', '')} {what}{state}")
+    typer.echo(f"every value that left: {sent}")
+    for app_folder in sorted((apps / "apps").iterdir()) if apps else []:
+        same = code_sha256(app_folder) == code_sha256()
+        said = "the code that is installed here" if same else "OTHER CODE than is installed here"
+        typer.echo(f"{app_folder.name}: {said}")
+
+
+def deploy(
+    experiment: str,
+    superlink: Annotated[
+        str, typer.Option(metavar="NAME", help="A connection of FLWR_HOME/config.toml.")
+    ] = "",
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where the run goes, on the SuperLink's machine.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --run-dir.")
+    ] = False,
+) -> None:
+    """Run an experiment with real sites, on a SuperLink that is up (docs/deployment.md).
+
+    Run it on the SuperLink's machine. The sites' own tasks take part; `sites.allow` names
+    them. Prints the sha256 of what the sites get to run. Ctrl-C stops the run; the exit code
+    is 0 only if it completed.
+
+    Example:
+    * `cold-flower deploy partners.toml --superlink partners --run-dir /srv/cold-flower/first`
+    """
+    from cold_flower.runtime import deploy as deployment
+    from cold_flower.runtime import experiments
+    from cold_flower.runtime.processes import Stopped
+
+    folder = (run_dir or experiments.fresh(experiment)).resolve()
+    settings = experiments.parse_settings(set or []) | {"run-dir": str(folder), "resume": resume}
+    config = experiments.configure(experiment, settings)
+    try:
+        deployment.deploy(config, superlink, typer.echo)
+    except Stopped as stopped:
+        raise typer.Exit(128 + stopped.signum) from None

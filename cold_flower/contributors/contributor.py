@@ -1,0 +1,222 @@
+"""A contributor: its task, its data, its answers. Knows nothing of Flower.
+
+Its own things (tokenised data, kept heads) lie under ``COLD_FLOWER_HOME``, a folder each.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import astuple, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from cold_flower.config import Config
+from cold_flower.contributors.site import Site
+from cold_flower.contributors.trainer import Job, train
+from cold_flower.data import sources
+from cold_flower.data.encode import Encoded, EncodedSplits, encode
+from cold_flower.data.plan import plan
+from cold_flower.data.splits import Splits, check_few_shot, load_splits
+from cold_flower.data.task import Task
+from cold_flower.errors import NoTaskError
+from cold_flower.identity import home
+from cold_flower.models import text_to_text
+from cold_flower.models.base import Base, load_base
+from cold_flower.models.body import State, body_of
+from cold_flower.models.classifier import classifier
+from cold_flower.models.heads import Heads
+from cold_flower.seeds import derive
+from cold_flower.training import protocols as protocols
+from cold_flower.training.finetune import finetune
+from strategies.fusion import Weights, write_safetensors
+
+SPLITS = ("train", "dev", "test")
+ENCODED = ("ids", "types", "starts", "labels")  # the tensors of an Encoded
+
+
+class Contributor:
+    """One contributor of a run.
+
+    Args:
+        config: the run's, resolved.
+        index: its partition id; at a site of its own, 0.
+        folder: holds a folder for each contributor's own things; by default `home`.
+        site: its own settings, where it is a site of its own: they win over the run's.
+    """
+
+    def __init__(
+        self, config: Config, index: int = 0, folder: Path | None = None, site: Site | None = None
+    ) -> None:
+        self.config = site.apply(config) if site else config
+        self.name, self.task = (site.name, site.task) if site else _planned(config, index)
+        self._shard = index if self.config.partition.kind == "shards" else None
+        self._folder = (folder or home()) / self.name
+        self.site = site
+        self.base: Base = load_base(self.config.base_model)
+
+    def splits(self, iteration: int = 0, *, evaluation: bool = False) -> EncodedSplits:
+        """Return the tokenised data: of its own folder, where it is tokenised once.
+
+        Args:
+            iteration: with ``partition.fresh`` every iteration has rows of its own, which
+                are not stored.
+            evaluation: with ``partition.fresh``, the rows beside those of the contributors.
+        """
+        if self.config.partition.fresh:
+            shard = self.config.partition.shards if evaluation else self._shard
+            return self._encode(load_splits(self.task, self.config, shard, iteration))
+        about = {
+            "task": [str(value) for value in astuple(self.task)],
+            "shard": self._shard,
+            "seed": self.config.seed,
+            "sizes": [
+                self.config.finetune.max_examples,
+                self.config.finetune.dev_examples,
+                self.config.finetune.max_length,
+                self.config.evaluate.max_test_examples,
+                *astuple(self.config.partition),
+            ],
+            "base": self.base.sha256,
+            "files": sources.stamp(self.task),
+        }
+        digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        path = self._folder / f"tokens-{digest}.safetensors"
+        if not path.exists():
+            _save(self._encode(load_splits(self.task, self.config, self._shard)), path)
+        return _read(path, self.task)
+
+    def _encode(self, data: Splits) -> EncodedSplits:
+        text_to_text.check(self.base, self.task, data.labels)
+        limit = self.config.finetune.max_length
+        train, dev, test = (
+            encode(self.base.tokenizer, rows.texts, rows.labels, max_length=limit)
+            for rows in (data.train, data.dev, data.test)
+        )
+        return EncodedSplits(train, dev, test, data.labels, self.task.kind, self.task.metric)
+
+    def finetune(
+        self,
+        body: State,
+        *,
+        iteration: int,
+        seed: int,
+        run: str = "",
+        abandoned: Collection[int] = (),
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Finetune from ``body`` on the own task; return the new body and its metrics.
+
+        The head stays here (paper, section 3: every dataset has its own). It is made
+        fresh, or with ``finetune.head = keep`` it is that of an earlier iteration of ``run``
+        that is not ``abandoned``, by a rollback.
+        """
+        if self.site and self.site.trainer:
+            return self._train(self.site, body, iteration=iteration, seed=seed)
+        data = self.splits(iteration)
+        derived = derive(seed, iteration, self.name, "train")
+        model = classifier(
+            self.base, body, labels=data.labels, kind=data.kind, seed=derive(derived, "head")
+        )
+        heads = Heads(self._folder, run)
+        if self.config.finetune.head == "keep":
+            heads.load_into(model, iteration, abandoned)
+        outcome = finetune(
+            model,
+            data.train,
+            data.dev,
+            options=self.config.finetune,
+            metric=data.metric,
+            seed=derive(derived, "run"),
+        )
+        if self.config.finetune.head == "keep":
+            heads.save(iteration, model)
+        return body_of(model), {
+            "num-examples": len(data.train),
+            "train-loss": outcome.train_loss,
+            "dev-accuracy": outcome.dev_score,
+            "steps": outcome.steps,
+        }
+
+    def _train(
+        self, site: Site, body: State, *, iteration: int, seed: int
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Have the site's own trainer work; it starts with a fresh head."""
+        data = load_splits(self.task, self.config)
+        derived = derive(seed, iteration, self.name, "train")
+        model = classifier(
+            self.base,
+            body,
+            labels=data.labels,
+            kind=self.task.kind,
+            seed=derive(derived, "head"),
+            plain=True,
+        )
+        job = Job(
+            model=model,
+            body=body,
+            tokenizer=self.base.tokenizer,
+            train=data.train,
+            dev=data.dev,
+            labels=data.labels,
+            options=self.config.finetune,
+            iteration=iteration,
+            seed=derive(derived, "run"),
+        )
+        return train(site.trainer, site.path.parent, job)
+
+    def evaluate(
+        self, body: State, chosen: list[str], *, iteration: int, seed: int, split: str = "test"
+    ) -> dict[str, float]:
+        """Score ``body`` on the own test data under each protocol, with heads made fresh.
+
+        Args:
+            body: the base.
+            chosen: the protocols.
+            iteration: with ``partition.fresh``, which rows.
+            seed: the run's.
+            split: ``test``, or ``dev`` for the gate.
+        """
+        data = self.splits(iteration, evaluation=split == "test")
+        if split == "dev":
+            data = replace(data, test=data.dev)
+        if "few-shot" in chosen:
+            check_few_shot(self.task, self.config, len(data.train))
+        # The same draws at every iteration: then only the body makes the difference.
+        derived = derive(seed, self.name, "evaluate")
+        scores = protocols.evaluate(self.base, body, data, chosen, self.config, derived)
+        return {"num-examples": len(data.test), **scores}
+
+
+def _planned(config: Config, index: int) -> tuple[str, Task]:
+    """Return name and task of a partition id."""
+    whole = plan(config)
+    if not 0 <= index < len(whole.names):
+        raise NoTaskError(
+            f"partition-id {index} has no task: there are {len(whole.names)} contributors "
+            f"({', '.join(whole.names)})"
+        )
+    name = whole.names[index]
+    return name, whole.tasks[name]
+
+
+def _save(data: EncodedSplits, path: Path) -> None:
+    tensors = {"padding": torch.tensor(data.train.padding)}
+    for name in SPLITS:
+        made = getattr(data, name)
+        tensors |= {f"{name}.{key}": getattr(made, key) for key in ENCODED}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = {"labels": json.dumps(data.labels)}
+    write_safetensors(path, Weights(tensors).template(), tensors.items(), labels)
+
+
+def _read(path: Path, task: Task) -> EncodedSplits:
+    with safe_open(path, framework="pt") as file:
+        read = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
+        labels = tuple(json.loads(file.metadata()["labels"]))
+    train, dev, test = (
+        Encoded(**{key: read[f"{name}.{key}"] for key in ENCODED}, padding=int(read["padding"]))
+        for name in SPLITS
+    )
+    return EncodedSplits(train, dev, test, labels, task.kind, task.metric)

@@ -1,0 +1,178 @@
+"""A partner site's own settings: ``site.toml``, read by the ClientApp at the site.
+
+The SuperNode names the file (``--node-config 'site="/path/site.toml"'``). What stands there
+wins over the run's configuration: data, base model, trainer and limits are the site's.
+"""
+
+import importlib
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from cold_flower import toml
+from cold_flower.config import Config, Partition
+from cold_flower.data.task import Task
+from cold_flower.errors import SiteError
+from strategies.names import NAME, unknown
+
+_KEYS = ("name", "base-model", "trainer", "app", "dry-run", "task", "limits")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a site allows a run to use; 0 leaves a limit out."""
+
+    max_examples: int = 0
+    """Training examples used in an iteration."""
+    max_seconds: float = 0
+    """Of a finetuning; it then ends with the best weights so far."""
+    micro_batch_size: int = 0
+    """Examples in a forward pass: memory, not the result."""
+    threads: int = 0
+    """Cores that torch computes on."""
+    memory_gb: float = 0
+    """Main memory of the process that answers a message (Linux)."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A contributor at an organisation of its own."""
+
+    name: str
+    """As the coordinator registered it."""
+    path: Path
+    """Its site.toml."""
+    task: Task
+    base_model: str = ""
+    """A local folder or hub name; empty takes the run's."""
+    trainer: str = ""
+    """``package.module:function``; empty is our own loop (`cold_flower.contributors.trainer`)."""
+    app: str = ""
+    """``module:app``, a Flower ClientApp of the site's own that answers instead of ours."""
+    dry_run: bool = False
+    """Do everything, send nothing but the answer to the query."""
+    limits: Limits = Limits()
+
+    def apply(self, config: Config) -> Config:
+        """Return a run's configuration as this site carries it out."""
+        asked, own = config.finetune, self.limits
+        finetune = replace(
+            asked,
+            max_examples=int(_lower(asked.max_examples, own.max_examples)),
+            max_seconds=float(_lower(asked.max_seconds, own.max_seconds)),
+            micro_batch_size=int(_lower(asked.micro_batch_size, own.micro_batch_size)),
+        )
+        base_model = self.base_model or config.base_model
+        # A rehearsed attack is a simulation's: nobody else has a site do harm.
+        return replace(
+            config, base_model=base_model, partition=Partition(), finetune=finetune, attacks=""
+        )
+
+    def apply_limits(self) -> None:
+        """Hold this process to the site's threads and memory."""
+        import resource
+
+        import torch
+
+        if self.limits.threads:
+            torch.set_num_threads(self.limits.threads)
+        if self.limits.memory_gb:
+            most = int(self.limits.memory_gb * 1e9)
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def _lower(asked: float, own: float) -> float:
+    """Return the lower of two limits, where 0 is none."""
+    return min(asked, own) if asked and own else asked or own
+
+
+def imported(name: str, beside: Path) -> Any:
+    """Import ``module:attribute``, installed or from a folder.
+
+    Raises:
+        SiteError: it is not there.
+    """
+    module, _, attribute = name.partition(":")
+    if str(beside) not in sys.path:
+        sys.path.append(str(beside))  # at the end: it hides nothing
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SiteError(
+            f"{name!r} cannot be imported: {error}. Expected module:name, installed or beside "
+            f"site.toml in {beside}"
+        ) from error
+
+
+def load_site(path: Path) -> Site:
+    """Read and check a site.toml.
+
+    Raises:
+        SiteError, TaskError: it cannot be read, or naming the key that is wrong.
+    """
+    if not path.is_absolute():
+        raise SiteError(f"site {str(path)!r}: give the absolute path of site.toml")
+    table = toml.read(path, "site file", SiteError)
+    for key in table:
+        if key not in _KEYS:
+            raise SiteError(f"site file {path}: {unknown('key', key, _KEYS)}")
+    defaults = {"name": "", "base-model": "", "trainer": "", "app": "", "dry-run": False}
+    values = {key: _typed(path, key, table.get(key, d)) for key, d in defaults.items()}
+    name = str(values["name"])
+    if not NAME.fullmatch(name):
+        raise SiteError(
+            f"site file {path}: name is {name[:80]!r}, expected the name that the coordinator "
+            f"registered ({NAME.pattern})"
+        )
+    return Site(
+        name=name,
+        path=path,
+        task=_task(path, name, table),
+        base_model=_beside(path, str(values["base-model"])),
+        trainer=str(values["trainer"]),
+        app=str(values["app"]),
+        dry_run=bool(values["dry-run"]),
+        limits=_limits(path, table.get("limits", {})),
+    )
+
+
+def _task(path: Path, name: str, table: dict[str, Any]) -> Task:
+    if table.get("app"):  # it has its data from wherever it wants
+        return Task(name, str(path), source="app", text=(), label="")
+    if not isinstance(table.get("task"), dict):
+        raise SiteError(f"site file {path}: the table [task] is missing")
+    return Task.from_table(name, table["task"], str(path), seed=0)
+
+
+def _typed(path: Path, key: str, value: Any) -> Any:
+    kind = bool if key == "dry-run" else str
+    if type(value) is not kind:
+        raise SiteError(f"site file {path}: {key} is of type {kind.__name__}, got {value!r}")
+    return value
+
+
+def _beside(path: Path, model: str) -> str:
+    """Resolve a folder beside the file; anything else is a hub name."""
+    folder = path.parent / model
+    return str(folder) if model and folder.is_dir() else model
+
+
+def _limits(path: Path, table: Any) -> Limits:
+    known = {f.name.replace("_", "-"): f for f in fields(Limits)}
+    if not isinstance(table, dict):
+        raise SiteError(f"site file {path}: limits is a table, got {table!r}")
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise SiteError(f"site file {path}: {unknown('limit', key, list(known))}")
+        whole = known[key].type is int
+        right = isinstance(value, int) if whole else isinstance(value, int | float)
+        if not right or isinstance(value, bool) or not 0 <= value < float("inf"):
+            expected = "a whole number" if whole else "a number"
+            raise SiteError(
+                f"site file {path}: limits.{key} is {expected}, at least 0 (0 = no limit), "
+                f"got {value!r}"
+            )
+        values[known[key].name] = value
+    return Limits(**values)

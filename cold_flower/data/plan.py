@@ -1,0 +1,130 @@
+"""Who takes part in a run, and in which role: derived from the configuration alone."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cold_flower.config import Config, Partition, split
+from cold_flower.data.suite import load_suite
+from cold_flower.data.task import Task
+from cold_flower.errors import ConfigError
+from cold_flower.seeds import derive
+from strategies.names import unknown
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who the contributors of a run are, in the order of their partition ids."""
+
+    tasks: Mapping[str, Task]
+    """By contributor name; with shards, the same task under every name."""
+    seen: tuple[str, ...]
+    """Contribute."""
+    unseen: tuple[str, ...]
+    """Are evaluated, but never contribute."""
+    evaluated: tuple[str, ...]
+    """Score the bases on their test data."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return every contributor, the seen ones first."""
+        return self.seen + self.unseen
+
+
+def plan(config: Config) -> Plan:
+    """Derive a run's contributors from its configuration.
+
+    Raises:
+        TaskError, ConfigError: a suite or task that is not there, a fold out of range, or
+            an empty plan.
+    """
+    suite = load_suite(config.suite, config.seed)
+    chosen = split(config.tasks) or list(suite.tasks)
+    _check_names("tasks", chosen, list(suite.tasks), f"suite {config.suite}")
+    if config.pool:
+        chosen = _pool(config, chosen)
+    if config.partition.kind == "shards":
+        return _shards(config, suite.tasks, chosen)
+    if config.partition != Partition():
+        raise ConfigError(
+            "partition.shards, examples, total and fresh are about shards: set partition.kind = "
+            "shards, or leave them alone"
+        )
+    unseen = _fold(config, chosen) if config.folds or config.fold else split(config.unseen)
+    _check_names("unseen", unseen, list(suite.tasks), f"suite {config.suite}")
+    seen = tuple(name for name in chosen if name not in unseen)
+    if not seen:
+        raise ConfigError(f"no task contributes: tasks are {chosen}, all of them in unseen")
+    names = (*seen, *unseen)
+    evaluated = split(config.evaluate.tasks) or names
+    if evaluated == ["unseen"]:
+        if not unseen:
+            raise ConfigError(
+                "evaluate.tasks is unseen, but every task is seen: set unseen or folds"
+            )
+        evaluated = unseen
+    _check_names("evaluate.tasks", evaluated, names, "this run")
+    return Plan({n: suite.tasks[n] for n in names}, seen, tuple(unseen), tuple(evaluated))
+
+
+def _pool(config: Config, chosen: Sequence[str]) -> list[str]:
+    """Return the first tasks of a permutation (App. E: pools of 4, 8, 16, 36 are nested)."""
+    if config.pool > len(chosen):
+        raise ConfigError(f"pool is {config.pool}, but there are {len(chosen)} tasks")
+    order = sorted(chosen)
+    random.Random(derive(config.seed, "pool")).shuffle(order)
+    return [name for name in chosen if name in order[: config.pool]]
+
+
+def _check_names(key: str, listed: Sequence[str], valid: Sequence[str], where: str) -> None:
+    if len(set(listed)) != len(listed):
+        raise ConfigError(f"{key} names a task twice: {', '.join(listed)}")
+    for name in listed:
+        if name not in valid:
+            raise ConfigError(unknown(f"task in {key} ({where})", name, valid))
+
+
+def _shards(config: Config, known: Mapping[str, Task], chosen: Sequence[str]) -> Plan:
+    asked = config.unseen or config.folds or config.evaluate.tasks
+    if len(chosen) != 1 or asked:
+        raise ConfigError(
+            "partition.kind = shards splits one task: set tasks to its name and leave unseen, "
+            f"folds and evaluate.tasks alone (tasks are {', '.join(chosen)}; unseen is "
+            f"{config.unseen!r}, folds {config.folds}, evaluate.tasks {config.evaluate.tasks!r})"
+        )
+    names = tuple(f"shard-{i:03d}" for i in range(config.partition.shards))
+    # All have the same test split: the first contributor evaluates for all (DESIGN).
+    return Plan(dict.fromkeys(names, known[chosen[0]]), names, (), names[:1])
+
+
+def _fold(config: Config, chosen: Sequence[str]) -> list[str]:
+    """Return the unseen tasks of a cross-validation (section 5.2); sizes differ by at most 1."""
+    if config.unseen:
+        raise ConfigError(f"unseen ({config.unseen}) and folds ({config.folds}): give one of them")
+    if not 2 <= config.folds <= len(chosen):
+        raise ConfigError(
+            f"folds is {config.folds}, expected 2 to {len(chosen)}, the number of tasks"
+            + (f" (fold is {config.fold})" if not config.folds else "")
+        )
+    if config.fold >= config.folds:
+        raise ConfigError(
+            f"fold is {config.fold}, expected 0 to {config.folds - 1} (folds = {config.folds})"
+        )
+    order = sorted(chosen)
+    random.Random(derive(config.seed, "folds")).shuffle(order)
+    unseen = set(order[config.fold :: config.folds])
+    return [name for name in chosen if name in unseen]
+
+
+def resolve(config: Config) -> Config:
+    """Apply the suite's recipe to the keys that stand at their default.
+
+    Raises:
+        TaskError, ConfigError: no such suite, or a recipe with a wrong key.
+    """
+    if not config.recipe or config.sites.allow:  # sites bring tasks of their own, no suite
+        return config
+    recipe = load_suite(config.suite, config.seed).recipe
+    defaults, values = Config().flat(), config.flat()
+    alone = {k: v for k, v in recipe.items() if values.get(k) == defaults.get(k)}
+    return Config.from_flat({**values, **alone, "recipe": False})

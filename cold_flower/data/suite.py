@@ -1,0 +1,48 @@
+"""Suites: TOML files of tasks (docs/suites.md). The built-in ones lie in ``suites/``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cold_flower import toml
+from cold_flower.config import Scalar, flatten
+from cold_flower.data.task import Task
+from cold_flower.errors import TaskError
+from strategies.names import unknown
+
+FOLDER = Path(__file__).parent / "suites"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A set of tasks, and the recipe that fits them."""
+
+    name: str
+    tasks: Mapping[str, Task]
+    recipe: Mapping[str, Scalar]
+
+
+def suite_names() -> list[str]:
+    """List the built-in suites."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_suite(name: str, seed: int = 0) -> Suite:
+    """Load a built-in suite, or a user's by the path of its file.
+
+    Raises:
+        TaskError: no such suite, not TOML, or an entry that is not as documented.
+    """
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if not name.endswith(".toml") and name not in suite_names():
+        raise TaskError(
+            unknown("suite", name, suite_names()) + " A file is given as <absolute path>.toml."
+        )
+    table = toml.read(path, "suite file", TaskError)
+    if extra := set(table) - {"tasks", "recipe"}:
+        raise TaskError(f"suite {name}: {unknown('table', min(extra), ['recipe', 'tasks'])}")
+    entries = table.get("tasks", {}).items()
+    tasks = {key: Task.from_table(key, entry, name, seed) for key, entry in entries}
+    if not tasks:
+        raise TaskError(f"suite {name} has no [tasks.<name>] table")
+    return Suite(name, tasks, flatten(table.get("recipe", {})))

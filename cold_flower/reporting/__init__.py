@@ -1,0 +1,4 @@
+"""From score rows to means, tables, figures, report.html and trackers.
+
+A new table or figure goes here; it reads run directories and changes none.
+"""

@@ -1,0 +1,171 @@
+"""What a run is doing, from its events; and how a terminal shows it."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+Event = Mapping[str, Any]
+
+WORK = ("finetune", "validate", "evaluate")  # of the contributors
+PHASES = ("start", "finetune", "validate", "fuse", "evaluate")
+
+
+@dataclass
+class Progress:
+    """The state of a run, built up event by event (`cold_flower.repository.journal.Journal.say`).
+
+    Phases follow one another in wall-clock time: **start** until the first message to a
+    contributor, **finetune** from asking a cohort to its last answer, **fuse** from there to
+    the published base, with a gate interrupted by **validate**, **evaluate** until its last score.
+    """
+
+    started: float
+    """Unix time at which the command began."""
+    phase: str = "start"
+    iteration: int = 0
+    iterations: int = 0
+    done: int = 0
+    of: int = 0
+    scores: str = ""
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    """Time spent in each phase, up to the last event."""
+    busy: float = 0.0
+    """Seconds of the contributors' own work, summed over them."""
+    _since: float = 0.0  # when this phase began
+    _last: float = 0.0
+    _busy: float = 0.0  # of this phase, so far
+    _left: Mapping[str, int] = field(default_factory=dict)
+    _durations: dict[str, list[float]] = field(
+        default_factory=lambda: {"finetune": [], "evaluate": []}
+    )
+
+    def __post_init__(self) -> None:
+        self._since = self._last = self.started
+
+    def take(self, event: Event) -> None:
+        """Take in one event."""
+        now = float(event["time"])
+        self.seconds[self.phase] += max(0.0, now - self._last)
+        self._last = max(now, self._last)
+        self.iterations = event.get("iterations", self.iterations)
+        self.scores = event.get("scores", self.scores)
+        if "phase" not in event:
+            return
+        entered = self._enter(event["phase"], int(event["iteration"]), now)
+        self.done, self.of = event.get("done", self.done), event.get("of", self.of)
+        self._left = event.get("left", self._left)
+        busy = float(event.get("busy", self._busy))
+        if not entered:  # what a resumed run found at the start was worked before
+            self.busy += busy - self._busy
+        self._busy = busy
+        if self.phase == "finetune" and self.done == self.of:
+            self._enter("fuse", self.iteration, now)
+
+    def _enter(self, phase: str, iteration: int, now: float) -> bool:
+        if (phase, iteration) == (self.phase, self.iteration):
+            return False
+        if self.phase in self._durations:
+            self._durations[self.phase].append(now - self._since)
+        if phase != "fuse":
+            self.done = self.of = 0
+            self._busy = 0.0
+        self.phase, self.iteration, self._since = phase, iteration, now
+        return True
+
+    def left(self, now: float) -> float | None:
+        """Estimate the seconds left: phases to come take as long as those that were.
+
+        None while there is nothing to go by.
+        """
+        total = 0.0
+        if self.phase in self._durations:
+            known = self._durations[self.phase]
+            spent = now - self._since
+            if known:
+                total += max(0.0, sum(known) / len(known) - spent)
+            elif self.done:
+                total += spent / self.done * (self.of - self.done)
+            else:
+                return None
+        for phase, count in self._left.items():
+            known = self._durations[phase]
+            if not known and count and phase == self.phase and self.done:
+                known = [(now - self._since) / self.done * self.of]
+            if count and not known:
+                return None
+            total += count * sum(known) / len(known) if count else 0.0
+        return total if self._left else None
+
+    def idle(self, workers: int) -> float:
+        """Return the share of the workers' time, while they had work, that was not used."""
+        there = workers * sum(self.seconds[phase] for phase in WORK)
+        return max(0.0, 1 - self.busy / there) if there else 0.0
+
+
+def phases(progress: Progress, workers: int) -> str:
+    """Say how long each phase took in all."""
+    shown = [name for name in PHASES if name != "validate" or progress.seconds[name]]
+    parts = ", ".join(f"{name} {progress.seconds[name]:.0f} s" for name in shown)
+    idle = f"{100 * progress.idle(workers):.0f} %"
+    return f"{parts}; while contributors worked, their {workers} workers were idle {idle}"
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as h:mm:ss."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def panel(progress: Progress, now: float) -> RenderableType:
+    """Draw a run's state: two lines."""
+    left = progress.left(now)
+    row = Table.grid(padding=(0, 1))
+    of = f" of {progress.iterations}" if progress.iterations else ""
+    where = f"iteration {progress.iteration}{of}" if progress.iteration else "start"
+    bar = ProgressBar(total=max(1, progress.of), completed=progress.done, width=30)
+    row.add_row(
+        Text(where, style="bold"),
+        Text(f"{progress.phase:8}", style="cyan"),
+        bar,
+        f"{progress.done}/{progress.of}" if progress.of else "",
+        Text(clock(now - progress.started), style="dim"),
+        f"about {clock(left)} left" if left is not None else "",
+    )
+    return Group(row, Text(progress.scores, style="green")) if progress.scores else row
+
+
+@contextmanager
+def display(
+    console: Console, progress: Progress, now: Callable[[], float] = time.time
+) -> Iterator[Callable[[Event], None]]:
+    """Show a run: lines that scroll, and below them its state where there is a terminal.
+
+    Elsewhere only lines; each published base then says how much time is left.
+    """
+
+    def show(event: Event) -> None:
+        progress.take(event)
+        line = str(event["line"])
+        if "published" in event and not console.is_terminal:
+            left = progress.left(now())
+            line += f" (about {clock(left)} left)" if left else ""
+        console.print(line, highlight=False, markup=False)
+
+    if not console.is_terminal:
+        yield show
+        return
+
+    class Now:
+        def __rich__(self) -> RenderableType:
+            return panel(progress, now())
+
+    with Live(Now(), console=console, refresh_per_second=4, transient=True):
+        yield show

@@ -1,0 +1,161 @@
+"""Multitask and centralised training: the union of the contributors' data in one place.
+
+Paper, section 4.2: "Multitask", one body with a dedicated head per dataset, trained on the
+union; section 6: "Centralised", full finetuning on the union of all contributors' data, which
+is the same with one task. The body becomes iteration 1 of a run, so that it is scored by the
+same contributors in the same way as a fused one. (The other baselines need no training of
+their own: the start is iteration 0, "fused" is a run of one iteration with all contributors.)
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cold_flower.config import Config
+from cold_flower.contributors.contributor import Contributor
+from cold_flower.data.encode import Encoded, concatenate, training_batches
+from cold_flower.data.plan import plan
+from cold_flower.models.body import State, body_of
+from cold_flower.models.classifier import classifier
+from cold_flower.repository.bases import Repository
+from cold_flower.seeds import derive, seeded
+from cold_flower.training import finetune as loop
+from cold_flower.training.vocabulary import Occurring, occurring
+from strategies.fusion import Weights
+
+
+@dataclass
+class _Task:
+    """One dataset of the union: its data, and a model that shares its body with the others."""
+
+    model: Any
+    train: Encoded
+    dev: Encoded
+    metric: str
+
+
+def train(config: Config, say: Callable[[str], None]) -> None:
+    """Train on the union of what the seen contributors hold; publish it as iteration 1.
+
+    Args:
+        config: a run's, with ``baseline``; iteration 0 is published.
+        say: takes lines of progress.
+    """
+    repository = Repository(Path(config.run_dir))
+    tasks = _tasks(config, dict(repository.body(0).items()))
+    examples = sum(len(task.train) for task in tasks.values())
+    say(f"{config.baseline}: {len(tasks)} tasks, {examples} training examples")
+    score = _finetune(tasks, config, say)
+    first = next(iter(tasks.values()))
+    body = body_of(first.model)
+    del tasks, first
+    torch.cuda.empty_cache()  # the contributors that evaluate need the room
+    manifest = {
+        "rule": config.baseline,
+        "options": {"sampling": config.sampling},
+        "contributors": [],
+        "dev-score": score,
+    }
+    repository.publish(1, 0, Weights(body), manifest)
+
+
+def _tasks(config: Config, body: State) -> dict[str, _Task]:
+    """Collect the data by task, and give every task a head on one shared body."""
+    whole = plan(config)
+    held: dict[str, list[Any]] = {}
+    for index, name in enumerate(whole.names):
+        if name in whole.seen:
+            contributor = Contributor(config, index, Path(config.run_dir) / "contributors")
+            held.setdefault(contributor.task.name, []).append(contributor.splits(1))
+            base = contributor.base
+    tasks: dict[str, _Task] = {}
+    shared: Any = None
+    for name, splits in sorted(held.items()):
+        one = splits[0]
+        seed = derive(config.seed, config.baseline, name, "head")
+        model = classifier(base, body, labels=one.labels, kind=one.kind, seed=seed)
+        if shared is not None:
+            setattr(model, model.base_model_prefix, shared)
+        shared = model.base_model
+        train, dev = (
+            concatenate([getattr(s, p) for s in splits]).to(model.device) for p in ("train", "dev")
+        )
+        tasks[name] = _Task(model, train, dev, one.metric)
+    return tasks
+
+
+def _finetune(tasks: Mapping[str, _Task], config: Config, say: Callable[[str], None]) -> float:
+    """Train with a contributor's recipe; early stopping is on the mean of the dev scores.
+
+    A batch is of one task. An epoch has as many batches as all tasks together, each task
+    with its own (proportional) or as many as any other (balanced).
+    """
+    model = next(iter(tasks.values())).model  # all have the same body
+    data = [part for task in tasks.values() for part in (task.train, task.dev)]
+    with occurring(model, *data) as rows:
+        return _train(tasks, model.base_model, rows, config, say)
+
+
+def _train(
+    tasks: Mapping[str, _Task],
+    body: Any,
+    rows: Occurring | None,
+    config: Config,
+    say: Callable[[str], None],
+) -> float:
+    options = config.finetune
+    per_epoch = sum(math.ceil(len(t.train) / options.batch_size) for t in tasks.values())
+    parameters = {id(p): p for task in tasks.values() for p in task.model.parameters()}
+    descent = loop.Descent(parameters.values(), options, per_epoch, rows)
+    best = loop.Best(body, options)
+    generator = torch.Generator().manual_seed(derive(config.seed, config.baseline, "order"))
+    batches = _batches(tasks, config, per_epoch, generator)
+    seen = validated = 0
+    for task in tasks.values():
+        task.model.train()
+    with seeded(derive(config.seed, config.baseline, "dropout")):
+        for step in range(1, per_epoch * options.max_epochs + 1):
+            task, indices = next(batches)
+            loss = loop.accumulate(task.model, task.train, indices, options)
+            descent.step()
+            seen += len(indices)
+            due = seen - validated >= options.validate_every_examples
+            if due or step % per_epoch == 0:
+                loop.check_finite(float(loss), step, options)
+                validated = seen
+                scores = [
+                    loop.score(t.model, t.dev, t.metric, options.precision) for t in tasks.values()
+                ]
+                stop = best.judge(sum(scores) / len(scores), seen)
+                say(f"{config.baseline}: {seen} examples, mean dev score {best.score:.3f}")
+                if stop:
+                    break
+    best.restore()
+    return best.score
+
+
+def _batches(
+    tasks: Mapping[str, _Task], config: Config, per_epoch: int, generator: torch.Generator
+) -> Iterator[tuple[_Task, list[int]]]:
+    """Yield (task, indices) without end; every epoch is another order."""
+    size = config.finetune.batch_size
+    listed = list(tasks.values())
+
+    def endless(task: _Task) -> Iterator[list[int]]:
+        while True:
+            yield from training_batches(task.train.lengths(), size, generator)
+
+    sources = [endless(task) for task in listed]
+    own = [math.ceil(len(task.train) / size) for task in listed]
+    while True:
+        if config.sampling == "balanced":
+            turns = torch.randint(len(listed), (per_epoch,), generator=generator)
+        else:
+            repeated = torch.repeat_interleave(torch.arange(len(listed)), torch.tensor(own))
+            turns = repeated[torch.randperm(per_epoch, generator=generator)]
+        for turn in turns.tolist():
+            yield listed[turn], next(sources[turn])

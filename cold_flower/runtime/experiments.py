@@ -1,0 +1,201 @@
+"""An experiment before it runs: find it, merge its keys, check everything it needs."""
+
+import importlib.resources
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cold_flower import toml
+from cold_flower.config import Config, describe, flatten
+from cold_flower.data.plan import Plan, plan, resolve
+from cold_flower.data.schedule import cohort
+from cold_flower.data.splits import check_few_shot, load_splits
+from cold_flower.errors import ConfigError
+from cold_flower.reporting import trackers
+from strategies.names import unknown
+
+
+def folder() -> Path:
+    """Return where the shipped experiments lie."""
+    return Path(str(importlib.resources.files("simulations")))
+
+
+def names() -> list[str]:
+    """List the shipped experiments."""
+    return sorted(path.stem for path in folder().glob("*.toml"))
+
+
+def fresh(experiment: str) -> Path:
+    """Return where a run goes that is given no directory: ``runs/NAME-TIME``."""
+    return Path("runs") / f"{Path(experiment).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def about(name: str) -> str:
+    """Return the comment that opens a shipped experiment; nothing for one that is not shipped."""
+    said: list[str] = []
+    if name not in names():
+        return ""
+    for line in (folder() / f"{name}.toml").read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        said.append(line.lstrip("# "))
+    return " ".join(said)
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return an experiment's keys, flat.
+
+    Raises:
+        ConfigError: no such experiment, or not TOML.
+    """
+    path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
+    if not name.endswith(".toml") and name not in names():
+        raise ConfigError(unknown("experiment", name, names()) + " Or give a .toml file.")
+    return {"experiment": path.stem, **flatten(toml.read(path, "experiment", ConfigError))}
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse ``key=value`` pairs; a value is TOML, or plain text where the key is a string.
+
+    Raises:
+        ConfigError: no ``=``, an unknown key, a value of another type.
+    """
+    known, settings = describe(), {}
+    for pair in pairs:
+        key, found, text = pair.partition("=")
+        if not found:
+            raise ConfigError(f"--set expects key=value, got {pair!r}")
+        if key not in known:
+            raise ConfigError(unknown("config key", key, list(known)))
+        if isinstance(known[key][0], str):
+            settings[key] = text.strip().strip("\"'")
+        else:
+            try:
+                settings[key] = tomllib.loads(f"value = {text}")["value"]
+            except tomllib.TOMLDecodeError:
+                settings[key] = text  # Config says what was expected
+    return settings
+
+
+def configure(name: str, settings: Mapping[str, Any]) -> Config:
+    """Merge defaults, the suite's recipe, the experiment and ``--set``, in that order.
+
+    Raises:
+        ConfigError, TaskError: a wrong key or value, an unknown suite.
+    """
+    return merge({**read(name), **settings})
+
+
+def merge(given: dict[str, Any]) -> Config:
+    """Merge defaults, the suite's recipe and the keys that are given, in that order.
+
+    Raises:
+        ConfigError, TaskError: a wrong key or value, an unknown suite.
+    """
+    config = Config.from_flat(given)
+    if config.suite.endswith(".toml") and not Path(config.suite).is_absolute():
+        raise ConfigError(f"suite {config.suite!r}: give the absolute path of the file")
+    if Path(config.base_model).is_dir():  # the run works in a directory of its own
+        given["base-model"] = str(Path(config.base_model).resolve())
+    # A key that was set stays, even where it was set to its default.
+    resolved = resolve(config).flat()
+    return Config.from_flat({**resolved, **given, "recipe": False})
+
+
+@dataclass(frozen=True)
+class Checked:
+    """An experiment that can start."""
+
+    plan: Plan
+    train: Mapping[str, int]
+    """Training examples by contributor."""
+    test: Mapping[str, int]
+    """Test examples by contributor."""
+
+
+def check_keys(config: Config) -> Plan:
+    """Check what needs neither data nor model; return who takes part.
+
+    Raises:
+        ColdFlowerError, FusionError: the first thing that is wrong.
+    """
+    from cold_flower.contributors import attacks
+
+    whole = plan(config)
+    asked = cohort(
+        whole.seen,
+        1,
+        size=config.contributors_per_iteration,
+        schedule=config.schedule,
+        seed=config.seed,
+    )
+    check_strategy(config, config.quorum or len(asked))
+    if config.quorum > len(asked):
+        raise ConfigError(
+            f"quorum is {config.quorum}, but an iteration asks {len(asked)} contributors"
+        )
+    wanted = "centralised" if config.partition.kind == "shards" else "multitask"
+    if config.baseline and (config.baseline != wanted or config.iterations != 1):
+        raise ConfigError(
+            f"baseline = {config.baseline!r} with partition.kind = {config.partition.kind!r} and "
+            f"iterations = {config.iterations}: expected {wanted!r} and iterations = 1, "
+            "for what is trained on the union becomes iteration 1"
+        )
+    attacks.check(config, whole)
+    return whole
+
+
+def check_strategy(config: Config, least: int) -> None:
+    """Check what is fused, scored and tracked.
+
+    Args:
+        config: resolved.
+        least: so few contributions may an iteration have.
+
+    Raises:
+        ColdFlowerError, FusionError: the first thing that is wrong.
+    """
+    from cold_flower.server.strategy import check as check_fusion
+    from strategies.fusion import load
+
+    config.protocols()
+    check_fusion(config)
+    trackers.check(config)
+    if config.fusion.strategy:
+        return
+    rule = load(config.fusion.rule, **config.rule_options())
+    needed = getattr(rule, "min_contributions", 1)
+    if needed > least:
+        raise ConfigError(
+            f"fusion rule {config.fusion.rule} needs {needed} contributions with these "
+            f"options, but an iteration may have {least} (contributors-per-iteration, quorum)"
+        )
+
+
+def check(config: Config) -> Checked:
+    """Check all that can be checked before anything starts.
+
+    Raises:
+        ColdFlowerError, FusionError: the first thing that is wrong.
+    """
+    from cold_flower.models import text_to_text
+    from cold_flower.models.base import load_base
+
+    whole = check_keys(config)
+    base = load_base(config.base_model)
+    shards = config.partition.kind == "shards"
+    loaded = {
+        name: load_splits(whole.tasks[name], config, 0 if shards else None)
+        for name in (whole.names[:1] if shards else whole.names)
+    }
+    for name, data in loaded.items():
+        text_to_text.check(base, whole.tasks[name], data.labels)
+    sizes = {name: loaded[whole.names[0] if shards else name] for name in whole.names}
+    train = {name: len(data.train) for name, data in sizes.items()}
+    if "few-shot" in config.protocols():
+        for name in whole.evaluated:
+            check_few_shot(whole.tasks[name], config, train[name])
+    return Checked(whole, train, {name: len(data.test) for name, data in sizes.items()})

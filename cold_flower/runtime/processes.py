@@ -1,0 +1,134 @@
+"""Processes: who lives, and how to end what was started, with all that it started."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+KILL_SECONDS = 5  # after these, what still runs is killed
+_PR_SET_PDEATHSIG = 1  # of Linux' prctl
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(KeyboardInterrupt):
+    """The user, or a signal, stopped the run; everything it had started is gone.
+
+    Args:
+        signum: which signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Turn the signals that end a program into `Stopped`, once: nothing stays behind."""
+
+    def stop(signum: int, _: object) -> None:
+        for sign in ENDING:  # an impatient second Ctrl-C would leave processes behind
+            signal.signal(sign, signal.SIG_IGN)
+        raise Stopped(signum)
+
+    # What the parent had ignored stays ignored: nohup, or a job in the background.
+    heeded = [sign for sign in ENDING if signal.getsignal(sign) is not signal.SIG_IGN]
+    before = [(sign, signal.signal(sign, stop)) for sign in heeded]
+    try:
+        yield
+    finally:
+        for sign, handler in before:
+            signal.signal(sign, handler)
+
+
+def tool(name: str) -> str:
+    """Return a command of the environment that this runs in."""
+    return str(Path(sys.executable).parent / name)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore the signals that end a program: one in the middle of stopping would leak."""
+    before = [(sign, signal.signal(sign, signal.SIG_IGN)) for sign in ENDING]
+    try:
+        yield
+    finally:
+        for sign, handler in before:
+            signal.signal(sign, handler)
+
+
+def end_with_parent() -> None:
+    """Have Linux stop this process when its parent is killed, so that no run is orphaned."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def stop(process: "subprocess.Popen[bytes] | None", folder: Path, patience: float = 15) -> None:
+    """Stop a process and all that it started, some of it in sessions of its own.
+
+    Args:
+        process: the SuperLink; None if it was not even known when the stop came.
+        folder: where all of them work, and nothing else. Ray starts processes while it is
+            being stopped, they outlive their parents, and its agents write their title over
+            their environment.
+        patience: seconds for an orderly end.
+    """
+    family = descendants(process.pid) if process else set()
+    if process:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+    started = time.monotonic()
+    while left := [pid for pid in family | working_in(folder) if alive(pid)]:
+        waited = time.monotonic() - started
+        if waited > 2 * KILL_SECONDS:  # not even SIGKILL ends them: nothing more can be done
+            break
+        if waited > KILL_SECONDS:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def descendants(pid: int) -> set[int]:
+    """Return a process and all that it started, as far as `ps` knows."""
+    try:
+        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True)
+    except OSError:  # no `ps` here: the SuperLink stops its children, too
+        return {pid}
+    pairs = [tuple(map(int, line.split())) for line in listed.stdout.splitlines()]
+    found = [pid]
+    for parent in found:  # grows while it is walked
+        found += [child for child, its_parent in pairs if its_parent == parent]
+    return set(found)
+
+
+def working_in(folder: Path) -> set[int]:
+    """Find the processes whose working directory this is, or lies in it.
+
+    Linux only; elsewhere nothing is found.
+    """
+    found, folder = set(), folder.resolve()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended, or is not ours
+            if (process / "cwd").readlink().is_relative_to(folder):
+                found.add(int(process.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process still runs; one that ended and waits for its parent does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    if not Path("/proc/self").exists():  # not Linux
+        return True
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False

@@ -1,0 +1,253 @@
+"""How a simulation's contributors are mapped onto this machine's cores and GPUs.
+
+Ray's fractions are bookkeeping: half a GPU means that two contributors see the same one,
+not that either is held to half of its memory. So the automatic choice rests on an estimate.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cold_flower.config import Config
+from cold_flower.errors import ConfigError
+from cold_flower.models.base import Base
+from cold_flower.models.families import FIRST_TOKEN, OWN_ATTENTION
+
+GB = 1e9
+PROCESS = 0.6 * GB  # a worker before it has a model: libraries, or a CUDA context
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to share."""
+
+    cores: int
+    memory: float
+    """Bytes of main memory that are available."""
+    gpus: tuple[float, ...] = ()
+    """Free bytes of each GPU."""
+    bf16: bool = True
+    """Contributors compute in 16 bit where `finetune.precision` leaves it to the hardware."""
+    fake: bool = False
+    """The GPUs are names only: contributors are mapped onto them and compute on cores."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How many contributors work at once, and what each gets."""
+
+    workers: int
+    cpus: int
+    gpus: float
+    """Fraction of a GPU; 0 is none."""
+    machine: Machine
+    why: str
+    cluster: str = ""
+    """Address of the Ray cluster that is used instead of this machine."""
+
+    def federation(self, contributors: int) -> str:
+        """Return Flower's ``--federation-config``; it admits exactly ``workers`` Ray actors."""
+        each = (
+            f"num-supernodes={contributors} client-resources-num-cpus={self.cpus} "
+            f"client-resources-num-gpus={self.gpus}"
+        )
+        if self.cluster:  # its nodes have said what they have
+            return each
+        return (
+            f"{each} init-args-num-cpus={self.workers * self.cpus} "
+            f"init-args-num-gpus={len(self.machine.gpus)}"
+        )
+
+
+def this_machine(fake_gpus: int = 0) -> Machine:
+    """Look at this machine; ``fake_gpus`` pretends GPUs, to see the mapping without any.
+
+    Pretended GPUs come with 8 cores each and share the main memory.
+    """
+    import torch
+
+    from cold_flower.training.finetune import bf16_here
+
+    bf16 = bf16_here(torch.device("cpu"))
+    if fake_gpus and torch.cuda.device_count():
+        raise ConfigError("--fake-gpus is for machines without a GPU; there are some here")
+    if fake_gpus:
+        memory = _memory()
+        share = (memory / fake_gpus,) * fake_gpus
+        return Machine(8 * fake_gpus, memory, share, bf16, fake=True)
+    if not torch.cuda.device_count():
+        return Machine(_cores(), _memory(), bf16=bf16)
+    # Asked in a process of its own: a CUDA context costs memory.
+    done = subprocess.run([sys.executable, "-c", _ASK_GPUS], capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip() or "no reason given").splitlines()[-1]
+        raise ConfigError(
+            f"there are GPUs here, but CUDA fails: {said}. CUDA_VISIBLE_DEVICES='' runs on cores."
+        )
+    bf16_there, *free = done.stdout.split()
+    return Machine(_cores(), _memory(), tuple(map(float, free)), bf16_there == "True")
+
+
+_ASK_GPUS = """
+import torch
+print(torch.cuda.is_bf16_supported(including_emulation=False))
+for i in range(torch.cuda.device_count()):
+    print(torch.cuda.mem_get_info(i)[0])
+"""
+
+
+def _cores() -> int:
+    """Return the cores that this process may use (`taskset` and containers limit them)."""
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    quota, _, period = _cgroup("cpu.max").partition(" ")
+    return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() else cores
+
+
+def _cgroup(name: str) -> str:
+    """Return a limit of the container that this runs in; empty where there is none."""
+    try:
+        return (Path("/sys/fs/cgroup") / name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _memory() -> float:
+    free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    known = Path("/proc/meminfo")
+    if known.exists():
+        for line in known.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024.0
+    limit = _cgroup("memory.max")
+    return min(free, float(limit)) if limit.isdigit() else free
+
+
+def parameters(base: Base) -> int:
+    """Count a body's parameters, without making them."""
+    import torch
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModel.from_config(base.config).parameters())
+
+
+def footprint(config: Config, base: Base, *, bf16: bool, cores: bool, plain: bool = False) -> float:
+    """Estimate the bytes that one finetuning takes where it computes, all its words occurring.
+
+    The process; weights, gradients, AdamW's two moments and the best weights so far, 4 bytes
+    each, and on cores the body that came; activations by token and layer, as Korthikanti et al.
+    (2022, eq. 2) count them: so many bytes for each hidden unit, and where attention is
+    written out (on cores) for each of its entries, of which `cold_flower.models.cores` keeps
+    less than the library does. The constants, for weights of 32 bit, are measured on cores;
+    benchmarks/memory.py compares those of our own attention.
+
+    Args:
+        config: the run's.
+        base: shape of the body.
+        bf16: whether the hardware computes in 16 bit where it may choose.
+        cores: whether there is no GPU to compute on.
+        plain: whether the library's model is trained as it is.
+    """
+    options, shape = config.finetune, base.config
+    length = min(options.max_length, base.tokenizer.model_max_length)
+    tokens = (options.micro_batch_size or options.batch_size) * length
+    narrow = options.precision == "bf16" or (bf16 and options.precision == "auto")
+    ours = not plain and shape.model_type not in OWN_ATTENTION
+    unit, entry = (62, 5 if ours else 12) if narrow else (95, 9 if ours else 14)
+    layers: float = shape.num_hidden_layers * (2 if shape.is_encoder_decoder else 1)
+    if shape.model_type in FIRST_TOKEN and layers and not plain:
+        layers -= 0.85  # of the last one little more than its input is kept
+    written = shape.num_attention_heads * length if cores else 0
+    activations = tokens * layers * (unit * shape.hidden_size + entry * written)
+    weights = (24 if cores else 20) * parameters(base)
+    return PROCESS + weights + float(activations)
+
+
+def allocate(
+    machine: Machine,
+    *,
+    contributors: int,
+    footprint: float,
+    cpus: int | None = None,
+    gpus: float | None = None,
+) -> Allocation:
+    """Choose how many contributors work at once.
+
+    Without a GPU one per core; with GPUs as many on each as the estimate says fit. Never
+    more than there is work for, nor than there are cores.
+
+    Args:
+        machine: from `this_machine`.
+        contributors: how many could work at once.
+        footprint: bytes of one finetuning.
+        cpus: cores for each; None chooses.
+        gpus: fraction of a GPU for each; None chooses.
+
+    Raises:
+        ConfigError: a fraction or a number of cores that cannot be placed.
+    """
+    _check(machine, cpus, gpus)
+    needs = f"a contributor takes an estimated {footprint / GB:.1f} GB"
+    if machine.gpus and gpus != 0:
+        free = min(machine.gpus)
+        each = max(1, int(free // footprint)) if gpus is None else int(1 / gpus + 1e-9)
+        most = min(each * len(machine.gpus), machine.cores // (cpus or 1), contributors)
+        # All of a GPU where there are enough, so that none stands idle while others share.
+        each = min(each, -(-most // len(machine.gpus)))
+        workers = min(most, each * len(machine.gpus))
+        fraction = int(10_000 / each) / 10_000 if gpus is None else gpus  # Ray's resolution
+        kind = "GPUs that are only pretended" if machine.fake else "GPU(s)"
+        why = (
+            f"{len(machine.gpus)} {kind} with at least {free / GB:.1f} GB free, "
+            f"{machine.cores} cores; {needs}"
+        )
+        why += _more_than(free, footprint * each)
+        return Allocation(workers, cpus or max(1, machine.cores // workers), fraction, machine, why)
+    fit = max(1, int(machine.memory // footprint))
+    workers = min(machine.cores // (cpus or 1), contributors, fit)
+    without = "GPUs are left alone" if machine.gpus else "no GPU here"
+    why = (
+        f"{without}, {machine.cores} cores, {machine.memory / GB:.0f} GB of memory available; "
+        f"{needs}"
+    )
+    why += _more_than(machine.memory, footprint * workers)
+    return Allocation(workers, cpus or 1, 0.0, machine, why)
+
+
+def _more_than(free: float, needed: float) -> str:
+    if needed <= free:
+        return ""
+    return (
+        "; MORE than fits: let fewer share it (--gpus-per-contributor, --cpus-per-contributor), or "
+        "lower finetune.micro-batch-size or finetune.max-length"
+    )
+
+
+def _check(machine: Machine, cpus: int | None, gpus: float | None) -> None:
+    if cpus is not None and not 1 <= cpus <= machine.cores:
+        raise ConfigError(
+            f"--cpus-per-contributor is {cpus}, expected 1 to {machine.cores}: "
+            f"there are {machine.cores} cores"
+        )
+    if gpus is None:
+        return
+    if not 0 <= gpus <= 1 or 0 < gpus < 0.01:
+        raise ConfigError(
+            f"--gpus-per-contributor is {gpus:g}: a contributor uses one GPU or shares it, so "
+            "expected is a fraction from 0.01 to 1, or 0 for none"
+        )
+    if gpus and not machine.gpus:
+        raise ConfigError(
+            f"--gpus-per-contributor is {gpus:g}, but there is no GPU here (torch sees none). "
+            "Leave it away to run on cores; --fake-gpus N shows the mapping without GPUs."
+        )
+
+
+def describe(allocation: Allocation) -> str:
+    """Say in one line what was chosen and why."""
+    cores = f"{allocation.cpus} core{'s' if allocation.cpus > 1 else ''} each"
+    share = f", {allocation.gpus:g} of a GPU each" if allocation.gpus else ""
+    return f"{allocation.workers} contributors at once, {cores}{share} ({allocation.why})"

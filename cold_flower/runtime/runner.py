@@ -1,0 +1,152 @@
+"""From a configuration to a finished run: check, share the machine, run, show."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cold_flower.config import Config
+from cold_flower.models.base import load_base
+from cold_flower.reporting import html
+from cold_flower.reporting.progress import Event, Progress, clock, display, phases
+from cold_flower.reporting.runs import scores
+from cold_flower.reporting.tables import console, table
+from cold_flower.repository.bases import Repository
+from cold_flower.repository.journal import CONFIG, Journal, check_new, check_same
+from cold_flower.runtime import baselines, cluster, experiments, resources
+from cold_flower.runtime.experiments import Checked
+from cold_flower.runtime.preview import preview
+from cold_flower.runtime.processes import Stopped, stoppable
+from cold_flower.runtime.simulate import simulate
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What the user says about cores and GPUs; None leaves the choice to us."""
+
+    cpus: int | None = None
+    gpus: float | None = None
+    fake_gpus: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start."""
+
+    config: Config
+    checked: Checked
+    allocation: resources.Allocation
+    parameters: int
+    footprint: float
+
+
+def prepare(config: Config, sharing: Sharing) -> Prepared:
+    """Check everything and decide how the machine is shared.
+
+    Raises:
+        ColdFlowerError, StrategyError: the first thing that is wrong.
+    """
+    checked = experiments.check(config)
+    base = load_base(config.base_model)
+    machine = resources.this_machine(sharing.fake_gpus)
+    cores = not machine.gpus or machine.fake or sharing.gpus == 0
+    footprint = resources.footprint(config, base, bf16=machine.bf16, cores=cores)
+    evaluations = len(checked.plan.evaluated) * len(config.protocols())
+    cohort = config.contributors_per_iteration or len(checked.plan.seen)
+    if address := cluster.address():
+        there = cluster.nodes(address)
+        allocation = cluster.allocate(address, there, cpus=sharing.cpus, gpus=sharing.gpus)
+    else:
+        allocation = resources.allocate(
+            machine,
+            contributors=max(cohort, evaluations),
+            footprint=footprint,
+            cpus=sharing.cpus,
+            gpus=sharing.gpus,
+        )
+    return Prepared(config, checked, allocation, resources.parameters(base), footprint)
+
+
+def _legs(ready: Prepared, again: str) -> Iterator[Callable[[Callable[[Event], None]], None]]:
+    """Yield the parts of a run: one, or for a baseline start, training, and its evaluation."""
+    config, nodes = ready.config, len(ready.checked.plan.names)
+
+    def simulated(config: Config) -> Callable[[Callable[[Event], None]], None]:
+        return lambda event: simulate(config, nodes, ready.allocation, event, again)
+
+    if not config.baseline:
+        yield simulated(config)
+        return
+    journal, repository = Journal(Path(config.run_dir)), Repository(Path(config.run_dir))
+    if not repository.latest():  # the start is to be published, or to be evaluated
+        yield simulated(replace(config, iterations=0))
+
+        def trained(event: Callable[[Event], None]) -> None:
+            def say(line: str) -> None:
+                event(journal.say(line))
+
+            baselines.train(config, say)
+
+        yield trained
+    yield simulated(replace(config, resume=True))
+
+
+def show(config: Config, sharing: Sharing) -> None:
+    """Print what a run would do and cost; leave nothing behind."""
+    ready = prepare(config, sharing)
+    parts = preview(
+        config,
+        ready.checked,
+        ready.allocation,
+        parameters=ready.parameters,
+        footprint=ready.footprint,
+    )
+    for part in parts:
+        console().print(part, highlight=False, markup=False)
+
+
+def run(config: Config, sharing: Sharing, again: str = "") -> None:
+    """Run to the end, showing progress; print the table, write the report.
+
+    Args:
+        config: resolved.
+        sharing: of the machine.
+        again: how the user goes on after a stop or a failure; by default with --resume.
+
+    Raises:
+        ColdFlowerError, StrategyError: what is wrong, before anything started; or why the
+            run failed.
+        Stopped: by Ctrl-C or a signal; where to go on has been said.
+    """
+    folder, out = Path(config.run_dir), console()
+    again = again or f"add --resume --run-dir {folder}"
+    started = time.time()
+    if config.resume:
+        check_same(folder, config)
+    else:
+        check_new(folder)
+    ready = prepare(config, sharing)
+    out.print(
+        f"{config.experiment}: suite {config.suite}, base model {config.base_model}, "
+        f"{config.iterations} iterations, seed {config.seed}; run directory {folder}\n"
+        f"{resources.describe(ready.allocation)}",
+        highlight=False,
+        markup=False,
+    )
+    progress = Progress(started)
+    try:
+        with display(out, progress) as event, stoppable():
+            for leg in _legs(ready, again):
+                leg(event)
+    except Stopped:
+        begun = (folder / CONFIG).exists()
+        kept = f"what arrived is kept: {again}"
+        said = kept if begun else "the run had not begun, nothing is left of it"
+        print(f"stopped after {clock(time.time() - started)}; {said}", file=sys.stderr)
+        raise
+    title = f"{config.experiment}, seed {config.seed}: mean test score, in points"
+    out.print(table(scores(folder), title))
+    out.print(phases(progress, ready.allocation.workers), highlight=False)
+    where = f"the last base: {folder}/iterations/latest\nthe report: {html.write([folder], folder, experiments.about)}"
+    out.print(where, highlight=False, markup=False)

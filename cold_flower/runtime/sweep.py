@@ -1,0 +1,103 @@
+"""Many runs of one experiment: a cell for each combination of values, none run twice."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cold_flower.config import Config
+from cold_flower.errors import ColdFlowerError, ConfigError, RunError
+from cold_flower.repository.journal import CONFIG, RESULT, check_same
+from cold_flower.runtime import experiments
+from strategies.errors import StrategyError
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep."""
+
+    name: str
+    """``seed=0,iterations=4``: also its folder's name."""
+    config: Config
+    done: bool
+
+
+def parse(axes: Sequence[str]) -> dict[str, list[str]]:
+    """Parse ``key=0..4`` or ``key=2,4,8`` into the values of each key.
+
+    Raises:
+        ConfigError: no values, or a key twice.
+    """
+    found: dict[str, list[str]] = {}
+    for axis in axes:
+        key, _, text = axis.partition("=")
+        first, dots, last = text.partition("..")
+        if dots and first.strip().isdigit() and last.strip().isdigit():
+            values = [str(value) for value in range(int(first), int(last) + 1)]
+        else:
+            values = [value.strip() for value in text.split(",") if value.strip()]
+        if not values or key in found:
+            raise ConfigError(
+                f"--sweep expects key=first..last or key=a,b,c, each key once; got {axis!r}"
+            )
+        found[key] = values
+    return found
+
+
+def cells(
+    experiment: str, settings: Mapping[str, Any], axes: Mapping[str, Sequence[str]], folder: Path
+) -> Iterator[Cell]:
+    """Yield the cells: those that are finished, that can go on, and that are new.
+
+    Raises:
+        ConfigError, RunError: a value that is not valid, or another run in a cell's folder.
+    """
+    for values in itertools.product(*axes.values()):
+        pairs = [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
+        name = ",".join(pairs).replace("/", "_")
+        there = folder / name
+        begun = (there / CONFIG).exists()
+        chosen = {**settings, **experiments.parse_settings(pairs)}
+        given = {**chosen, "run-dir": str(there.resolve()), "resume": begun}
+        config = experiments.configure(experiment, given)
+        if begun:
+            check_same(there, config)
+        experiments.check_keys(config)  # a typo is found before the first cell's hours
+        yield Cell(name, config, begun and _completed(there, config))
+
+
+def _completed(folder: Path, config: Config) -> bool:
+    try:
+        result = json.loads((folder / RESULT).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(result["status"] == "completed" and result["iterations"] >= config.iterations)
+
+
+def run(
+    planned: Sequence[Cell], start: Callable[[Config], None], say: Callable[[str], None]
+) -> None:
+    """Run the cells that are not done, one after the other; a failed one stops no other.
+
+    Raises:
+        RunError: naming the cells that failed.
+    """
+    failed = []
+    for number, cell in enumerate(planned, start=1):
+        where = f"{number}/{len(planned)} {cell.name}"
+        if cell.done:
+            say(f"{where}: done before")
+            continue
+        say(f"{where}: {'goes on' if cell.config.resume else 'begins'}")
+        try:
+            start(cell.config)
+        except (ColdFlowerError, StrategyError, OSError) as error:
+            say(f"{where}: failed: {error}")
+            failed.append(cell.name)
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(planned)} cells failed: {', '.join(failed)}; the same command "
+            "runs these again"
+        )

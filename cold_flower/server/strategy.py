@@ -1,0 +1,142 @@
+"""Which Flower strategy fuses: ours with a fusion rule, or one that the user names."""
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp.strategy import Strategy
+
+from cold_flower.config import Config, Fusion, split
+from cold_flower.errors import ConfigError
+from cold_flower.repository.bases import Repository
+from strategies import records
+from strategies.cold_fusion import ColDFusion
+from strategies.errors import FusionError, Refused
+from strategies.fusion import load
+from strategies.gate import Gate
+from strategies.inbox import Inbox
+from strategies.screening import Screen, finite
+from strategies.stages import Stages, staged
+
+
+def strategy(
+    config: Config, inbox: Inbox, repository: Repository, gate: Gate[ArrayRecord] | None = None
+) -> Strategy:
+    """Return ColDFusion with the chosen rule and stages, or the Flower strategy that is named.
+
+    Raises:
+        ConfigError: ``fusion.strategy`` names no Flower strategy.
+        FusionError: no such rule or option.
+    """
+    check(config)
+    if config.fusion.strategy:
+        return stock_strategy(config)
+    fuse = staged(
+        load(config.fusion.rule, **config.rule_options()),
+        stages(config),
+        start=lambda: repository.body(0),
+        before=repository.state,
+        after=lambda: inbox.state,
+    )
+    return ColDFusion(fuse, inbox=inbox, seed=config.seed, gate=gate)
+
+
+def check(config: Config) -> None:
+    """Check the ``fusion.*``, ``screen.*`` and ``gate.*`` keys.
+
+    Raises:
+        ConfigError, FusionError: naming what is wrong.
+    """
+    screen(config)
+    if not config.fusion.strategy:
+        load(config.fusion.rule, **config.rule_options())
+        stages(config)
+        return
+    stock_strategy(config)
+    if config.gate.protocol:
+        raise ConfigError("gate.protocol needs a fusion rule: a Flower strategy fuses only once")
+    plain = replace(Fusion(), strategy=config.fusion.strategy, options=config.fusion.options)
+    if config.fusion != plain:
+        raise ConfigError(
+            "fusion.strategy replaces rule and stages: leave fusion.rule, clip, learning-rate, "
+            "optimizer, momentum, nesterov and anchor alone"
+        )
+
+
+def screen(config: Config) -> Screen | None:
+    """Return what judges contributions; None if nothing but their form is checked.
+
+    Raises:
+        FusionError: a check that is not known.
+    """
+    chosen = config.screen
+    checks = tuple(split(chosen.checks))
+    made = Screen(checks, norm=chosen.norm, cosine=chosen.cosine, similarity=chosen.similarity)
+    return made if checks else None
+
+
+def stages(config: Config) -> Stages:
+    """Return the stages around the rule.
+
+    Raises:
+        FusionError: an option out of its range.
+    """
+    chosen = config.fusion
+    return Stages(
+        clip=chosen.clip,
+        learning_rate=chosen.learning_rate,
+        optimizer=chosen.optimizer,
+        momentum=chosen.momentum,
+        nesterov=chosen.nesterov,
+        anchor=chosen.anchor,
+    )
+
+
+def stock_strategy(config: Config) -> Strategy:
+    """Build the Flower strategy that ``fusion.strategy`` names; it trains the cohort.
+
+    Evaluation is ours (`Coordinator.after_round`), so the strategy's own is switched off.
+
+    Raises:
+        ConfigError: it cannot be imported, or does not take FedAvg's arguments.
+    """
+    name = config.fusion.strategy
+    module, _, attribute = name.partition(":")
+    try:
+        made = _in_float32(getattr(importlib.import_module(module), attribute))(
+            fraction_evaluate=0.0,
+            min_train_nodes=1,
+            min_available_nodes=1,
+            **config.rule_options(),
+        )
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"fusion.strategy {name!r} is not usable: {error}. Expected module:class, such as "
+            "flwr.serverapp.strategy:FedAvg; its options go into fusion.options"
+        ) from error
+    return made
+
+
+def _in_float32(kind: Any) -> Callable[..., Strategy]:
+    """Return a Flower strategy whose results are bases: FedAdam and others compute in 64 bit.
+
+    Raises:
+        TypeError: it is no strategy.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Strategy)):
+        raise TypeError("it is no flwr.serverapp.strategy.Strategy")
+
+    class InFloat32(kind):  # type: ignore[misc]  # known at run time
+        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            if arrays is None:
+                return arrays, metrics
+            body = ((key, tensor.float()) for key, tensor in records.unpack(arrays))
+            try:
+                return records.pack(finite(body)), metrics
+            except Refused as error:
+                raise FusionError(f"what {kind.__name__} made: {error}") from error
+
+    return InFloat32
