@@ -4,9 +4,9 @@
 
 Contributors are handed out in our order (`cold_flower.server.roster.longest_first`), each to
 the worker that is free first, as Flower does. Work is the training examples of the paper's
-datasets (their published sizes), once through, and ten times through but cut at a million, where early stopping
-ends the large ones. The bound is the largest of the mean load, the longest piece, and the two
-pieces that must share a worker.
+datasets (their published sizes), once through, and ten times through but cut at a million,
+where early stopping ends the large ones. The bound is the largest of the mean load, the longest
+piece, and the two pieces that must share a worker.
 """
 
 import heapq

@@ -148,5 +148,6 @@ def run(config: Config, sharing: Sharing, again: str = "") -> None:
     title = f"{config.experiment}, seed {config.seed}: mean test score, in points"
     out.print(table(scores(folder), title))
     out.print(phases(progress, ready.allocation.workers), highlight=False)
-    where = f"the last base: {folder}/iterations/latest\nthe report: {html.write([folder], folder, experiments.about)}"
+    report = html.write([folder], folder, experiments.about)
+    where = f"the last base: {folder}/iterations/latest\nthe report: {report}"
     out.print(where, highlight=False, markup=False)
