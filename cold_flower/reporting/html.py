@@ -15,7 +15,7 @@ from cold_flower.identity import __version__
 from cold_flower.reporting import reference
 from cold_flower.reporting.figures import drawn
 from cold_flower.reporting.progress import PHASES
-from cold_flower.reporting.runs import Condition, Run, conditions, find
+from cold_flower.reporting.runs import Condition, RunDirectory, conditions, find
 from cold_flower.reporting.statistics import curve, mean_gain, pick, task_gains
 from cold_flower.reporting.tables import columns
 
@@ -211,7 +211,7 @@ def _costs(every: Sequence[Condition]) -> list[list[Cell]]:
     return rows
 
 
-def _lineage(run: Run) -> Iterable[str]:
+def _lineage(run: RunDirectory) -> Iterable[str]:
     yield f"<details><summary>{html.escape(run.folder.name)}</summary>"
     rows: list[list[Cell]] = []
     for manifest in run.manifests:

@@ -36,12 +36,22 @@ def scores(folder: Path) -> list[Row]:
     return [row for row in every_score(folder) if row["iteration"] not in left]
 
 
+def configuration(folder: Path) -> dict[str, Any]:
+    """Return the flat configuration of a run; keys that are newer than it have their default.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    return {**Config().flat(), **load_config(folder)}
+
+
 @dataclass(frozen=True)
-class Run:
-    """One run directory."""
+class RunDirectory:
+    """One run, as it lies on the disk."""
 
     folder: Path
     config: Mapping[str, Any]
+    """The flat configuration it was started with."""
 
     @cached_property
     def scores(self) -> list[Row]:
@@ -88,7 +98,7 @@ class Condition:
 
     label: str
     """What tells it from the other conditions: ``partition.shards = 5``."""
-    runs: tuple[Run, ...]
+    runs: tuple[RunDirectory, ...]
 
     @property
     def scores(self) -> list[list[Row]]:
@@ -118,7 +128,7 @@ class Condition:
         return bool(whole and own <= load_suite("paper").tasks.keys())
 
 
-def find(folders: Iterable[Path]) -> list[Run]:
+def find(folders: Iterable[Path]) -> list[RunDirectory]:
     """Open runs; a folder of runs (a sweep) stands for all that are in it.
 
     Raises:
@@ -128,16 +138,16 @@ def find(folders: Iterable[Path]) -> list[Run]:
     for folder in folders:
         inside = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
         for path in [folder] if (folder / CONFIG).exists() or not inside else inside:
-            run = Run(path.resolve(), {**Config().flat(), **load_config(path)})
+            run = RunDirectory(path.resolve(), configuration(path))
             if not run.scores:
                 raise RunError(f"{path}: no scores yet, nothing to report")
             runs.append(run)
     return runs
 
 
-def conditions(runs: Sequence[Run]) -> list[Condition]:
+def conditions(runs: Sequence[RunDirectory]) -> list[Condition]:
     """Group runs by configuration; label each by the keys in which they differ."""
-    groups: dict[tuple[Any, ...], list[Run]] = {}
+    groups: dict[tuple[Any, ...], list[RunDirectory]] = {}
     for run in runs:
         key = tuple((k, v) for k, v in run.config.items() if k not in _SEED_KEYS)
         groups.setdefault(key, []).append(run)

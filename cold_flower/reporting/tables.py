@@ -1,8 +1,9 @@
-"""From score rows to the tables at the end of a run."""
+"""From score rows to tables: cells first, then drawn for a terminal (or a notebook)."""
 
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
@@ -17,89 +18,112 @@ def console() -> Console:
     return Console(soft_wrap=not sys.stdout.isatty())
 
 
-def summary(rows: Sequence[Row], iteration: int) -> str:
-    """Say one iteration's mean scores in points, and how far they are from the start."""
-    said = []
+@dataclass(frozen=True)
+class Cells:
+    """A table's text: the first column is a name, all others are figures."""
+
+    head: list[str]
+    lines: list[list[str]]
+    totals: list[list[str]]
+    """The last lines, set apart: a gain, a mean."""
+
+
+def summary(rows: Sequence[Row], iteration: int, *, trained: bool = True) -> str:
+    """Say one iteration's mean scores in points, and how far they are from the start.
+
+    Args:
+        rows: of a run.
+        iteration: which.
+        trained: the run has iterations; where it only scores a model, no task was seen.
+    """
+    parts = []
     for group, protocol in columns(rows):
-        scores = [
-            row["value"]
-            for row in rows
-            if (row["iteration"], row["group"], row["protocol"]) == (iteration, group, protocol)
-        ]
+        picked = pick(rows, iteration=iteration, group=group, protocol=protocol)
+        mean = mean_and_sem([row["value"] for row in picked])[0]
         gain = mean_and_sem(gains(rows, group, protocol, iteration))[0]
         moved = f" ({100 * gain:+.1f})" if iteration and not math.isnan(gain) else ""
-        said.append(f"{protocol} {group} {100 * mean_and_sem(scores)[0]:.1f}{moved}")
-    return ", ".join(said)
+        parts.append(f"{protocol} {_group(group, trained)} {100 * mean:.1f}{moved}")
+    return ", ".join(parts)
 
 
 def columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Return the pairs of group and protocol that have scores, in the order of a table."""
-    there = {(row["group"], row["protocol"]) for row in rows}
+    scored = {(row["group"], row["protocol"]) for row in rows}
     pairs = ((group, protocol) for group in ("seen", "unseen") for protocol in PROTOCOLS)
-    return [pair for pair in pairs if pair in there]
+    return [pair for pair in pairs if pair in scored]
 
 
-def table(rows: Sequence[Row], title: str) -> Table:
-    """Draw mean scores, a line per iteration and a column per group and protocol.
+def _group(group: str, trained: bool) -> str:
+    return "tasks" if group == "seen" and not trained else group
 
-    Scores are in points (100 times accuracy); the last lines are the gain of the last
-    iteration over the start: its mean over tasks and the standard error of that mean.
+
+def score_cells(rows: Sequence[Row], *, trained: bool = True) -> Cells:
+    """Return mean scores in points, a line per base and a column per group and protocol.
+
+    The totals are the gain of the last iteration over the start: its mean over tasks and the
+    standard error of that mean. ``trained``: see `summary`.
     """
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    made.add_column("base")
-    for group, protocol in columns(rows):
-        tasks = {r["task"] for r in rows if (r["group"], r["protocol"]) == (group, protocol)}
-        made.add_column(f"{protocol}\n{len(tasks)} {group}", justify="right")
-    iterations = sorted({r["iteration"] for r in rows})
+    pairs, iterations = columns(rows), sorted({row["iteration"] for row in rows})
+    head = ["base"]
+    for group, protocol in pairs:
+        tasks = {row["task"] for row in pick(rows, group=group, protocol=protocol)}
+        head.append(f"{protocol}\n{len(tasks)} {_group(group, trained)}")
+    lines = []
     for iteration in iterations:
-        cells = []
-        for group, protocol in columns(rows):
-            key = (iteration, group, protocol)
-            values = [
-                r["value"] for r in rows if (r["iteration"], r["group"], r["protocol"]) == key
-            ]
-            cells.append(f"{100 * mean_and_sem(values)[0]:.1f}" if values else "")
-        name = str(iteration) if iteration else "start"
-        made.add_row(name, *cells, end_section=iteration == iterations[-1])
+        line = [str(iteration) if iteration else "start"]
+        for group, protocol in pairs:
+            picked = pick(rows, iteration=iteration, group=group, protocol=protocol)
+            mean = mean_and_sem([row["value"] for row in picked])[0]
+            line.append(f"{100 * mean:.1f}" if picked else "")
+        lines.append(line)
+    totals = []
     if len(iterations) > 1 and iterations[0] == 0:
-        found = [mean_and_sem(gains(rows, *column, iterations[-1])) for column in columns(rows)]
-        made.add_row("gain", *(f"{100 * mean:+.1f}" for mean, _ in found), style="bold")
-        if not all(math.isnan(sem) for _, sem in found):  # one task has none
-            made.add_row("± SEM", *(f"{100 * sem:.1f}" for _, sem in found))
-    return made
+        gained = [mean_and_sem(gains(rows, *pair, iterations[-1])) for pair in pairs]
+        totals.append(["gain", *(f"{100 * mean:+.1f}" for mean, _ in gained)])
+        if not all(math.isnan(sem) for _, sem in gained):  # one task has none
+            totals.append(["± SEM", *(f"{100 * sem:.1f}" for _, sem in gained)])
+    return Cells(head, lines, totals)
 
 
-def gain_table(before: Sequence[Row], after: Sequence[Row], title: str) -> Table:
-    """Draw the gain of one model over another, a line per task and a column per protocol.
+def gain_cells(before: Sequence[Row], after: Sequence[Row]) -> Cells:
+    """Return the gain of one model over another, a line per task and two columns per protocol.
 
     Compared are the first base of each run (iteration 0), task by task; ± is the binomial
     standard error of a difference, and in the last line the standard error over tasks.
     """
-    old, new = pick(before, iteration=0), pick(after, iteration=0)
-    known = {(row["task"], row["protocol"]): row for row in old}
-    protocols = [p for p in PROTOCOLS if pick(new, protocol=p) and pick(old, protocol=p)]
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    made.add_column("task")
-    for protocol in protocols:
-        made.add_column(protocol, justify="right")
-        made.add_column("gain ± SE", justify="right")
-    tasks = sorted({row["task"] for row in new if (row["task"], row["protocol"]) in known})
-    found: dict[str, list[float]] = {protocol: [] for protocol in protocols}
-    for task in tasks:
-        cells = []
+    old = {(row["task"], row["protocol"]): row for row in pick(before, iteration=0)}
+    new = {(row["task"], row["protocol"]): row for row in pick(after, iteration=0)}
+    pairs = old.keys() & new.keys()
+    protocols = [p for p in PROTOCOLS if any(protocol == p for _, protocol in pairs)]
+    head = ["task", *(cell for protocol in protocols for cell in (protocol, "gain ± SE"))]
+    lines = []
+    differences: dict[str, list[float]] = {protocol: [] for protocol in protocols}
+    for task in sorted({task for task, _ in pairs}):
+        line = [task]
         for protocol in protocols:
-            rows = pick(new, task=task, protocol=protocol)
-            if not rows or (task, protocol) not in known:
-                cells += ["", ""]
+            if (task, protocol) not in pairs:
+                line += ["", ""]
                 continue
-            row, other = rows[0], known[task, protocol]
-            found[protocol].append(row["value"] - other["value"])
-            gain, error = 100 * found[protocol][-1], 100 * apart_se(row, other)
-            cells += [f"{100 * row['value']:.1f}", f"{gain:+.1f} ± {error:.1f}"]
-        made.add_row(task, *cells, end_section=task == tasks[-1])
-    ends = []
+            row, other = new[task, protocol], old[task, protocol]
+            difference = row["value"] - other["value"]
+            differences[protocol].append(difference)
+            error = 100 * apart_se(row, other)
+            line += [f"{100 * row['value']:.1f}", f"{100 * difference:+.1f} ± {error:.1f}"]
+        lines.append(line)
+    mean = ["mean"]
     for protocol in protocols:
-        mean, error = (100 * figure for figure in mean_and_sem(found[protocol]))
-        ends += ["", f"{mean:+.2f} ± {error:.2f}"]
-    made.add_row("mean", *ends, style="bold")
-    return made
+        gain, error = (100 * figure for figure in mean_and_sem(differences[protocol]))
+        mean += ["", f"{gain:+.2f} ± {error:.2f}"]
+    return Cells(head, lines, [mean])
+
+
+def table_of(cells: Cells, title: str) -> Table:
+    """Draw cells."""
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for number, name in enumerate(cells.head):
+        drawn.add_column(name, justify="right" if number else "left")
+    for line in cells.lines:
+        drawn.add_row(*line, end_section=line is cells.lines[-1])
+    for number, line in enumerate(cells.totals):
+        drawn.add_row(*line, style="" if number else "bold")
+    return drawn

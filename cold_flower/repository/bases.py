@@ -75,9 +75,7 @@ class Repository:
         Raises:
             RunError: there is no such iteration, or only its manifest was kept.
         """
-        self.manifest(iteration)
-        if not (self.path(iteration) / WEIGHTS).exists():
-            raise RunError(f"iteration {iteration} has no weights any more (keep-iterations)")
+        self.with_weights(iteration)
         about = {"from": self.latest(), "to": iteration, "newest": self.numbers()[-1]}
         Journal(self.folder).append(ROLLBACKS, [{**about, "time": timestamp()}])
         self._point(iteration)
@@ -97,6 +95,17 @@ class Repository:
     def path(self, iteration: int) -> Path:
         """Return an iteration's folder."""
         return self.folder / f"{iteration:04d}"
+
+    def with_weights(self, iteration: int) -> Path:
+        """Return the folder of an iteration whose weights are still there.
+
+        Raises:
+            RunError: there is no such iteration, or only its manifest was kept.
+        """
+        self.manifest(iteration)
+        if not (self.path(iteration) / WEIGHTS).exists():
+            raise RunError(f"iteration {iteration} has no weights any more (keep-iterations)")
+        return self.path(iteration)
 
     def manifest(self, iteration: int) -> dict[str, Any]:
         """Read an iteration's manifest.

@@ -18,8 +18,6 @@ from typing import Any
 from cold_flower.config import Config
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.identity import code_sha256
-from cold_flower.reporting.runs import scores
-from cold_flower.reporting.tables import console, table
 from cold_flower.repository.journal import CONFIG, PROGRESS, RESULT, Journal, check_new, check_same
 from cold_flower.runtime.experiments import check_strategy
 from cold_flower.runtime.processes import Stopped, stoppable, tool
@@ -63,9 +61,6 @@ def deploy(config: Config, connection: str, say: Callable[[str], object]) -> Non
             say("the ServerApp ended without a result (the SuperLink was restarted?): resuming")
             status = _run(replace(config, resume=True), connection, say)
     _judge(run_dir, status)
-    title = f"{config.experiment}, seed {config.seed}: mean test score, in points"
-    console().print(table(scores(run_dir), title))
-    say(f"the last base: {run_dir}/iterations/latest")
 
 
 def _run(config: Config, connection: str, say: Callable[[str], object]) -> str:

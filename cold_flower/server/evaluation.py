@@ -87,7 +87,8 @@ class Evaluation:
         say(f"evaluating {iteration}", done=0, of=self._messages(due))
         for _ in self._ask(iteration, arrays, sha256, due, say, SCORES):
             pass
-        scores = summary(self._journal.rows(SCORES), iteration)
+        trained = self._config.iterations > 0
+        scores = summary(self._journal.rows(SCORES), iteration, trained=trained)
         say(f"base {iteration}: {scores}", scores=scores)
 
     def validate(
