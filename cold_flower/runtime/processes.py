@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,7 +30,13 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Turn the signals that end a program into `Stopped`, once: nothing stays behind."""
+    """Turn the signals that end a program into `Stopped`, once: nothing stays behind.
+
+    Python gives signals to the main thread alone; in another one this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(signum: int, _: object) -> None:
         for sign in ENDING:  # an impatient second Ctrl-C would leave processes behind
