@@ -93,3 +93,16 @@ def test_a_run_takes_large_pages_unless_the_user_says_otherwise(tmp_path, monkey
     assert LARGE_PAGES.items() <= _environment(tmp_path, tmp_path, one).items()
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
     assert _environment(tmp_path, tmp_path, one)["GLIBC_TUNABLES"] == "glibc.malloc.check=1"
+
+
+def test_a_process_is_asked() -> None:
+    assert processes.ask("import json; print('a warning'); print(json.dumps([1, {'a': 2}]))") == [
+        1,
+        {"a": 2},
+    ]
+    with pytest.raises(RuntimeError, match=r"^ValueError: no such GPU$"):
+        processes.ask("raise ValueError('no such GPU')")
+    with pytest.raises(RuntimeError, match="no reason given"):
+        processes.ask("raise SystemExit(1)")
+    with pytest.raises(subprocess.TimeoutExpired):
+        processes.ask("import time; time.sleep(9)", 0.2)

@@ -1,6 +1,7 @@
-"""Processes: who lives, and how to end what was started, with all that it started."""
+"""Processes: who lives, one to ask, and how to end what was started, with all that it started."""
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 KILL_SECONDS = 5  # after these, what still runs is killed
 _PR_SET_PDEATHSIG = 1  # of Linux' prctl
@@ -56,6 +58,21 @@ def stoppable() -> Iterator[None]:
 def tool(name: str) -> str:
     """Return a command of the environment that this runs in."""
     return str(Path(sys.executable).parent / name)
+
+
+def ask(code: str, seconds: float | None = None) -> Any:
+    """Run Python in a process of its own; return the JSON on the last line that it printed.
+
+    Raises:
+        RuntimeError: it failed, with the last line of its complaint.
+        subprocess.TimeoutExpired: it took longer than ``seconds``.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds
+    )
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip() or "no reason given").splitlines()[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 @contextmanager
@@ -109,23 +126,20 @@ def descendants(pid: int) -> set[int]:
     except OSError:  # no `ps` here: the SuperLink stops its children, too
         return {pid}
     pairs = [tuple(map(int, line.split())) for line in listed.stdout.splitlines()]
-    found = [pid]
-    for parent in found:  # grows while it is walked
-        found += [child for child, its_parent in pairs if its_parent == parent]
-    return set(found)
+    family = [pid]
+    for parent in family:  # grows while it is walked
+        family += [child for child, its_parent in pairs if its_parent == parent]
+    return set(family)
 
 
 def working_in(folder: Path) -> set[int]:
-    """Find the processes whose working directory this is, or lies in it.
-
-    Linux only; elsewhere nothing is found.
-    """
-    found, folder = set(), folder.resolve()
+    """Find the processes that work in a folder or below it; on Linux only, elsewhere none."""
+    pids, folder = set(), folder.resolve()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended, or is not ours
             if (process / "cwd").readlink().is_relative_to(folder):
-                found.add(int(process.name))
-    return found
+                pids.add(int(process.name))
+    return pids
 
 
 def alive(pid: int) -> bool:
