@@ -34,14 +34,14 @@ def rates(examples: int) -> dict[str, float]:
     }
     work = random(examples, 0)
     model, plain, options = work.model(), work.model(plain=True), Config().probe
-    probe.features(model, work.train.take(range(BATCH)), "auto")  # warm
-    known = probe.features(model, work.train, "auto")
+    probe.extract_features(model, work.train.take(range(BATCH)), "auto")  # warm
+    known = probe.extract_features(model, work.train, "auto")
 
     def head() -> None:
-        probe.train_head(model, known, work.train.labels, options=options, batch=BATCH, seed=0)
+        probe.train_head(model, known, work.train.labels, options=options, batch_size=BATCH, seed=0)
 
     for name, body in (("forward", model), ("plain", plain)):
-        seconds = _timed(partial(probe.features, body, work.train, "auto"))
+        seconds = _timed(partial(probe.extract_features, body, work.train, "auto"))
         found[name] = examples / seconds
     found["head"] = examples * options.epochs / _timed(head)
     return found

@@ -29,7 +29,8 @@ from benchmarks import results
 from benchmarks.work import Work, random, real
 from cold_flower.config import Finetune
 from cold_flower.models.classifier import device
-from cold_flower.training.finetune import bf16_here, finetune, score
+from cold_flower.training.finetune import finetune
+from cold_flower.training.scoring import bf16_is_fast, score
 
 WAYS = ("trainer", "trainer-best", "ours")
 BATCH, RATE = 32, 1e-4
@@ -72,7 +73,7 @@ def trainer(work: Work, batch: int, epochs: int, *, best: bool) -> dict[str, flo
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        bf16=best and bf16_here(device()),
+        bf16=best and bf16_is_fast(device()),
         use_cpu=device().type == "cpu",
         dataloader_num_workers=4 if best and device().type == "cuda" else 0,
     )
@@ -125,7 +126,7 @@ def matmul_rate() -> float:
     """Measure products of 4096 x 4096 (1024 on cores) in the precision of ``auto``, in FLOP/s."""
     on = device()
     size = 4096 if on.type == "cuda" else 1024
-    precision = torch.bfloat16 if bf16_here(on) else torch.float32
+    precision = torch.bfloat16 if bf16_is_fast(on) else torch.float32
     a = torch.randn(size, size, device=on, dtype=precision)
     fastest = float("inf")
     for _ in range(10):  # the first ones load kernels; others may share the machine

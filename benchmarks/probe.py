@@ -25,7 +25,8 @@ from cold_flower.models.body import State
 from cold_flower.models.classifier import classifier
 from cold_flower.models.starting import starting_model
 from cold_flower.training import protocols as protocols
-from cold_flower.training.finetune import finetune, score
+from cold_flower.training.finetune import finetune
+from cold_flower.training.scoring import score
 
 EPOCHS = 20
 

@@ -9,7 +9,9 @@ import torch
 from cold_flower.config import Finetune
 from cold_flower.models.classifier import classifier
 from cold_flower.models.starting import starting_model
-from cold_flower.training.finetune import DivergedError, finetune, linear_decay, measure, score
+from cold_flower.training.finetune import DivergedError, finetune
+from cold_flower.training.optimizer import linear_decay
+from cold_flower.training.scoring import measure, score
 from strategies.fusion import fingerprint
 from tests.test_encode import some
 
@@ -75,9 +77,7 @@ def test_the_best_dev_weights_are_returned(tiny, start, monkeypatch) -> None:
 
     scores, states = iter([0.2, 0.9, 0.3, 0.4]), []
 
-    def state(
-        m,
-    ):  # while it trains, the word embedding is another (cold_flower.training.vocabulary)
+    def state(m):  # while it trains, the word embedding is another (vocabulary.py)
         return fingerprint((k, v) for k, v in m.state_dict().items() if "word" not in k)
 
     def fake(m, data, metric, precision):

@@ -11,8 +11,8 @@ from cold_flower.models.cores import ATTENTION, Dropout
 from cold_flower.models.families import FIRST_TOKEN
 from cold_flower.models.first_token import FirstToken, adapt
 from cold_flower.models.starting import starting_model
-from cold_flower.training.finetune import logits_of, score
-from cold_flower.training.probe import features
+from cold_flower.training.probe import extract_features
+from cold_flower.training.scoring import logits_of, score
 from tests.conftest import _tiny_config
 from tests.test_encode import some
 from tests.test_model import ABC, ENCODERS, STARTS
@@ -65,7 +65,7 @@ def test_outputs_and_gradients_are_the_whole_layers(folders, family, start) -> N
 def test_features_scores_and_the_body_are_the_same(folders, family, start) -> None:
     base, ours, stock = pair(folders, family, start)
     data = some(base, 30)
-    a, b = features(ours, data, "fp32"), features(stock, data, "fp32")
+    a, b = extract_features(ours, data, "fp32"), extract_features(stock, data, "fp32")
     assert torch.allclose(a.state, b.state, atol=1e-6)
     assert (a.pooled is None) == (b.pooled is None) == (family != "bert")
     assert a.pooled is None or torch.allclose(a.pooled, b.pooled, atol=1e-6)

@@ -10,7 +10,7 @@ from cold_flower.models import first_token, gpus
 from cold_flower.models.base import load_base
 from cold_flower.models.starting import starting_model
 from cold_flower.models.text_to_text import TextToText, label_tokens
-from cold_flower.training.finetune import accumulate
+from cold_flower.training.finetune import accumulate_gradients
 from cold_flower.training.protocols import evaluate
 from tests.conftest import _tiny_config
 from tests.test_encode import some
@@ -28,7 +28,7 @@ def step(family, data, *, adapted=True):
         gpus.adapt(model)
         first_token.adapt(model)
     options = Finetune(precision="fp32", micro_batch_size=4)
-    loss = accumulate(model, data.to(META), [0, 1, 2, 3, 4], options)
+    loss = accumulate_gradients(model, data.to(META), [0, 1, 2, 3, 4], options)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     return loss, [name for name, p in model.named_parameters() if p.grad is None]
 
@@ -80,7 +80,7 @@ def test_t5_makes_its_masks_here_too(folders) -> None:
         gpus.adapt(model)
         assert torch.allclose(model(**data.batch(range(5))).logits, stock, atol=1e-5)
     options = Finetune(precision="fp32")
-    loss = accumulate(model.to(META).train(), data.to(META), [0, 1, 2], options)
+    loss = accumulate_gradients(model.to(META).train(), data.to(META), [0, 1, 2], options)
     assert loss.device == META
 
 

@@ -18,8 +18,9 @@ from cold_flower.models.families import PREFIXES
 from cold_flower.models.folder import WEIGHTS
 from cold_flower.models.starting import save_starting_model, starting_model
 from cold_flower.repository.bases import Repository
-from cold_flower.training.finetune import autocast, finetune, logits_of
-from cold_flower.training.probe import features, head_logits
+from cold_flower.training.finetune import finetune
+from cold_flower.training.probe import extract_features, head_logits
+from cold_flower.training.scoring import autocast, logits_of
 from strategies.fusion import Weights, fingerprint
 from tests.test_encode import some
 
@@ -97,7 +98,7 @@ def test_the_probe_sees_what_the_whole_model_sees(folders, family, pooling) -> N
     model = classifier(base, body, labels=ABC, kind="classification", seed=1)
     data = some(base, 9)
     whole = logits_of(model, data, "fp32")
-    cached = head_logits(model, features(model, data, "fp32"))
+    cached = head_logits(model, extract_features(model, data, "fp32"))
     assert torch.allclose(whole, cached, atol=1e-5)
     assert whole.std(0).min() > 0.1, "the examples differ"
 

@@ -19,9 +19,10 @@ from cold_flower.models.starting import save_starting_model, starting_model
 from cold_flower.models.text_to_text import IGNORED, check, label_tokens, log_likelihood
 from cold_flower.repository.bases import Repository
 from cold_flower.runtime import experiments
-from cold_flower.training.finetune import autocast, finetune, logits_of
+from cold_flower.training.finetune import finetune
 from cold_flower.training.probe import train_lm_head
 from cold_flower.training.protocols import evaluate
+from cold_flower.training.scoring import autocast, logits_of
 from strategies.fusion import Weights, fingerprint
 from tests.test_encode import some
 
@@ -168,7 +169,7 @@ def test_what_is_published_is_a_t5_with_the_same_scores(base, body, tmp_path) ->
 def test_frozen_trains_the_untied_head_alone(base, body) -> None:
     made, data = model(base, body), learnable(base, 30)
     options = Config().probe
-    train_lm_head(made, data, "fp32", options=replace(options, epochs=2), batch=8, seed=0)
+    train_lm_head(made, data, "fp32", options=replace(options, epochs=2), batch_size=8, seed=0)
     after = dict(made.base_model.state_dict())
     head = after.pop("lm_head.weight")
     assert not torch.equal(head, body.get("lm_head.weight", body["shared.weight"]))

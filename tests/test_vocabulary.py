@@ -13,7 +13,7 @@ from cold_flower.models.classifier import classifier
 from cold_flower.models.starting import starting_model
 from cold_flower.training import finetune as loop
 from cold_flower.training.finetune import finetune
-from cold_flower.training.vocabulary import occurring
+from cold_flower.training.vocabulary import trimmed_embedding
 from tests.test_encode import some
 from tests.test_model import ABC, ENCODERS, STARTS
 
@@ -35,7 +35,7 @@ def test_it_ends_where_training_the_whole_ends(folders, family, monkeypatch) -> 
     ends = []
     for ours in (True, False):
         if not ours:
-            monkeypatch.setattr(loop, "occurring", everything)
+            monkeypatch.setattr(loop, "trimmed_embedding", everything)
         model = classifier(base, body, labels=ABC, kind="classification", seed=1)
         whole = model.get_input_embeddings()
         finetune(model, data, dev, options=OPTIONS, metric="accuracy", seed=0)
@@ -70,7 +70,7 @@ def test_a_step_trains_the_rows_that_occur_alone(tiny) -> None:
     model = classifier(tiny, body, labels=ABC, kind="classification", seed=1)
     data, dev = some(tiny, 4), some(tiny, 4, seed=1)
     tokens = {*data.ids.tolist(), *dev.ids.tolist(), data.padding}
-    with occurring(model, data, dev):
+    with trimmed_embedding(model, data, dev):
         assert len(model.get_input_embeddings().weight) == len(tokens)
 
 
@@ -83,13 +83,13 @@ def test_what_is_more_than_a_look_up_stays_whole(tiny, folders) -> None:
         t5, starting_model(t5, seed=0)[1], labels=ABC, kind="classification", seed=1
     )
     for model in (frozen, worded):
-        with occurring(model, some(tiny, 4)) as rows:
-            assert rows is None
+        with trimmed_embedding(model, some(tiny, 4)) as trimmed:
+            assert trimmed is None
 
 
 def test_an_error_puts_the_whole_back(tiny) -> None:
     _, body = starting_model(tiny, seed=0)
     model = classifier(tiny, body, labels=ABC, kind="classification", seed=1)
-    with pytest.raises(ZeroDivisionError), occurring(model, some(tiny, 4)):
+    with pytest.raises(ZeroDivisionError), trimmed_embedding(model, some(tiny, 4)):
         raise ZeroDivisionError
     assert all(torch.equal(body_of(model)[key], body[key]) for key in body)

@@ -23,8 +23,10 @@ from cold_flower.models.body import State, body_of
 from cold_flower.models.classifier import classifier
 from cold_flower.repository.bases import Repository
 from cold_flower.seeds import derive, seeded
-from cold_flower.training import finetune as loop
-from cold_flower.training.vocabulary import Occurring, occurring
+from cold_flower.training.finetune import EarlyStopping, accumulate_gradients, check_finite
+from cold_flower.training.optimizer import Optimizer
+from cold_flower.training.scoring import score
+from cold_flower.training.vocabulary import TrimmedEmbedding, trimmed_embedding
 from strategies.fusion import Weights
 
 
@@ -49,7 +51,7 @@ def train(config: Config, say: Callable[[str], None]) -> None:
     tasks = _tasks(config, dict(repository.body(0).items()))
     examples = sum(len(task.train) for task in tasks.values())
     say(f"{config.baseline}: {len(tasks)} tasks, {examples} training examples")
-    score = _finetune(tasks, config, say)
+    dev_score = _finetune(tasks, config, say)
     first = next(iter(tasks.values()))
     body = body_of(first.model)
     del tasks, first
@@ -58,7 +60,7 @@ def train(config: Config, say: Callable[[str], None]) -> None:
         "rule": config.baseline,
         "options": {"sampling": config.sampling},
         "contributors": [],
-        "dev-score": score,
+        "dev-score": dev_score,
     }
     repository.publish(1, 0, Weights(body), manifest)
 
@@ -96,22 +98,22 @@ def _finetune(tasks: Mapping[str, _Task], config: Config, say: Callable[[str], N
     """
     model = next(iter(tasks.values())).model  # all have the same body
     data = [part for task in tasks.values() for part in (task.train, task.dev)]
-    with occurring(model, *data) as rows:
-        return _train(tasks, model.base_model, rows, config, say)
+    with trimmed_embedding(model, *data) as embedding:
+        return _train(tasks, model.base_model, embedding, config, say)
 
 
 def _train(
     tasks: Mapping[str, _Task],
     body: Any,
-    rows: Occurring | None,
+    embedding: TrimmedEmbedding | None,
     config: Config,
     say: Callable[[str], None],
 ) -> float:
     options = config.finetune
     per_epoch = sum(math.ceil(len(t.train) / options.batch_size) for t in tasks.values())
     parameters = {id(p): p for task in tasks.values() for p in task.model.parameters()}
-    descent = loop.Descent(parameters.values(), options, per_epoch, rows)
-    best = loop.Best(body, options)
+    optimizer = Optimizer(parameters.values(), options, per_epoch, embedding)
+    stopping = EarlyStopping(body, options)
     generator = torch.Generator().manual_seed(derive(config.seed, config.baseline, "order"))
     batches = _batches(tasks, config, per_epoch, generator)
     seen = validated = 0
@@ -120,22 +122,22 @@ def _train(
     with seeded(derive(config.seed, config.baseline, "dropout")):
         for step in range(1, per_epoch * options.max_epochs + 1):
             task, indices = next(batches)
-            loss = loop.accumulate(task.model, task.train, indices, options)
-            descent.step()
+            loss = accumulate_gradients(task.model, task.train, indices, options)
+            optimizer.step()
             seen += len(indices)
             due = seen - validated >= options.validate_every_examples
             if due or step % per_epoch == 0:
-                loop.check_finite(float(loss), step, options)
+                check_finite(float(loss), step, options)
                 validated = seen
                 scores = [
-                    loop.score(t.model, t.dev, t.metric, options.precision) for t in tasks.values()
+                    score(t.model, t.dev, t.metric, options.precision) for t in tasks.values()
                 ]
-                stop = best.judge(sum(scores) / len(scores), seen)
-                say(f"{config.baseline}: {seen} examples, mean dev score {best.score:.3f}")
+                stop = stopping.update(sum(scores) / len(scores), seen)
+                say(f"{config.baseline}: {seen} examples, mean dev score {stopping.best_score:.3f}")
                 if stop:
                     break
-    best.restore()
-    return best.score
+    stopping.restore_best()
+    return stopping.best_score
 
 
 def _batches(

@@ -4,9 +4,8 @@ Ray's fractions are bookkeeping: half a GPU means that two contributors see the 
 not that either is held to half of its memory. So the automatic choice rests on an estimate.
 """
 
+import math
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from cold_flower.config import Config
 from cold_flower.errors import ConfigError
 from cold_flower.models.base import Base
 from cold_flower.models.families import FIRST_TOKEN, OWN_ATTENTION
+from cold_flower.runtime.processes import ask
 
 GB = 1e9
 PROCESS = 0.6 * GB  # a worker before it has a model: libraries, or a CUDA context
@@ -65,43 +65,45 @@ def this_machine(fake_gpus: int = 0) -> Machine:
     """Look at this machine; ``fake_gpus`` pretends GPUs, to see the mapping without any.
 
     Pretended GPUs come with 8 cores each and share the main memory.
+
+    Raises:
+        ConfigError: GPUs are pretended beside real ones, or CUDA fails.
     """
     import torch
 
-    from cold_flower.training.finetune import bf16_here
+    from cold_flower.training.scoring import bf16_is_fast
 
-    bf16 = bf16_here(torch.device("cpu"))
-    if fake_gpus and torch.cuda.device_count():
-        raise ConfigError("--fake-gpus is for machines without a GPU; there are some here")
+    bf16 = bf16_is_fast(torch.device("cpu"))
     if fake_gpus:
+        if torch.cuda.device_count():
+            raise ConfigError("--fake-gpus is for machines without a GPU; there are some here")
         memory = _memory()
-        share = (memory / fake_gpus,) * fake_gpus
-        return Machine(8 * fake_gpus, memory, share, bf16, fake=True)
+        share = memory / fake_gpus
+        return Machine(8 * fake_gpus, memory, (share,) * fake_gpus, bf16, fake=True)
     if not torch.cuda.device_count():
         return Machine(_cores(), _memory(), bf16=bf16)
-    # Asked in a process of its own: a CUDA context costs memory.
-    done = subprocess.run([sys.executable, "-c", _ASK_GPUS], capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr.strip() or "no reason given").splitlines()[-1]
+    try:  # in a process of its own: a CUDA context costs memory
+        gpus = ask(_GPUS)
+    except RuntimeError as error:
         raise ConfigError(
-            f"there are GPUs here, but CUDA fails: {said}. CUDA_VISIBLE_DEVICES='' runs on cores."
-        )
-    bf16_there, *free = done.stdout.split()
-    return Machine(_cores(), _memory(), tuple(map(float, free)), bf16_there == "True")
+            f"there are GPUs here, but CUDA fails: {error}. CUDA_VISIBLE_DEVICES='' runs on cores."
+        ) from error
+    return Machine(_cores(), _memory(), tuple(map(float, gpus["free"])), gpus["bf16"])
 
 
-_ASK_GPUS = """
-import torch
-print(torch.cuda.is_bf16_supported(including_emulation=False))
-for i in range(torch.cuda.device_count()):
-    print(torch.cuda.mem_get_info(i)[0])
+_GPUS = """
+import json, torch
+print(json.dumps({
+    "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
+    "free": [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())],
+}))
 """
 
 
 def _cores() -> int:
     """Return the cores that this process may use (`taskset` and containers limit them)."""
-    known = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    linux = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
     quota, _, period = _cgroup("cpu.max").partition(" ")
     return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() else cores
 
@@ -115,10 +117,11 @@ def _cgroup(name: str) -> str:
 
 
 def _memory() -> float:
+    """Return the bytes of main memory that are available to this process."""
     free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    known = Path("/proc/meminfo")
-    if known.exists():
-        for line in known.read_text().splitlines():
+    linux = Path("/proc/meminfo")
+    if linux.exists():
+        for line in linux.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024.0
     limit = _cgroup("memory.max")
@@ -155,13 +158,16 @@ def footprint(config: Config, base: Base, *, bf16: bool, cores: bool, plain: boo
     length = min(options.max_length, base.tokenizer.model_max_length)
     tokens = (options.micro_batch_size or options.batch_size) * length
     narrow = options.precision == "bf16" or (bf16 and options.precision == "auto")
-    ours = not plain and shape.model_type not in OWN_ATTENTION
-    unit, entry = (62, 5 if ours else 12) if narrow else (95, 9 if ours else 14)
+    per_unit = 62 if narrow else 95
+    if not plain and shape.model_type not in OWN_ATTENTION:
+        per_entry = 5 if narrow else 9  # our attention
+    else:
+        per_entry = 12 if narrow else 14  # the library's
+    entries = shape.num_attention_heads * length if cores else 0  # of attention, by token
     layers: float = shape.num_hidden_layers * (2 if shape.is_encoder_decoder else 1)
     if shape.model_type in FIRST_TOKEN and layers and not plain:
         layers -= 0.85  # of the last one little more than its input is kept
-    written = shape.num_attention_heads * length if cores else 0
-    activations = tokens * layers * (unit * shape.hidden_size + entry * written)
+    activations = tokens * layers * (per_unit * shape.hidden_size + per_entry * entries)
     weights = (24 if cores else 20) * parameters(base)
     return PROCESS + weights + float(activations)
 
@@ -190,39 +196,50 @@ def allocate(
         ConfigError: a fraction or a number of cores that cannot be placed.
     """
     _check(machine, cpus, gpus)
-    needs = f"a contributor takes an estimated {footprint / GB:.1f} GB"
     if machine.gpus and gpus != 0:
-        free = min(machine.gpus)
-        each = max(1, int(free // footprint)) if gpus is None else int(1 / gpus + 1e-9)
-        most = min(each * len(machine.gpus), machine.cores // (cpus or 1), contributors)
-        # All of a GPU where there are enough, so that none stands idle while others share.
-        each = min(each, -(-most // len(machine.gpus)))
-        workers = min(most, each * len(machine.gpus))
-        fraction = int(10_000 / each) / 10_000 if gpus is None else gpus  # Ray's resolution
-        kind = "GPUs that are only pretended" if machine.fake else "GPU(s)"
-        why = (
-            f"{len(machine.gpus)} {kind} with at least {free / GB:.1f} GB free, "
-            f"{machine.cores} cores; {needs}"
-        )
-        why += _more_than(free, footprint * each)
-        return Allocation(workers, cpus or max(1, machine.cores // workers), fraction, machine, why)
-    fit = max(1, int(machine.memory // footprint))
-    workers = min(machine.cores // (cpus or 1), contributors, fit)
-    without = "GPUs are left alone" if machine.gpus else "no GPU here"
+        return _on_gpus(machine, contributors, footprint, cpus, gpus)
+    return _on_cores(machine, contributors, footprint, cpus)
+
+
+def _on_gpus(
+    machine: Machine, contributors: int, footprint: float, cpus: int | None, gpus: float | None
+) -> Allocation:
+    count, free = len(machine.gpus), min(machine.gpus)
+    on_each = max(1, int(free // footprint)) if gpus is None else int(1 / gpus + 1e-9)
+    workers = min(on_each * count, machine.cores // (cpus or 1), contributors)
+    # Spread over all GPUs: none stands idle while others are shared.
+    on_each = math.ceil(workers / count)
+    fraction = int(10_000 / on_each) / 10_000 if gpus is None else gpus  # Ray's resolution
+    cpus = cpus or max(1, machine.cores // workers)
+    kind = "GPUs that are only pretended" if machine.fake else "GPU(s)"
     why = (
-        f"{without}, {machine.cores} cores, {machine.memory / GB:.0f} GB of memory available; "
-        f"{needs}"
+        f"{count} {kind} with at least {free / GB:.1f} GB free, {machine.cores} cores; "
+        f"{_needs(footprint, on_each, free)}"
     )
-    why += _more_than(machine.memory, footprint * workers)
+    return Allocation(workers, cpus, fraction, machine, why)
+
+
+def _on_cores(
+    machine: Machine, contributors: int, footprint: float, cpus: int | None
+) -> Allocation:
+    free = machine.memory
+    workers = min(machine.cores // (cpus or 1), contributors, max(1, int(free // footprint)))
+    gpus = "GPUs are left alone" if machine.gpus else "no GPU here"
+    why = (
+        f"{gpus}, {machine.cores} cores, {free / GB:.0f} GB of memory available; "
+        f"{_needs(footprint, workers, free)}"
+    )
     return Allocation(workers, cpus or 1, 0.0, machine, why)
 
 
-def _more_than(free: float, needed: float) -> str:
-    if needed <= free:
-        return ""
+def _needs(footprint: float, sharing: int, free: float) -> str:
+    """Say what a contributor takes, and whether those that share the memory have enough."""
+    takes = f"a contributor takes an estimated {footprint / GB:.1f} GB"
+    if footprint * sharing <= free:
+        return takes
     return (
-        "; MORE than fits: let fewer share it (--gpus-per-contributor, --cpus-per-contributor), or "
-        "lower finetune.micro-batch-size or finetune.max-length"
+        f"{takes}; MORE than fits: let fewer share it (--gpus-per-contributor, "
+        "--cpus-per-contributor), or lower finetune.micro-batch-size or finetune.max-length"
     )
 
 

@@ -1,10 +1,9 @@
 """The paper's two goals and its few-shot test, measured at a contributor (section 4.3).
 
-- **frozen** (ColD-Frozen): freeze the body, train the head: linear probing (T5: the LM head).
+- **frozen** (ColD-Frozen): freeze the body and train the head, by linear probing (of T5: the LM
+  head).
 - **finetuned** (ColD): finetune everything, as a contributor does.
 - **few-shot**: finetune everything on a few labelled examples.
-
-Needs torch and transformers alone, neither flwr nor datasets.
 """
 
 from collections.abc import Sequence
@@ -20,8 +19,9 @@ from cold_flower.models.base import Base
 from cold_flower.models.body import State
 from cold_flower.models.classifier import classifier
 from cold_flower.seeds import derive
-from cold_flower.training import finetune as loop
 from cold_flower.training import probe
+from cold_flower.training.finetune import finetune
+from cold_flower.training.scoring import measure, score
 
 
 def evaluate(
@@ -40,20 +40,37 @@ def evaluate(
         data: the task.
         protocols: of `cold_flower.config.PROTOCOLS`.
         config: the finetuning, probing and few-shot recipes.
-        seed: of the evaluation; each protocol derives its own.
+        seed: of the evaluation; each protocol derives its own from it.
     """
-    known = {"frozen": frozen, "finetuned": finetuned, "few-shot": few_shot}
-    return {name: known[name](base, body, data, config, derive(seed, name)) for name in protocols}
+    scorers = {"frozen": frozen, "finetuned": finetuned, "few-shot": few_shot}
+    return {name: scorers[name](base, body, data, config, derive(seed, name)) for name in protocols}
+
+
+def frozen(base: Base, body: State, data: EncodedSplits, config: Config, seed: int) -> float:
+    """Train the head alone on a frozen body (`cold_flower.training.probe`); score on test."""
+    model = _model(base, body, data, seed)
+    options, size = config.probe, config.finetune.batch_size
+    precision, seed = config.finetune.precision, derive(seed, "probe")
+    if base.text_to_text:
+        probe.train_lm_head(
+            model, data.train, precision, options=options, batch_size=size, seed=seed
+        )
+        # Not from cached states: on test there is one for every class, too many to keep.
+        return score(model, data.test, data.metric, precision)
+    train = probe.extract_features(model, data.train, precision)
+    test = probe.extract_features(model, data.test, precision)
+    probe.train_head(model, train, data.train.labels, options=options, batch_size=size, seed=seed)
+    return measure(data.metric, probe.head_logits(model, test).cpu(), data.test.labels)
 
 
 def finetuned(base: Base, body: State, data: EncodedSplits, config: Config, seed: int) -> float:
     """Finetune everything from this body, with a contributor's recipe; score on test."""
     model = _model(base, body, data, seed)
     options = config.finetune
-    loop.finetune(
+    finetune(
         model, data.train, data.dev, options=options, metric=data.metric, seed=derive(seed, "run")
     )
-    return loop.score(model, data.test, data.metric, options.precision)
+    return score(model, data.test, data.metric, options.precision)
 
 
 def few_shot(base: Base, body: State, data: EncodedSplits, config: Config, seed: int) -> float:
@@ -64,7 +81,7 @@ def few_shot(base: Base, body: State, data: EncodedSplits, config: Config, seed:
     for draw in range(few.draws):
         chosen = stratified(data.train.labels, few.examples, derive(seed, "draw", draw))
         model = _model(base, body, data, derive(seed, "head", draw))
-        loop.finetune(
+        finetune(
             model,
             data.train.take(chosen),
             None,
@@ -72,15 +89,15 @@ def few_shot(base: Base, body: State, data: EncodedSplits, config: Config, seed:
             metric=data.metric,
             seed=derive(seed, "run", draw),
         )
-        scores.append(loop.score(model, data.test, data.metric, options.precision))
+        scores.append(score(model, data.test, data.metric, options.precision))
     return sum(scores) / len(scores)
 
 
 def stratified(labels: Tensor, size: int, seed: int) -> list[int]:
-    """Draw ``size`` indices with the classes' shares (all of them if there are fewer).
+    """Draw ``size`` examples, each class with its share; all of them if there are fewer.
 
-    Classes take turns in proportion: sorted by (rank in class + 1/2) / size of class,
-    after a shuffle. Float labels are drawn at random.
+    The k-th example of a shuffled class of n stands at (k + 1/2) / n, from k = 0. The draw takes
+    the examples that stand first. Numbers instead of classes are drawn at random.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
@@ -91,22 +108,6 @@ def stratified(labels: Tensor, size: int, seed: int) -> list[int]:
         members = order[labels[order] == value]
         position[members] = (torch.arange(len(members), dtype=torch.double) + 0.5) / len(members)
     return order[position[order].argsort(stable=True)][:size].tolist()
-
-
-def frozen(base: Base, body: State, data: EncodedSplits, config: Config, seed: int) -> float:
-    """Train the head alone on a frozen body (`cold_flower.training.probe`); score on test."""
-    model = _model(base, body, data, seed)
-    precision = config.finetune.precision
-    options, batch = config.probe, config.finetune.batch_size
-    seed = derive(seed, "probe")
-    if base.text_to_text:
-        probe.train_lm_head(model, data.train, precision, options=options, batch=batch, seed=seed)
-        # The test's states, for every class, would be too many to keep.
-        return loop.score(model, data.test, data.metric, precision)
-    train = probe.features(model, data.train, precision)
-    test = probe.features(model, data.test, precision)
-    probe.train_head(model, train, data.train.labels, options=options, batch=batch, seed=seed)
-    return loop.measure(data.metric, probe.head_logits(model, test).cpu(), data.test.labels)
 
 
 def _model(base: Base, body: State, data: EncodedSplits, seed: int) -> Any:

@@ -1,9 +1,10 @@
-"""Train only the word embeddings of tokens that occur.
+"""Train only those word embeddings whose tokens occur in the data.
 
-Most of a vocabulary never occurs in one contributor's data: those rows have no gradient, and all
-that AdamW does to them is weight decay, a product that is known without touching them. The
-result is that of training the whole matrix, up to rounding; a step costs a fraction of it,
-because half of a small encoder is its embedding.
+Most of a vocabulary never occurs in one contributor's data. Those rows get no gradient: all that
+AdamW does to them is weight decay, which is one factor for all of them. So they are left out of
+training and multiplied by that factor at the end. The result is that of training the whole
+matrix, up to rounding. It saves much of a step's time, because half of a small encoder is its
+embedding.
 """
 
 from collections.abc import Iterator
@@ -18,67 +19,67 @@ from transformers import PreTrainedModel
 from cold_flower.data.encode import Encoded
 
 
-class Occurring(nn.Module):
-    """The rows of an embedding whose tokens occur, in its place.
+class TrimmedEmbedding(nn.Module):
+    """Stands in for a word embedding, with the rows of some tokens only.
 
     Args:
-        whole: [vocabulary, hidden].
-        tokens: those that occur, int64 [kept], sorted and distinct.
+        full: the embedding that it replaces, [vocabulary, hidden].
+        tokens: whose rows to hold, int64 [kept], sorted and distinct.
     """
 
     decay: Tensor
 
-    def __init__(self, whole: nn.Embedding, tokens: Tensor) -> None:
+    def __init__(self, full: nn.Embedding, tokens: Tensor) -> None:
         super().__init__()
-        tokens = tokens.to(whole.weight.device)
-        self._whole = [whole]  # in a list: not a submodule, whose parameters would be trained
+        tokens = tokens.to(full.weight.device)
+        self._full = [full]  # in a list: as a submodule its parameters would be trained, too
         self._tokens = tokens
-        self._row = torch.full((whole.num_embeddings,), -1, device=tokens.device)
+        self._row = torch.full((full.num_embeddings,), -1, device=tokens.device)  # by token
         self._row[tokens] = torch.arange(len(tokens), device=tokens.device)
-        padding = whole.padding_idx
+        padding = full.padding_idx
         self._padding = None if padding is None else int(self._row[padding])
-        self.weight = nn.Parameter(whole.weight.detach()[tokens])
-        # A buffer, so that it is kept and put back with the best weights.
+        self.weight = nn.Parameter(full.weight.detach()[tokens])
+        # The factor of all other rows. As a buffer it is kept and restored with the best weights.
         self.register_buffer("decay", torch.ones((), dtype=torch.float64))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Look tokens up, as the whole would."""
+        """Look tokens up, as the full embedding would."""
         return functional.embedding(self._row[ids], self.weight, self._padding)
 
-    def step(self, learning_rate: float, weight_decay: float) -> None:
-        """Note a step of AdamW."""
+    def count_step(self, learning_rate: float, weight_decay: float) -> None:
+        """Count a step of AdamW, which decays the rows that are not here."""
         self.decay *= 1 - learning_rate * weight_decay
 
     def restore(self) -> nn.Embedding:
-        """Return the whole, with what was learnt and what decayed."""
-        (whole,) = self._whole
+        """Return the full embedding: its rows here as trained, all others decayed."""
+        (full,) = self._full
         with torch.no_grad():
-            whole.weight *= self.decay.to(whole.weight.dtype)
-            whole.weight[self._tokens] = self.weight
-        return whole
+            full.weight *= self.decay.to(full.weight.dtype)
+            full.weight[self._tokens] = self.weight
+        return full
 
 
 @contextmanager
-def occurring(model: Any, *data: Encoded | None) -> Iterator[Occurring | None]:
-    """Keep only these data's tokens in a model's word embedding for a while.
+def trimmed_embedding(model: Any, *data: Encoded | None) -> Iterator[TrimmedEmbedding | None]:
+    """Trim a model's word embedding to the tokens of these data while the context lasts.
 
-    Yields nothing, and changes nothing, where the embedding is frozen or more than a look-up
-    of these tokens (T5, whose output layer and decoder share it).
+    Yields None, and changes nothing, where the embedding is frozen, or where it is used for
+    more than to look up these tokens (T5 shares it with its decoder and output layer).
     """
-    known = isinstance(model, PreTrainedModel)
-    whole = model.get_input_embeddings() if known else None
-    if type(whole) is not nn.Embedding or not whole.weight.requires_grad:
+    full = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    if type(full) is not nn.Embedding or not full.weight.requires_grad:
         yield None
         return
-    there = torch.zeros(whole.num_embeddings, dtype=torch.bool, device=whole.weight.device)
-    if whole.padding_idx is not None:
-        there[whole.padding_idx] = True
-    for part in (part for part in data if part is not None):
-        there[part.padding] = True
-        there[part.ids.to(there.device)] = True
-    rows = Occurring(whole, there.nonzero().squeeze(1))
-    model.set_input_embeddings(rows)
+    occurs = torch.zeros(full.num_embeddings, dtype=torch.bool, device=full.weight.device)
+    if full.padding_idx is not None:
+        occurs[full.padding_idx] = True
+    for part in data:
+        if part is not None:
+            occurs[part.padding] = True
+            occurs[part.ids.to(occurs.device)] = True
+    trimmed = TrimmedEmbedding(full, occurs.nonzero().squeeze(1))
+    model.set_input_embeddings(trimmed)
     try:
-        yield rows
+        yield trimmed
     finally:
-        model.set_input_embeddings(rows.restore())
+        model.set_input_embeddings(trimmed.restore())
