@@ -1,5 +1,50 @@
-"""ColD Fusion on Flower: evolve a pretrained language model without sharing data."""
+"""ColD Fusion on Flower: evolve a pretrained language model without sharing data.
 
+The Python API (docs/api.md)::
+
+    run = cold_flower.simulate("demo", {"seed": 1})
+    run.gains("frozen", group="seen")
+
+Each name is imported when it is first used: ``import cold_flower`` loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from cold_flower.errors import ColdFlowerError
 from cold_flower.identity import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from cold_flower.commands.api import evaluate, fuse, simulate
+    from cold_flower.data.suite import Suite, load_suite
+    from cold_flower.reporting.run import Gain, Run, open_run
+
+__all__ = [
+    "ColdFlowerError",
+    "Gain",
+    "Run",
+    "Suite",
+    "__version__",
+    "evaluate",
+    "fuse",
+    "load_suite",
+    "open_run",
+    "simulate",
+]
+
+_HOMES = {
+    "cold_flower.commands.api": ("evaluate", "fuse", "simulate"),
+    "cold_flower.data.suite": ("Suite", "load_suite"),
+    "cold_flower.reporting.run": ("Gain", "Run", "open_run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'cold_flower' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from cold_flower.reporting.progress import Progress, clock, display, panel, phases
+from cold_flower.reporting.display import display, panel
+from cold_flower.reporting.progress import Progress, clock, phases
 
 
 def finetune(time, iteration, done, busy, left):

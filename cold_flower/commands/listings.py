@@ -1,19 +1,50 @@
 """Commands that say what there is: experiments, keys, suites, rules."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cold_flower.errors import ConfigError
+from strategies.names import unknown
+
+WIDTH = 100  # characters of a table in a file
 
 
-def experiments() -> None:
-    """List the shipped experiments: what each reproduces, on what, in about how long."""
-    from cold_flower.runtime import experiments as shipped
+def experiments(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", show_default=False)] = "",
+) -> None:
+    """List the experiments, shipped and in this folder (or NAME alone, its whole text).
 
-    for name in shipped.names():
-        typer.echo(f"{name}\n    {shipped.about(name)}")
+    Examples:
+    * `cold-flower experiments`
+
+    * `cold-flower experiments multitask_small`: what it shows, and its keys
+    """
+    from rich import box
+    from rich.table import Table
+
+    from cold_flower.reporting.tables import console
+    from cold_flower.runtime import catalogue
+
+    every = [*catalogue.shipped(), *catalogue.yours(Path())]
+    if name:
+        by_name = {experiment.name: experiment for experiment in every}
+        if name not in by_name:
+            raise ConfigError(unknown("experiment", name, [*by_name]))
+        typer.echo(by_name[name].path.read_text(), nl=False)
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("experiment", no_wrap=True)
+    for column in ("what", "time", ""):
+        table.add_column(column)
+    for experiment in every:
+        whose = "shipped" if experiment.shipped else "yours"
+        table.add_row(experiment.name, experiment.what, experiment.time, whose)
+    out = console()
+    out.width = max(out.width, WIDTH)
+    out.print(table, highlight=False)
 
 
 def keys(
@@ -62,7 +93,6 @@ def rules(
 ) -> None:
     """Explain the fusion rules (or NAME alone): options, source, when to use which."""
     from strategies import fusion
-    from strategies.names import unknown
 
     if name and name not in fusion.names():
         raise ConfigError(unknown("fusion rule", name, fusion.names()))

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cold_flower.commands.options import Resume, RunDir, Settings, exit_code_of_a_stop
 from cold_flower.errors import SiteError
 
 app = typer.Typer(no_args_is_help=True, help="At a partner site (docs/deployment.md).")
@@ -84,10 +85,7 @@ def check(
     root_certificates: Annotated[
         Path, typer.Option(help="The coordinator's CA certificate.")
     ] = Path("ca.crt"),
-    set: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A key of the coordinator's recipe."),
-    ] = None,
+    set: Settings = None,
 ) -> None:
     """Rehearse: load data and model, finetune a little, say what would leave. Nothing leaves.
 
@@ -149,16 +147,9 @@ def deploy(
     superlink: Annotated[
         str, typer.Option(metavar="NAME", help="A connection of FLWR_HOME/config.toml.")
     ] = "",
-    set: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
-    ] = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="Where the run goes, on the SuperLink's machine.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --run-dir.")
-    ] = False,
+    set: Settings = None,
+    run_dir: RunDir = None,
+    resume: Resume = False,
 ) -> None:
     """Run an experiment with real sites, on a SuperLink that is up (docs/deployment.md).
 
@@ -169,14 +160,16 @@ def deploy(
     Example:
     * `cold-flower deploy partners.toml --superlink partners --run-dir /srv/cold-flower/first`
     """
+    from cold_flower.commands import api
+    from cold_flower.commands.simulate import show
+    from cold_flower.reporting.run import open_run
     from cold_flower.runtime import deploy as deployment
     from cold_flower.runtime import experiments
-    from cold_flower.runtime.processes import Stopped
 
-    folder = (run_dir or experiments.fresh(experiment)).resolve()
-    settings = experiments.parse_settings(set or []) | {"run-dir": str(folder), "resume": resume}
-    config = experiments.configure(experiment, settings)
-    try:
+    config = api.configure(experiment, experiments.parse_settings(set or []), run_dir, resume)
+    with exit_code_of_a_stop():
         deployment.deploy(config, superlink, typer.echo)
-    except Stopped as stopped:
-        raise typer.Exit(128 + stopped.signum) from None
+    run = open_run(config.run_dir)
+    if run.scores:
+        run.report()
+    show(run)

@@ -1,16 +1,8 @@
-"""What a run is doing, from its events; and how a terminal shows it."""
+"""What a run is doing, from its events (`cold_flower.reporting.display` shows it)."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
 Event = Mapping[str, Any]
 
@@ -106,8 +98,8 @@ class Progress:
 
     def idle(self, workers: int) -> float:
         """Return the share of the workers' time, while they had work, that was not used."""
-        there = workers * sum(self.seconds[phase] for phase in WORK)
-        return max(0.0, 1 - self.busy / there) if there else 0.0
+        available = workers * sum(self.seconds[phase] for phase in WORK)
+        return max(0.0, 1 - self.busy / available) if available else 0.0
 
 
 def phases(progress: Progress, workers: int) -> str:
@@ -122,50 +114,3 @@ def clock(seconds: float) -> str:
     """Write a duration as h:mm:ss."""
     whole = int(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
-
-
-def panel(progress: Progress, now: float) -> RenderableType:
-    """Draw a run's state: two lines."""
-    left = progress.left(now)
-    row = Table.grid(padding=(0, 1))
-    of = f" of {progress.iterations}" if progress.iterations else ""
-    where = f"iteration {progress.iteration}{of}" if progress.iteration else "start"
-    bar = ProgressBar(total=max(1, progress.of), completed=progress.done, width=30)
-    row.add_row(
-        Text(where, style="bold"),
-        Text(f"{progress.phase:8}", style="cyan"),
-        bar,
-        f"{progress.done}/{progress.of}" if progress.of else "",
-        Text(clock(now - progress.started), style="dim"),
-        f"about {clock(left)} left" if left is not None else "",
-    )
-    return Group(row, Text(progress.scores, style="green")) if progress.scores else row
-
-
-@contextmanager
-def display(
-    console: Console, progress: Progress, now: Callable[[], float] = time.time
-) -> Iterator[Callable[[Event], None]]:
-    """Show a run: lines that scroll, and below them its state where there is a terminal.
-
-    Elsewhere only lines; each published base then says how much time is left.
-    """
-
-    def show(event: Event) -> None:
-        progress.take(event)
-        line = str(event["line"])
-        if "published" in event and not console.is_terminal:
-            left = progress.left(now())
-            line += f" (about {clock(left)} left)" if left else ""
-        console.print(line, highlight=False, markup=False)
-
-    if not console.is_terminal:
-        yield show
-        return
-
-    class Now:
-        def __rich__(self) -> RenderableType:
-            return panel(progress, now())
-
-    with Live(Now(), console=console, refresh_per_second=4, transient=True):
-        yield show

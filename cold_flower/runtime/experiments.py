@@ -33,18 +33,6 @@ def fresh(experiment: str) -> Path:
     return Path("runs") / f"{Path(experiment).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def about(name: str) -> str:
-    """Return the comment that opens a shipped experiment; nothing for one that is not shipped."""
-    said: list[str] = []
-    if name not in names():
-        return ""
-    for line in (folder() / f"{name}.toml").read_text().splitlines():
-        if not line.startswith("#"):
-            break
-        said.append(line.lstrip("# "))
-    return " ".join(said)
-
-
 def read(name: str) -> dict[str, Any]:
     """Return an experiment's keys, flat.
 

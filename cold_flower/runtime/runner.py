@@ -9,12 +9,13 @@ from pathlib import Path
 from cold_flower.config import Config
 from cold_flower.models.base import load_base
 from cold_flower.reporting import html
-from cold_flower.reporting.progress import Event, Progress, clock, display, phases
-from cold_flower.reporting.runs import scores
-from cold_flower.reporting.tables import console, table
+from cold_flower.reporting.display import display
+from cold_flower.reporting.progress import Event, Progress, clock, phases
+from cold_flower.reporting.runs import every_score
+from cold_flower.reporting.tables import console
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, Journal, check_new, check_same
-from cold_flower.runtime import baselines, cluster, experiments, resources
+from cold_flower.runtime import baselines, catalogue, cluster, experiments, resources
 from cold_flower.runtime.experiments import Checked
 from cold_flower.runtime.preview import preview
 from cold_flower.runtime.processes import Stopped, stoppable
@@ -55,8 +56,8 @@ def prepare(config: Config, sharing: Sharing) -> Prepared:
     evaluations = len(checked.plan.evaluated) * len(config.protocols())
     cohort = config.contributors_per_iteration or len(checked.plan.seen)
     if address := cluster.address():
-        there = cluster.nodes(address)
-        allocation = cluster.allocate(address, there, cpus=sharing.cpus, gpus=sharing.gpus)
+        nodes = cluster.nodes(address)
+        allocation = cluster.allocate(address, nodes, cpus=sharing.cpus, gpus=sharing.gpus)
     else:
         allocation = resources.allocate(
             machine,
@@ -107,7 +108,7 @@ def show(config: Config, sharing: Sharing) -> None:
 
 
 def run(config: Config, sharing: Sharing, again: str = "") -> None:
-    """Run to the end, showing progress; print the table, write the report.
+    """Run to the end, showing progress; write the report into the run.
 
     Args:
         config: resolved.
@@ -119,7 +120,7 @@ def run(config: Config, sharing: Sharing, again: str = "") -> None:
             run failed.
         Stopped: by Ctrl-C or a signal; where to go on has been said.
     """
-    folder, out = Path(config.run_dir), console()
+    folder = Path(config.run_dir)
     again = again or f"add --resume --run-dir {folder}"
     started = time.time()
     if config.resume:
@@ -127,27 +128,34 @@ def run(config: Config, sharing: Sharing, again: str = "") -> None:
     else:
         check_new(folder)
     ready = prepare(config, sharing)
-    out.print(
-        f"{config.experiment}: suite {config.suite}, base model {config.base_model}, "
-        f"{config.iterations} iterations, seed {config.seed}; run directory {folder}\n"
-        f"{resources.describe(ready.allocation)}",
-        highlight=False,
-        markup=False,
-    )
     progress = Progress(started)
     try:
-        with display(out, progress) as event, stoppable():
+        with display(console(), progress) as show, stoppable():
+
+            def say(line: str) -> None:
+                show({"time": time.time(), "line": line})
+
+            say(_introduction(config, ready.allocation))
             for leg in _legs(ready, again):
-                leg(event)
+                leg(show)
+            say(phases(progress, ready.allocation.workers))
     except Stopped:
         begun = (folder / CONFIG).exists()
         kept = f"what arrived is kept: {again}"
-        said = kept if begun else "the run had not begun, nothing is left of it"
-        print(f"stopped after {clock(time.time() - started)}; {said}", file=sys.stderr)
+        state = kept if begun else "the run had not begun, nothing is left of it"
+        print(f"stopped after {clock(time.time() - started)}; {state}", file=sys.stderr)
         raise
-    title = f"{config.experiment}, seed {config.seed}: mean test score, in points"
-    out.print(table(scores(folder), title))
-    out.print(phases(progress, ready.allocation.workers), highlight=False)
-    report = html.write([folder], folder, experiments.about)
-    where = f"the last base: {folder}/iterations/latest\nthe report: {report}"
-    out.print(where, highlight=False, markup=False)
+    if every_score(folder):  # evaluate.protocols may be empty
+        html.write([folder], folder, catalogue.about)
+
+
+def _introduction(config: Config, allocation: resources.Allocation) -> str:
+    work = (
+        f"base model {config.base_model}, {config.iterations} iterations"
+        if config.iterations
+        else f"scoring {config.base_model} ({config.evaluate.protocols})"
+    )
+    return (
+        f"{config.experiment}: suite {config.suite}, {work}, seed {config.seed}; "
+        f"run directory {config.run_dir}\n{resources.describe(allocation)}"
+    )

@@ -1,0 +1,207 @@
+"""The commands as functions: what ``import cold_flower`` offers (docs/api.md).
+
+The command line calls the same functions; here arguments are Python's, and whatever is wrong
+is a `ColdFlowerError`.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cold_flower.commands import offline
+from cold_flower.config import Config
+from cold_flower.errors import ColdFlowerError, ConfigError, RunError
+from cold_flower.models.folder import Folder
+from cold_flower.reporting.run import Run, open_run
+from cold_flower.reporting.runs import RunDirectory
+from cold_flower.repository.journal import CONFIG
+from cold_flower.runtime import experiments
+from cold_flower.runtime.processes import stoppable
+from strategies.errors import StrategyError
+from strategies.fusion import load
+
+AnyPath = str | Path
+
+
+def simulate(
+    experiment: AnyPath,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    run_dir: AnyPath | None = None,
+    resume: bool = False,
+    cpus_per_contributor: int | None = None,
+    gpus_per_contributor: float | None = None,
+) -> Run:
+    """Run an experiment on this machine, and return it when it is complete.
+
+    Args:
+        experiment: a shipped one (``cold-flower experiments``), or a TOML file.
+        settings: keys and values that win over the experiment's (``cold-flower keys``).
+        run_dir: where the run goes; by default ``runs/NAME-TIME``.
+        resume: continue the run in ``run_dir``.
+        cpus_per_contributor: cores for each contributor at work; None chooses.
+        gpus_per_contributor: fraction of a GPU for each; None chooses, 0 is none.
+
+    Raises:
+        ColdFlowerError: what is wrong, before anything started; or why the run failed.
+        KeyboardInterrupt: it was interrupted; what arrived is kept, and ``resume`` goes on.
+
+    Example:
+        >>> run = cold_flower.simulate("demo", {"seed": 1, "iterations": 3})
+        >>> print(run.gains("frozen", group="seen"))
+    """
+    from cold_flower.runtime.runner import Sharing
+
+    config = configure(experiment, settings or {}, run_dir, resume)
+    again = f"call it again with run_dir={config.run_dir!r}, resume=True"
+    return run(config, Sharing(cpus_per_contributor, gpus_per_contributor), again)
+
+
+def evaluate(
+    model: AnyPath,
+    *,
+    suite: AnyPath,
+    protocols: str | Sequence[str] = ("frozen", "finetuned"),
+    against: Run | AnyPath | None = None,
+    settings: Mapping[str, Any] | None = None,
+    run_dir: AnyPath | None = None,
+) -> Run:
+    """Score a checkpoint on the tasks of a suite; a second call goes on after a stop.
+
+    Args:
+        model: a transformers folder, or a model of the hub.
+        suite: a built-in one, or a suite file.
+        protocols: of ``frozen``, ``finetuned`` and ``few-shot``.
+        against: a run whose start this model is compared with: `Run.gains`, `Run.table`.
+        settings: keys and values, such as ``{"tasks": "sst2,rte"}``.
+        run_dir: where the scores go; by default ``runs/evaluate-MODEL``.
+
+    Raises:
+        ColdFlowerError: what is wrong.
+        KeyboardInterrupt: it was interrupted; the scores so far are kept.
+
+    Returns:
+        A run without iterations: the model's scores are those of base 0.
+    """
+    from cold_flower.runtime.runner import Sharing
+
+    with one_kind_of_error():
+        other = open_run(against) if isinstance(against, str | Path) else against
+        if other and not other.scores:
+            raise RunError(f"{other.folder}: no scores there, nothing to compare with")
+        folder = _folder(run_dir or Path("runs") / f"evaluate-{_name_of(model)}")
+        name = str(suite)
+        config = experiments.merge(
+            {
+                "experiment": "evaluate",
+                "suite": str(Path(name).resolve()) if name.endswith(".toml") else name,
+                "base-model": str(model),
+                "evaluate.protocols": protocols
+                if isinstance(protocols, str)
+                else ",".join(protocols),
+                "iterations": 0,
+                "contributors-per-iteration": 0,
+                **(settings or {}),
+                "run-dir": str(folder),
+                "resume": (folder / CONFIG).exists(),
+            }
+        )
+    return run(config, Sharing(), "the same call goes on", against=other)
+
+
+def fuse(
+    rule: str,
+    *,
+    base: AnyPath,
+    models: Sequence[AnyPath],
+    out: AnyPath,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    say: Callable[[str], object] = warnings.warn,
+) -> Path:
+    """Fuse finetuned models that lie on a disk; return the folder of the fused one.
+
+    Args:
+        rule: one of ``cold-flower rules``, or ``package.module:function``.
+        base: what the models were finetuned from: a folder, or a model of the hub.
+        models: folders or models of the hub; their bodies are fused.
+        out: the folder to write; it must not exist.
+        options: of the rule.
+        seed: for rules that draw, such as dare.
+        say: takes a line for each tensor that not every model has.
+
+    Raises:
+        ColdFlowerError: models that do not fit, by tensor; a rule or option that is not there.
+    """
+    chosen, names = dict(options or {}), [str(model) for model in models]
+    folder = _folder(out)
+    with one_kind_of_error():
+        combine = load(rule, **chosen)
+        card = offline.card(rule, chosen, str(base), names, seed)
+        theta, given = Folder(str(base)), [Folder(name) for name in names]
+        with stoppable():
+            for key in offline.fuse(combine, theta, given, folder, card, seed):
+                say(f"{key}: not in every model, left as the base's")
+    return folder
+
+
+def configure(
+    experiment: AnyPath,
+    settings: Mapping[str, Any],
+    run_dir: AnyPath | None = None,
+    resume: bool = False,
+) -> Config:
+    """Merge defaults, the suite's recipe, the experiment and the settings, in that order.
+
+    Raises:
+        ColdFlowerError: a wrong key or value, an unknown suite or experiment; ``resume``
+            without a directory.
+    """
+    if resume and run_dir is None:
+        raise ConfigError("resume continues a run, so it needs its directory: --run-dir RUN")
+    folder = _folder(run_dir or experiments.fresh(str(experiment)))
+    given = {**settings, "run-dir": str(folder), "resume": resume}
+    with one_kind_of_error():
+        return experiments.configure(str(experiment), given)
+
+
+def run(
+    config: Config, sharing: Any, again: str = "", *, against: RunDirectory | None = None
+) -> Run:
+    """Run a configuration to the end.
+
+    Args:
+        config: resolved.
+        sharing: a `cold_flower.runtime.runner.Sharing`.
+        again: how the user goes on after a stop.
+        against: what the result is compared with.
+
+    Raises:
+        ColdFlowerError: what is wrong, or why the run failed.
+        KeyboardInterrupt: it was stopped.
+    """
+    from cold_flower.runtime import runner
+
+    with one_kind_of_error():
+        runner.run(config, sharing, again)
+        finished = open_run(config.run_dir)
+    return Run(finished.folder, finished.config, against)
+
+
+@contextmanager
+def one_kind_of_error() -> Iterator[None]:
+    """Turn what strategies/ and the disk complain of into our errors: users catch one kind."""
+    try:
+        yield
+    except (StrategyError, OSError) as error:
+        raise ColdFlowerError(str(error)) from error
+
+
+def _folder(path: AnyPath) -> Path:
+    return Path(path).expanduser().resolve()
+
+
+def _name_of(model: AnyPath) -> str:
+    return str(model).strip("/").replace("/", "-")

@@ -1,0 +1,54 @@
+"""Commands about runs that lie on the disk: `report`, `log`, `rollback`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run: list[Path],
+    out: Annotated[
+        Path | None, typer.Option(help="Where it goes (default: into the run, or report/).")
+    ] = None,
+) -> None:
+    """Write report.html and figures of finished runs; a folder of runs stands for all in it.
+
+    Runs that differ in their seed alone are one condition: mean and SD over seeds. Conditions are
+    drawn against each other, baselines as dashed levels.
+
+    Examples:
+    * `cold-flower report runs/mine`
+
+    * `cold-flower report runs/five-seeds runs/multitask --out compared`
+    """
+    from cold_flower.reporting import html
+    from cold_flower.runtime import catalogue
+
+    folder = out or (run[0] if len(run) == 1 else Path("report"))
+    typer.echo(html.write(run, folder, catalogue.about))
+
+
+def log(run: Path) -> None:
+    """Draw a run's lineage: a line for each iteration, the newest first.
+
+    `*` marks the lineage of the latest base, `x` what a rollback left behind.
+    """
+    from cold_flower.commands import history
+
+    for line in history.log(run):
+        typer.echo(line)
+
+
+def rollback(run: Path, iteration: int) -> None:
+    """Make an earlier ITERATION the latest base of a finished or stopped run; delete nothing.
+
+    The next iteration gets the next free number and has that one as its parent.
+
+    Examples:
+    * `cold-flower rollback runs/mine 3`, then
+    `cold-flower simulate demo --run-dir runs/mine --set iterations=8 --resume`
+    """
+    from cold_flower.commands import history
+
+    typer.echo(history.rollback(run, iteration))

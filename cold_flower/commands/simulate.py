@@ -1,0 +1,97 @@
+"""`cold-flower simulate`: run an experiment here, once or for each value of some keys."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cold_flower.commands.options import Resume, RunDir, Settings, exit_code_of_a_stop
+
+if TYPE_CHECKING:
+    from cold_flower.reporting.run import Run
+
+
+def simulate(
+    experiment: str,
+    set: Settings = None,
+    run_dir: RunDir = None,
+    resume: Resume = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything; print configuration, cohorts, cost."),
+    ] = False,
+    sweep_over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="KEY=0..4",
+            help="Run once for each value (or KEY=a,b,c); what is done is not run again.",
+        ),
+    ] = None,
+    cpus_per_contributor: Annotated[
+        int | None, typer.Option(help="Cores for each contributor at work (default: chosen).")
+    ] = None,
+    gpus_per_contributor: Annotated[
+        float | None,
+        typer.Option(help="Fraction of a GPU for each; 0 = none (default: by memory)."),
+    ] = None,
+    fake_gpus: Annotated[
+        int, typer.Option(min=0, help="Pretend so many GPUs: shows the mapping without any.")
+    ] = 0,
+) -> None:
+    """Run an experiment on this machine: contributors share its cores and GPUs.
+
+    EXPERIMENT is a shipped one (`cold-flower experiments`) or the path of a .toml file.
+
+    Everything is checked before anything starts. Ctrl-C stops all that was started and keeps
+    what arrived; `--resume` goes on. The exit code is 0 only if the run completed.
+
+    The keys of `--set` and their meaning: `cold-flower keys`.
+
+    Examples:
+    * `cold-flower simulate demo`
+
+    * `cold-flower simulate demo --set seed=1 --set iterations=4 --run-dir runs/mine`
+
+    * `cold-flower simulate demo --run-dir runs/mine --set seed=1 --set iterations=6 --resume`
+
+    * `cold-flower simulate multitask_small --set suite=/data/suite.toml --dry-run`
+
+    * `cold-flower simulate demo --sweep seed=0..4 --run-dir runs/five`
+
+    * `cold-flower simulate mine.toml --gpus-per-contributor 0.25`: four share a GPU
+    """
+    from cold_flower.commands import api
+    from cold_flower.runtime import experiments, runner, sweep
+
+    settings = experiments.parse_settings(set or [])
+    sharing = runner.Sharing(cpus_per_contributor, gpus_per_contributor, fake_gpus)
+    if axes := sweep.parse(sweep_over or []):
+        folder = run_dir or Path("runs") / Path(experiment).stem
+        planned = list(sweep.cells(experiment, settings, axes, folder))
+        if dry_run:
+            for cell in planned:
+                typer.echo(f"{cell.name}: {'done' if cell.done else 'to do'}")
+            return
+        again = "the same command goes on"
+        with exit_code_of_a_stop():
+            sweep.run(planned, lambda cell: show(api.run(cell, sharing, again)), typer.echo)
+        return
+    config = api.configure(experiment, settings, run_dir, resume)
+    if dry_run:
+        runner.show(config, sharing)
+        return
+    with exit_code_of_a_stop():
+        show(api.run(config, sharing))
+
+
+def show(run: "Run") -> None:
+    """Print a finished run's table, and where its last base and its report lie."""
+    from cold_flower.reporting.html import REPORT
+    from cold_flower.reporting.tables import console
+
+    if run.scores:  # evaluate.protocols may be empty
+        console().print(run.table())
+    typer.echo(f"the last base: {run.folder}/iterations/latest")
+    if (run.folder / REPORT).exists():
+        typer.echo(f"the report: {run.folder / REPORT}")

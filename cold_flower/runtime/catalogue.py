@@ -1,0 +1,74 @@
+"""What experiments there are: those that are shipped, and yours in the current folder.
+
+An experiment file opens with a comment: what it reproduces, a line ``# Time: ...``, and perhaps
+what the paper found.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cold_flower import toml
+from cold_flower.config import describe, flatten
+from cold_flower.errors import ConfigError
+from cold_flower.runtime import experiments
+
+TIME = "# Time: "
+
+
+@dataclass(frozen=True)
+class Described:
+    """An experiment file, by its opening comment."""
+
+    path: Path
+    what: str
+    """The comment up to its line about the time."""
+    time: str
+    text: str
+    """The whole comment, on one line."""
+    shipped: bool
+
+    @property
+    def name(self) -> str:
+        """Return how `cold-flower simulate` knows it."""
+        return self.path.stem if self.shipped else self.path.name
+
+
+def shipped() -> list[Described]:
+    """Describe the shipped experiments, by name."""
+    return [_read(experiments.folder() / f"{name}.toml", True) for name in experiments.names()]
+
+
+def yours(folder: Path) -> list[Described]:
+    """Describe the experiments of a folder: TOML files with nothing but configuration keys."""
+    known = describe().keys()
+    described = []
+    for path in sorted(folder.glob("*.toml")):
+        try:
+            keys = flatten(toml.read(path, "experiment", ConfigError)).keys()
+        except ConfigError:
+            continue
+        if keys and keys <= known:
+            described.append(_read(path, False))
+    return described
+
+
+def about(name: str) -> str:
+    """Return what a shipped experiment says of itself; nothing of any other."""
+    path = experiments.folder() / f"{name}.toml"
+    return _read(path, True).text if name in experiments.names() else ""
+
+
+def _read(path: Path, shipped: bool) -> Described:
+    comment: list[str] = []
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        comment.append(line)
+    times = [i for i, line in enumerate(comment) if line.startswith(TIME)]
+    what = comment[: times[0]] if times else comment
+    time = comment[times[0]].removeprefix(TIME).rstrip(".") if times else ""
+    return Described(path, _joined(what), time, _joined(comment), shipped)
+
+
+def _joined(lines: list[str]) -> str:
+    return " ".join(line.lstrip("# ") for line in lines)
