@@ -9,7 +9,7 @@ import typer
 from cold_flower.errors import ConfigError
 from strategies.names import unknown
 
-WIDTH = 100  # characters of a table in a file
+WIDTH = 180  # characters of a table in a file
 
 
 def experiments(
@@ -35,15 +35,16 @@ def experiments(
             raise ConfigError(unknown("experiment", name, [*by_name]))
         typer.echo(by_name[name].path.read_text(), nl=False)
         return
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, expand=True)
     table.add_column("experiment", no_wrap=True)
-    for column in ("what", "time", ""):
-        table.add_column(column)
+    for column, ratio in (("what", 3), ("time", 2)):  # a line each: NAME shows all of it
+        table.add_column(column, ratio=ratio, no_wrap=True, overflow="ellipsis")
+    table.add_column("", no_wrap=True)
     for experiment in every:
         whose = "shipped" if experiment.shipped else "yours"
         table.add_row(experiment.name, experiment.what, experiment.time, whose)
     out = console()
-    out.width = max(out.width, WIDTH)
+    out.width = out.width if out.is_terminal else WIDTH
     out.print(table, highlight=False)
 
 

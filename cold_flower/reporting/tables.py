@@ -79,10 +79,14 @@ def score_cells(rows: Sequence[Row], *, trained: bool = True) -> Cells:
     totals = []
     if len(iterations) > 1 and iterations[0] == 0:
         gained = [mean_and_sem(gains(rows, *pair, iterations[-1])) for pair in pairs]
-        totals.append(["gain", *(f"{100 * mean:+.1f}" for mean, _ in gained)])
+        totals.append(["gain", *(_figure(mean, "+") for mean, _ in gained)])
         if not all(math.isnan(sem) for _, sem in gained):  # one task has none
-            totals.append(["± SEM", *(f"{100 * sem:.1f}" for _, sem in gained)])
+            totals.append(["± SEM", *(_figure(sem) for _, sem in gained)])
     return Cells(head, lines, totals)
+
+
+def _figure(value: float, sign: str = "") -> str:
+    return "" if math.isnan(value) else f"{100 * value:{sign}.1f}"
 
 
 def gain_cells(before: Sequence[Row], after: Sequence[Row]) -> Cells:

@@ -1,0 +1,203 @@
+"""The Python API, as docs/api.md and the notebook show it."""
+
+import inspect
+import math
+import re
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+
+import cold_flower
+from cold_flower.commands import api
+from cold_flower.config import Config
+from cold_flower.errors import ColdFlowerError, ConfigError, RunError
+from cold_flower.reporting.run import Run
+from cold_flower.repository.bases import Repository
+from cold_flower.repository.journal import SCORES, Journal
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "api.md").read_text()
+NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
+
+
+def row(iteration: int, task: str, value: float, group: str = "seen", protocol: str = "frozen"):
+    return {
+        "iteration": iteration, "task": task, "protocol": protocol, "group": group,
+        "metric": "accuracy", "value": value, "n_test": 100, "seed": 0, "base": "x",
+    }  # fmt: skip
+
+
+SCORED = [
+    row(0, "a", 0.5), row(0, "b", 0.3), row(0, "c", 0.4, "unseen"), row(0, "a", 0.9, protocol="few-shot"),
+    row(1, "a", 0.6), row(1, "b", 0.5), row(1, "c", 0.3, "unseen"),
+]  # fmt: skip
+
+
+def make(folder: Path, scores=SCORED, iterations: int = 1) -> Run:
+    config = Config.from_flat({"iterations": iterations, "run-dir": str(folder)})
+    journal = Journal(folder)
+    journal.open(config, {})
+    journal.append(SCORES, scores)
+    repository, body = Repository(folder), {"w": torch.ones(2)}
+
+    def save(path: Path) -> None:
+        from strategies.fusion import Weights, write_safetensors
+
+        write_safetensors(path / "model.safetensors", Weights(body).template(), body.items())
+
+    repository.create(save, body, "", {})
+    if iterations:
+        from strategies.fusion import Weights
+
+        repository.publish(1, 0, Weights({"w": torch.zeros(2)}), {"rule": "average"})
+    return cold_flower.open_run(folder)
+
+
+def test_gains_are_paired_by_task(tmp_path) -> None:
+    run = make(tmp_path / "run")
+    gain = run.gains("frozen", group="seen")
+    assert gain.by_task == pytest.approx({"a": 0.1, "b": 0.2})
+    assert (gain.mean, gain.n) == (pytest.approx(0.15), 2)
+    assert gain.sem == pytest.approx(0.05)  # sd 0.0707 / sqrt(2)
+    assert str(gain) == "+15.0 ± 5.0 points (2 tasks)"
+    assert run.gains("frozen").by_task == pytest.approx({"a": 0.1, "b": 0.2, "c": -0.1})
+    assert math.isnan(run.gains("frozen", group="unseen").sem)
+
+
+def test_a_gain_that_is_not_there_is_an_error(tmp_path) -> None:
+    run = make(tmp_path / "run")
+    with pytest.raises(ConfigError, match="unknown protocol 'frozn'. Did you mean 'frozen'"):
+        run.gains("frozn")
+    with pytest.raises(ConfigError, match="unknown group 'all'"):
+        run.gains("frozen", group="all")
+    with pytest.raises(RunError, match=r"under few-shot; scored so are the iterations \[0\]"):
+        run.gains("few-shot")
+    with pytest.raises(RunError, match="no gain of iteration 0 over the start"):
+        run.gains("frozen", iteration=0)
+
+
+def test_a_run_in_python_is_what_lies_on_the_disk(tmp_path) -> None:
+    run = make(tmp_path / "run")
+    assert run.scores == SCORED
+    assert run.latest == run.base(1) == tmp_path / "run" / "iterations" / "0001"
+    assert run.base(0).name == "0000"
+    with pytest.raises(RunError, match="no iteration 2 in .*; there: 0, 1"):
+        run.base(2)
+    (run.base(1) / "model.safetensors").unlink()
+    with pytest.raises(RunError, match="iteration 1 has no weights any more"):
+        run.base(1)
+    frame = run.to_pandas()
+    assert list(frame.columns) == list(SCORED[0])
+    assert frame[frame.iteration == 1].value.tolist() == [0.6, 0.5, 0.3]
+    assert repr(run) == f"<Run demo, 1 of 1 iterations, in {tmp_path / 'run'}>"
+
+
+def test_a_notebook_shows_the_table_of_the_terminal(tmp_path) -> None:
+    page = make(tmp_path / "run")._repr_html_()
+    cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", page, re.S)
+    width = 4
+    assert [cells[i : i + width] for i in range(0, len(cells), width)] == [
+        ["base", "frozen\n2 seen", "few-shot\n1 seen", "frozen\n1 unseen"],
+        ["start", "40.0", "90.0", "40.0"],
+        ["1", "55.0", "", "30.0"],
+        ["gain", "+15.0", "", "-10.0"],
+        ["± SEM", "5.0", "", ""],
+    ]
+
+
+def test_a_model_is_compared_with_the_start_of_a_run(tmp_path) -> None:
+    before = make(tmp_path / "run")
+    alone = make(tmp_path / "model", [row(0, "a", 0.7), row(0, "b", 0.4), row(0, "z", 0.1)], 0)
+    assert [*alone.table().columns][1].header == "frozen\n3 tasks"  # none of them was seen
+    compared = Run(alone.folder, alone.config, before)
+    assert compared.gains("frozen").by_task == pytest.approx({"a": 0.2, "b": 0.1})
+    assert [column.header for column in compared.table().columns] == ["task", "frozen", "gain ± SE"]
+    assert "+15.00 ± 5.00" in compared._repr_html_()
+
+
+def test_a_folder_without_a_run(tmp_path) -> None:
+    with pytest.raises(RunError, match="holds no run"):
+        cold_flower.open_run(tmp_path)
+    with pytest.raises(ColdFlowerError, match="holds no run"):
+        cold_flower.evaluate("demo", suite="demo", against=tmp_path)
+    with pytest.raises(ColdFlowerError, match="no scores there, nothing to compare with"):
+        cold_flower.evaluate("demo", suite="demo", against=make(tmp_path / "run", []))
+
+
+def test_every_error_is_of_one_kind(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for settings, words in (
+        ({"finetune.learning-rat": 1.0}, "Did you mean 'finetune.learning-rate'"),
+        ({"fusion.rule": "avrage"}, "Did you mean 'average'"),
+        ({"fusion.rule": "ties", "fusion.options": "{density = 2.0}"}, r"a float in \(0, 1\]"),
+        ({"tasks": ["travel"]}, "a list is one comma-separated string"),
+    ):
+        with pytest.raises(ColdFlowerError, match=words):
+            cold_flower.simulate("demo", settings)
+    with pytest.raises(ColdFlowerError, match="resume continues a run, so it needs its directory"):
+        cold_flower.simulate("demo", resume=True)
+    with pytest.raises(ColdFlowerError, match="unknown fusion rule 'tis'. Did you mean 'ties'"):
+        cold_flower.fuse("tis", base="x", models=["y"], out="z")
+    with pytest.raises(ColdFlowerError, match="model nowhere"):
+        cold_flower.fuse("ties", base="nowhere", models=["y"], out="z")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_exported_is_typed_and_light() -> None:
+    for name in cold_flower.__all__:
+        assert getattr(cold_flower, name) is not None
+    assert dir(cold_flower) == cold_flower.__all__
+    for function in (api.simulate, api.evaluate, api.fuse):
+        assert "return" in typing.get_type_hints(function)
+        assert all(
+            parameter.annotation is not inspect.Parameter.empty
+            for parameter in inspect.signature(function).parameters.values()
+        )
+    with pytest.raises(AttributeError, match="has no attribute 'simulat'"):
+        _ = cold_flower.simulat
+    code = (
+        "import sys, cold_flower; assert 'torch' not in sys.modules; print(cold_flower.__version__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0.1.0"
+
+
+@pytest.mark.real
+def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.S):
+        exec(compile(block, "docs/api.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "points (3 tasks)" in printed
+    assert "nyu-mll/glue sst2 ('negative', 'positive')" in printed
+    assert "Did you mean 'finetune.learning-rate'" in printed
+    assert "4 contributors are ready" in printed
+    run, scored = names["run"], names["scored"]
+    assert (tmp_path / "runs" / "first" / "report.html").exists()
+    last = {r["task"]: r["value"] for r in run.scores if r["iteration"] == 2}
+    assert {r["task"]: r["value"] for r in scored.scores} == last  # the same body, the same draws
+    assert scored.gains("frozen") == run.gains("frozen")
+    assert (names["folder"] / "model.safetensors").exists()
+
+
+@pytest.mark.real
+def test_the_notebook_runs_and_is_small(tmp_path) -> None:
+    assert NOTEBOOK.stat().st_size < 40_000
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    shipped = [cell.get("outputs") for cell in notebook.cells if cell.cell_type == "code"]
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    ran = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    assert [len(outputs) for outputs in ran] == [len(outputs) for outputs in shipped]
+    assert len(nbformat.writes(notebook)) < 60_000
+    (table,) = (
+        output.data["text/html"] for output in ran[1] if "text/html" in output.get("data", {})
+    )
+    assert "gain" in table
+    assert (tmp_path / "runs" / "quickstart" / "iterations" / "latest").is_symlink()
