@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow
@@ -185,15 +186,21 @@ def test_deploy_needs_sites(tmp_path) -> None:
         ("finished:completed", None, "the ServerApp wrote no result.json"),
         ("finished:completed", {"status": "failed", "cause": "quorum"}, "failed: quorum"),
         ("finished:failed boom", {"status": "completed", "cause": ""}, "Flower says finished:fail"),
+        ("finished:completed", {"status": "completed", "cause": ""}, ""),
     ],
 )
-def test_a_run_completed_only_if_both_say_so(tmp_path, status, result, words) -> None:
-    if result:
-        (tmp_path / RESULT).write_text(json.dumps(result))
-    with pytest.raises(RunError, match=words):
-        deploy._judge(tmp_path, status)
-    (tmp_path / RESULT).write_text(json.dumps({"status": "completed", "cause": ""}))
-    deploy._judge(tmp_path, "finished:completed")
+def test_a_run_completed_only_if_both_say_so(tmp_path, monkeypatch, status, result, words) -> None:
+    def run(config, connection, say):
+        run_dir.mkdir()
+        if result:
+            (run_dir / RESULT).write_text(json.dumps(result))
+        return status
+
+    run_dir = tmp_path / "run"
+    monkeypatch.setattr(deploy, "_run", run)
+    config = Config.from_flat({"run-dir": str(run_dir), "sites.allow": "*"})
+    with pytest.raises(RunError, match=words) if words else nullcontext():
+        deploy.deploy(config, "partners", print)
 
 
 def test_a_run_that_was_lost_with_its_superlink_is_taken_up_again(tmp_path, monkeypatch) -> None:

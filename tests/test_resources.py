@@ -1,5 +1,6 @@
 """How contributors share cores and GPUs."""
 
+import json
 import os
 
 import pytest
@@ -41,12 +42,11 @@ GPUS = Machine(cores=16, memory=128 * GB, gpus=(80 * GB, 70 * GB))
     ],
 )
 def test_the_choice(machine, keys, workers, cpus, gpus) -> None:
-    made = allocate(
-        machine, **{"contributors": 12 if "gpus" in keys else 24, "footprint": GB, **keys}
-    )
-    assert (made.workers, made.cpus, made.gpus) == (workers, cpus, gpus)
-    assert made.workers * made.cpus <= machine.cores
-    federation = dict(pair.split("=") for pair in made.federation(9).split())
+    contributors = 12 if "gpus" in keys else 24
+    chosen = allocate(machine, **{"contributors": contributors, "footprint": GB, **keys})
+    assert (chosen.workers, chosen.cpus, chosen.gpus) == (workers, cpus, gpus)
+    assert chosen.workers * chosen.cpus <= machine.cores
+    federation = dict(pair.split("=") for pair in chosen.federation(9).split())
     # Flower makes min(floor(cpus / cpus each), floor(gpus / gpus each)) Ray actors.
     assert int(federation["init-args-num-cpus"]) // cpus == workers
     if gpus:
@@ -71,8 +71,8 @@ def test_what_cannot_be_placed(machine, keys, words) -> None:
 
 
 def test_the_line_says_what_and_why() -> None:
-    said = describe(allocate(CORES, contributors=24, footprint=2 * GB))
-    assert said == (
+    line = describe(allocate(CORES, contributors=24, footprint=2 * GB))
+    assert line == (
         "8 contributors at once, 1 core each (no GPU here, 8 cores, 64 GB of memory available; "
         "a contributor takes an estimated 2.0 GB)"
     )
@@ -115,3 +115,16 @@ def test_a_containers_limits_count(monkeypatch) -> None:
         resources, "_cgroup", lambda name: {"cpu.max": "max 100000"}.get(name, "max")
     )
     assert resources.this_machine().cores == len(os.sched_getaffinity(0))
+
+
+def test_gpus_are_asked_in_a_process_of_their_own(monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    answer = json.dumps({"bf16": False, "free": [7e9, 5e9]})
+    monkeypatch.setattr(resources, "_GPUS", f"print({answer!r})")
+    machine = resources.this_machine()
+    assert (machine.gpus, machine.bf16, machine.fake) == ((7e9, 5e9), False, False)
+    monkeypatch.setattr(resources, "_GPUS", "raise RuntimeError('no driver')")
+    with pytest.raises(ConfigError, match="CUDA fails: RuntimeError: no driver. CUDA_VISIBLE"):
+        resources.this_machine()
+    with pytest.raises(ConfigError, match="--fake-gpus is for machines without a GPU"):
+        resources.this_machine(fake_gpus=2)

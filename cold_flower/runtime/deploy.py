@@ -1,32 +1,31 @@
 """Run an experiment on a SuperLink that is up, with sites of their own as contributors.
 
-Stages an app folder (`cold_flower.runtime.simulate.stage`), submits it, follows the run
-directory and the SuperLink, and judges by both: `flwr run` exits 0 when a run failed.
+Stages an app folder (`cold_flower.runtime.bundle`), submits it, follows the run directory and
+the SuperLink, and judges by both (`cold_flower.runtime.flower`).
 """
 
-import hashlib
-import json
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cold_flower.config import Config
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.identity import code_sha256
-from cold_flower.repository.journal import CONFIG, PROGRESS, RESULT, Journal, check_new, check_same
+from cold_flower.repository.journal import CONFIG, RESULT, check_new, check_same
+from cold_flower.runtime.bundle import fab_sha256, stage
+from cold_flower.runtime.events import Events
 from cold_flower.runtime.experiments import check_strategy
-from cold_flower.runtime.processes import Stopped, stoppable, tool
-from cold_flower.runtime.simulate import stage, status_of
+from cold_flower.runtime.flower import STATUS_SECONDS, error_of, flwr, judge, status_of
+from cold_flower.runtime.processes import Stopped, stoppable
 from cold_flower.server import sites
 
-POLL = 0.5  # seconds between two looks at the run directory
+POLL_SECONDS = 0.5  # seconds between two looks at the run directory
 RESUMES = 3  # times that a run which was lost with its SuperLink is taken up again
-ASK = 15.0  # seconds between two questions to the SuperLink: each starts Flower's command line
+ASK_SECONDS = (
+    15.0  # seconds between two questions to the SuperLink: each starts Flower's command line
+)
 
 
 def deploy(config: Config, connection: str, say: Callable[[str], object]) -> None:
@@ -60,7 +59,13 @@ def deploy(config: Config, connection: str, say: Callable[[str], object]) -> Non
                 break
             say("the ServerApp ended without a result (the SuperLink was restarted?): resuming")
             status = _run(replace(config, resume=True), connection, say)
-    _judge(run_dir, status)
+    judge(
+        run_dir,
+        status,
+        no_result=f"the ServerApp wrote no {RESULT} into {run_dir} (does the SuperLink run on this "
+        "machine, and may it write there?)",
+        again=f"add --resume --run-dir {run_dir}",
+    )
 
 
 def _run(config: Config, connection: str, say: Callable[[str], object]) -> str:
@@ -71,13 +76,13 @@ def _run(config: Config, connection: str, say: Callable[[str], object]) -> str:
         app = stage(Path(scratch) / "cold-flower", config)
         fab = fab_sha256(app)
         say(f"run directory {run_dir}\ncode sha256 {code_sha256()}\nFAB sha256 {fab}")
-        seen = len(_lines(run_dir))
+        events = Events(run_dir)
         run = _submit(app, connection, fab)
         say(f"run {run} on {connection or 'the default SuperLink'}")
         try:
-            return _follow(run, connection, run_dir, seen, say)
+            return _follow(run, connection, run_dir, events, say)
         except Stopped:
-            _flwr("stop", run, connection)
+            flwr("stop", run, connection)
             say(f"stopped; what arrived is kept: add --resume --run-dir {run_dir}")
             raise
 
@@ -92,82 +97,30 @@ def _lost(run_dir: Path, status: str) -> bool:
     return begun and status.startswith("finished:failed")
 
 
-def fab_sha256(app: Path) -> str:
-    """Build the bundle that the sites will get; return its sha256."""
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [tool("flwr"), "build", "--app", str(app)]
-        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
-        made = list(Path(scratch).glob("*.fab"))
-        if done.returncode or not made:
-            raise RunError(f"flwr build failed: {(done.stderr or done.stdout).strip()}")
-        return hashlib.sha256(made[0].read_bytes()).hexdigest()
-
-
 def _submit(app: Path, connection: str, fab: str) -> str:
-    answer = _flwr("run", str(app), connection)
+    answer = flwr("run", str(app), connection)
     if not answer.get("success") or not answer.get("run-id"):
-        raise RunError(f"the SuperLink did not take the run: {_cause(answer)}")
+        raise RunError(f"the SuperLink did not take the run: {error_of(answer)}")
     if not fab.startswith(str(answer["fab-hash"])):
         raise RunError(f"flwr sent another FAB ({answer['fab-hash']}) than was built ({fab[:8]})")
     return str(answer["run-id"])
 
 
 def _follow(
-    run: str, connection: str, run_dir: Path, seen: int, say: Callable[[str], object]
+    run: str, connection: str, run_dir: Path, events: Events, say: Callable[[str], object]
 ) -> str:
     """Say what the run does until it has ended; return its status."""
-    asked, silent = -ASK, False
+    asked, silent = -ASK_SECONDS, False
     while True:
-        for line in _lines(run_dir)[seen:]:
-            say(line)
-            seen += 1
-        ended = (run_dir / RESULT).exists()
-        if ended or time.monotonic() - asked > ASK:
-            answer = _flwr("ls", "", connection, "--run-id", run)
+        for event in events.new():
+            say(event["line"])
+        if (run_dir / RESULT).exists() or time.monotonic() - asked > ASK_SECONDS:
+            answer = flwr("ls", connection, "--run-id", run, seconds=STATUS_SECONDS)
             asked = time.monotonic()
             status = status_of(answer)
             if status.startswith("finished"):
                 return status
             if not status and not silent:  # it may be restarting
-                say(f"the SuperLink does not answer: {_cause(answer)}; waiting for it")
+                say(f"the SuperLink does not answer: {error_of(answer)}; waiting for it")
             silent = not status
-        time.sleep(POLL)
-
-
-def _lines(run_dir: Path) -> list[str]:
-    """Read what the run said."""
-    return [str(row["line"]) for row in Journal(run_dir).rows(PROGRESS)]
-
-
-def _flwr(verb: str, what: str, connection: str, *more: str) -> Mapping[str, Any]:
-    """Run a command of Flower's; return the JSON it printed."""
-    command = [tool("flwr"), verb, *(part for part in (what, connection) if part)]
-    done = subprocess.run([*command, *more, "--format", "json"], capture_output=True, text=True)
-    for text in (done.stdout, done.stdout.strip().rpartition("\n")[2]):
-        with suppress(ValueError):
-            found = json.loads(text)
-            if isinstance(found, dict):
-                return found
-    return {"error-message": f"{done.stdout} {done.stderr}".strip()}
-
-
-def _cause(answer: Mapping[str, Any]) -> str:
-    text = str(answer.get("error-message") or answer)
-    return " ".join(text.split())[:500]
-
-
-def _judge(run_dir: Path, status: str) -> None:
-    """Believe nothing but a completed status together with a completed result."""
-    try:
-        result: Mapping[str, Any] = json.loads((run_dir / RESULT).read_text())
-    except (OSError, ValueError):
-        result = {
-            "status": "missing",
-            "cause": f"the ServerApp wrote no {RESULT} into {run_dir} (does the SuperLink run on "
-            "this machine, and may it write there?)",
-        }
-    if result["status"] != "completed" or not status.startswith("finished:completed"):
-        raise RunError(
-            f"the run failed: {result['cause'] or status} (Flower says {status.split()[0]}). What "
-            f"arrived is kept: add --resume --run-dir {run_dir}"
-        )
+        time.sleep(POLL_SECONDS)

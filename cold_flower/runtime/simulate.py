@@ -7,33 +7,31 @@ with an app folder that holds this code and nothing else, and its outcome is rea
 the run's status and from the ``result.json`` that the ServerApp writes last.
 """
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from cold_flower.config import Config
 from cold_flower.errors import RunError
-from cold_flower.identity import PACKAGES, ROOT, __version__
 from cold_flower.reporting.progress import Event
-from cold_flower.repository.journal import CONFIG, FULL, LOG, PROGRESS, RESULT, RUNNER, WORKERS
+from cold_flower.repository.journal import FULL, LOG, RESULT, RUNNER, WORKERS
+from cold_flower.runtime.bundle import stage
+from cold_flower.runtime.events import Events
+from cold_flower.runtime.flower import STATUS_SECONDS, error_of, flwr, judge, status_of
 from cold_flower.runtime.processes import Stopped, alive, stoppable, tool
 from cold_flower.runtime.resources import Allocation
 from cold_flower.runtime.superlink import CONNECTION, superlink
 
 # Weights come and go by the hundred megabytes; where glibc and Linux have such pages.
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-STATUS_SECONDS = 30
-_LEAST = 1 << 16  # bytes free: with less the disk is full
+_FULL_DISK = 1 << 16  # bytes free, or fewer
 
 
 def simulate(
@@ -67,17 +65,11 @@ def simulate(
     # Ray puts sockets there, whose paths are limited to 107 characters: keep it short. The nodes of
     # a cluster have sockets of their own, but read the app there: beside the run, which they share.
     shared = run_dir.parent if allocation.cluster else None
-    with stoppable(), tempfile.TemporaryDirectory(prefix="cf-", dir=shared) as short:
-        scratch = Path(short)
-        environment = _environment(scratch, run_dir, allocation)
-        app = stage(scratch / "cold-flower", config)
-        run_log = run_dir.parent / f".{run_dir.name}.log"
+    run_log = run_dir.parent / f".{run_dir.name}.log"
+    with stoppable(), tempfile.TemporaryDirectory(prefix="cf-", dir=shared) as scratch:
         try:
-            with run_log.open("w") as log, superlink(scratch, environment, log) as link:
-                federation = allocation.federation(contributors)
-                run = _start(app, federation, scratch, environment, log)
-                _watch(run, link, run_dir, show)
-                status = _status(environment, scratch)
+            with run_log.open("w") as log:
+                status = _run(config, contributors, allocation, show, Path(scratch), log)
         except Stopped:
             if not run_dir.exists():
                 run_log.unlink()
@@ -87,56 +79,39 @@ def simulate(
                 with suppress(OSError), (run_dir / LOG).open("ab") as whole:  # a full disk
                     whole.write(run_log.read_bytes())
                     run_log.unlink()
-    _judge(run_dir, status, again)
+    full = shutil.disk_usage(run_dir.parent).free < _FULL_DISK
+    killed = f"the ServerApp ended without a {RESULT} (killed? out of memory?)"
+    log_path = run_dir / LOG if (run_dir / LOG).exists() else run_log
+    judge(run_dir, status, no_result=FULL if full else killed, again=again, log=log_path)
 
 
-def stage(app: Path, config: Config) -> Path:
-    """Write the Flower app: this code and nothing else, with the run's configuration.
-
-    What runs is thereby fixed at the start, whatever happens in the checkout, and the
-    name of the checkout's folder does not matter (Flower refuses some).
-    """
-    for package in PACKAGES:
-        shutil.copytree(
-            ROOT / package,
-            app / package,
-            ignore=lambda _, names: [n for n in names if not _belongs(n)],
-        )
-    (app / "pyproject.toml").write_text(
-        tomli_w.dumps(
-            {
-                "project": {
-                    "name": "cold-flower",
-                    "version": __version__,
-                    "description": "The code and configuration of one run",
-                },
-                "tool": {
-                    "flwr": {
-                        "app": {
-                            "publisher": "cold-flower",
-                            "components": {
-                                "serverapp": "cold_flower.server_app:app",
-                                "clientapp": "cold_flower.client_app:app",
-                            },
-                            "config": config.flat(),
-                        }
-                    }
-                },
-            }
-        )
-    )
-    return app
-
-
-def _belongs(name: str) -> bool:
-    return name.endswith((".py", ".toml")) or ("." not in name and name != "__pycache__")
+def _run(
+    config: Config,
+    contributors: int,
+    allocation: Allocation,
+    show: Callable[[Event], None],
+    scratch: Path,
+    log: Any,
+) -> str:
+    """Run on a SuperLink that lives for this run alone; return what Flower says of it."""
+    run_dir, empty = Path(config.run_dir), scratch / "empty"
+    empty.mkdir()
+    environment = _environment(scratch, run_dir, allocation)
+    app = stage(scratch / "cold-flower", config)
+    with superlink(empty, environment, log) as link:
+        command = [tool("flwr"), "run", str(app), CONNECTION, "--stream"]
+        command += ["--federation-config", allocation.federation(contributors)]
+        run = subprocess.Popen(command, cwd=empty, env=environment, stdout=log, stderr=log)
+        _watch(run, link, run_dir, show)
+        answer = flwr("ls", CONNECTION, cwd=empty, environment=environment, seconds=STATUS_SECONDS)
+    return status_of(answer) or f"nothing ({error_of(answer)})"
 
 
 def _environment(scratch: Path, run_dir: Path, allocation: Allocation) -> dict[str, str]:
     """Return what the SuperLink and all its children see."""
     defaults = {"COLD_FLOWER_HOME": str(run_dir / "contributors"), **LARGE_PAGES}
     spared = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
-    here = ",".join([*([spared] if spared else []), "127.0.0.1", "localhost"])
+    no_proxy = ",".join(filter(None, [spared, "127.0.0.1", "localhost"]))
     own = {
         WORKERS: str(allocation.workers),
         RUNNER: str(os.getpid()),
@@ -148,8 +123,8 @@ def _environment(scratch: Path, run_dir: Path, allocation: Allocation) -> dict[s
         "RAY_TMPDIR": str(scratch),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        "NO_PROXY": here,
-        "no_proxy": here,
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
         # flwr starts its own tools by name: those of this environment.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
@@ -157,18 +132,6 @@ def _environment(scratch: Path, run_dir: Path, allocation: Allocation) -> dict[s
         del own["RAY_TMPDIR"]
         own["RAY_ADDRESS"] = allocation.cluster
     return {**defaults, **os.environ, **own}
-
-
-def _start(
-    app: Path,
-    federation: str,
-    scratch: Path,
-    environment: Mapping[str, str],
-    log: Any,
-) -> "subprocess.Popen[bytes]":
-    command = [tool("flwr"), "run", str(app), CONNECTION, "--stream"]
-    command += ["--federation-config", federation]
-    return subprocess.Popen(command, cwd=scratch / "empty", env=environment, stdout=log, stderr=log)
 
 
 def _watch(
@@ -182,20 +145,13 @@ def _watch(
     Where SuperLink or ServerApp are killed, Flower would notice after a minute or never; here
     the result that is missing tells.
     """
-    progress, server = run_dir / PROGRESS, 0
+    events, server, ended = Events(run_dir), 0, False
     try:
-        # After the last whole line: the ServerApp drops one that was cut off.
-        position = progress.read_bytes().rfind(b"\n") + 1 if progress.exists() else 0
-        ended = False
         while not ended:
             ended = run.poll() is not None or (run_dir / RESULT).exists()
-            with suppress(FileNotFoundError), progress.open() as file:
-                file.seek(position)
-                while (line := file.readline()).endswith("\n"):
-                    position = file.tell()
-                    event = json.loads(line)
-                    server = event.get("server", server)
-                    show(event)
+            for event in events.new():
+                server = event.get("server", server)
+                show(event)
             killed = link.poll() is not None or (server and not alive(server))
             if killed and not (run_dir / RESULT).exists():
                 return
@@ -207,53 +163,3 @@ def _watch(
         if run.poll() is None:
             run.terminate()
             run.wait()
-
-
-def _status(environment: Mapping[str, str], scratch: Path) -> str:
-    """Ask the SuperLink how the run ended, with its details."""
-    command = [tool("flwr"), "ls", CONNECTION, "--format", "json"]
-    try:
-        answer = subprocess.run(
-            command,
-            cwd=scratch / "empty",
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=STATUS_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return "nothing: its SuperLink does not answer"
-    try:
-        status = status_of(json.loads(answer.stdout))
-    except ValueError:
-        status = ""
-    return status or f"unknown: {answer.stdout.strip()} {answer.stderr.strip()}"
-
-
-def status_of(listed: Mapping[str, Any]) -> str:
-    """Return a run's status and its details, as `flwr ls` lists it; empty where it does not."""
-    try:
-        found = listed["runs"][0]
-        return f"{found['status']} {found.get('status-details', '')}".strip()
-    except (KeyError, IndexError):
-        return ""
-
-
-def _judge(run_dir: Path, status: str, again: str) -> None:
-    """Believe nothing but a completed status together with a completed result."""
-    try:
-        result: Mapping[str, Any] = json.loads((run_dir / RESULT).read_text())
-    except (OSError, ValueError):
-        cause = f"the ServerApp ended without a {RESULT} (killed? out of memory?)"
-        full = shutil.disk_usage(run_dir.parent).free < _LEAST
-        result = {"status": "missing", "cause": FULL if full else cause}
-    if result["status"] == "completed" and status.startswith("finished:completed"):
-        return
-    log = run_dir / LOG
-    where = log if log.exists() else run_dir.parent / f".{run_dir.name}.log"
-    cause = result["cause"] or status
-    if result["status"] == "failed":
-        status = status.split()[0]  # its details repeat the cause
-    kept = (run_dir / CONFIG).exists()
-    resume = f" What arrived is kept: {again}" if kept else ""
-    raise RunError(f"the run failed: {cause} (Flower says {status}; log: {where}).{resume}")

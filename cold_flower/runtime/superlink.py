@@ -20,17 +20,21 @@ START_SECONDS = 60
 
 @contextmanager
 def superlink(
-    scratch: Path, environment: Mapping[str, str], log: Any
+    empty: Path, environment: Mapping[str, str], log: Any
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start a SuperLink in an empty directory on a free port; stop it and its children."""
-    home = Path(environment["FLWR_HOME"])
-    empty = scratch / "empty"
-    for folder in (home, empty):
-        folder.mkdir()
+    """Start a SuperLink on a free port; stop it with all that it started.
+
+    Args:
+        empty: a folder where it and its children work, and nobody else.
+        environment: theirs; ``FLWR_HOME`` in it is made, and knows the SuperLink as `CONNECTION`.
+        log: an open file for what they print.
+    """
     port = _free_port()
     command = [tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1"]
     command += ["--port", str(port)]  # state in memory: it ends with the run
     connection = {"address": f"127.0.0.1:{port}", "insecure": True}
+    home = Path(environment["FLWR_HOME"])
+    home.mkdir()
     (home / "config.toml").write_text(
         tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
     )

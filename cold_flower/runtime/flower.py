@@ -1,0 +1,95 @@
+"""Flower's command line: its answers as JSON, and whether a run completed.
+
+`flwr run` exits 0 when a run failed, and Flower calls a run completed in which nobody
+answered. So a run completed only if Flower and the ServerApp's ``result.json`` both say so.
+"""
+
+import json
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cold_flower.errors import RunError
+from cold_flower.repository.journal import CONFIG, RESULT
+from cold_flower.runtime.processes import tool
+
+STATUS_SECONDS = 30  # for an answer about a run; each starts Flower's command line
+
+
+def flwr(
+    *arguments: str,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    seconds: float | None = None,
+) -> Mapping[str, Any]:
+    """Run a command of Flower's; return the JSON that it printed.
+
+    Where it printed none, ``error-message`` holds what it said. Arguments that are empty are
+    left out.
+    """
+    command = [tool("flwr"), *filter(None, arguments), "--format", "json"]
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        return {"error-message": f"no answer within {seconds:g} s"}
+    for text in (done.stdout, done.stdout.strip().rpartition("\n")[2]):  # warnings come before it
+        with suppress(ValueError):
+            answer = json.loads(text)
+            if isinstance(answer, dict):
+                return answer
+    return {"error-message": f"{done.stdout} {done.stderr}"}
+
+
+def error_of(answer: Mapping[str, Any]) -> str:
+    """Return what Flower said instead of what it was asked for, as one line."""
+    return " ".join(str(answer.get("error-message") or answer).split())[:500]
+
+
+def status_of(answer: Mapping[str, Any]) -> str:
+    """Return a run's status and its details from what `flwr ls` says; empty where it has none."""
+    try:
+        run = answer["runs"][0]
+        return f"{run['status']} {run.get('status-details', '')}".strip()
+    except (KeyError, IndexError):
+        return ""
+
+
+def result_of(run_dir: Path) -> Mapping[str, Any]:
+    """Return what the ServerApp wrote last; status ``missing`` where it wrote nothing."""
+    try:
+        result: Mapping[str, Any] = json.loads((run_dir / RESULT).read_text())
+    except (OSError, ValueError):
+        return {"status": "missing", "iterations": 0, "cause": ""}
+    return result
+
+
+def judge(
+    run_dir: Path, status: str, *, no_result: str, again: str, log: Path | None = None
+) -> None:
+    """Return only if the run completed.
+
+    Args:
+        run_dir: the run's.
+        status: what Flower says, with details.
+        no_result: the likely cause where the ServerApp wrote no result.
+        again: how the user goes on after a failure.
+        log: where Flower's own output lies.
+
+    Raises:
+        RunError: the cause, and the way out.
+    """
+    result = result_of(run_dir)
+    if result["status"] == "completed" and status.startswith("finished:completed"):
+        return
+    if result["status"] == "missing":
+        cause = no_result
+    else:
+        cause = result["cause"] or status
+        status = status.split()[0]  # its details are in the cause
+    more = f"; log: {log}" if log else ""
+    kept = f" What arrived is kept: {again}" if (run_dir / CONFIG).exists() else ""
+    raise RunError(f"the run failed: {cause} (Flower says {status}{more}).{kept}")
