@@ -1,0 +1,63 @@
+"""What the command says there is: its version, completion, the experiments."""
+
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from cold_flower import __version__
+from cold_flower.commands import cli
+from cold_flower.errors import ConfigError
+from cold_flower.runtime import catalogue, experiments
+
+
+def said(*arguments: str) -> str:
+    done = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_version_and_completion() -> None:
+    assert said("--version") == f"cold-flower {__version__}\n"
+    assert "--install-completion" in said("--help")
+    assert "2 a wrong command line" in said("--help")
+
+
+@pytest.mark.parametrize("arguments", [["simulat"], ["simulate"], ["simulate", "demo", "--sed=1"]])
+def test_a_wrong_command_line_has_exit_code_2(arguments) -> None:
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 2
+
+
+def test_every_shipped_experiment_says_what_it_shows_and_how_long_it_takes() -> None:
+    described = catalogue.shipped()
+    assert [experiment.name for experiment in described] == experiments.names()
+    for experiment in described:
+        assert experiment.time
+        assert re.match("Section|App|ColD Fusion|The paper", experiment.what), experiment.name
+        assert experiment.what.endswith(".")
+        assert experiment.text.startswith(experiment.what)
+
+
+def test_the_table_lists_shipped_experiments_and_yours(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(
+        "# What I try.\n# Time: an hour.\n\niterations = 2\nfinetune.max-examples = 9\n"
+    )
+    (tmp_path / "suite.toml").write_text("[tasks.x]\npath = 'y'\n")  # no experiment
+    (tmp_path / "broken.toml").write_text("= 3")
+    lines = [line.split() for line in said("experiments").splitlines() if line.strip()]
+    rows = {line[0]: line for line in lines}
+    assert rows["demo"][-1] == "shipped"
+    assert rows["mine.toml"] == ["mine.toml", "What", "I", "try.", "an", "hour", "yours"]
+    assert not {"suite.toml", "broken.toml"} & rows.keys()
+    assert said("experiments", "mine.toml") == (tmp_path / "mine.toml").read_text()
+    assert said("experiments", "multitask").startswith("# Section 5.1")
+    with pytest.raises(
+        ConfigError, match="unknown experiment 'multitsk'. Did you mean 'multitask'"
+    ):
+        said("experiments", "multitsk")
+
+
+def test_about_an_experiment_that_is_not_shipped() -> None:
+    assert catalogue.about("mine") == ""
+    assert "+2.33 on average" in catalogue.about("multitask")
