@@ -7,7 +7,7 @@ from transformers import AutoModelForSequenceClassification
 
 from cold_flower.models.base import load_base
 from cold_flower.models.classifier import classifier
-from cold_flower.models.cores import ATTENTION, Dropout, attention, multiplier
+from cold_flower.models.cores import ATTENTION, Dropout, attention, scaled_mask
 from cold_flower.models.families import OWN_ATTENTION, PREFIXES
 from cold_flower.models.starting import starting_model
 from tests.test_model import ABC, STARTS
@@ -18,7 +18,7 @@ from tests.test_model import ABC, STARTS
 def test_a_mask_drops_its_share_in_every_lane(p, dtype) -> None:
     torch.manual_seed(0)
     n = 400_000
-    drawn = multiplier(torch.empty(n, dtype=dtype), p)
+    drawn = scaled_mask(torch.empty(n, dtype=dtype), p)
     assert drawn.dtype == dtype
     kept = 65_536 / (65_536 - round(p * 65_536))
     assert set(drawn.unique().tolist()) == {0.0, torch.tensor(kept, dtype=dtype).item()}
@@ -32,14 +32,14 @@ def test_a_mask_drops_its_share_in_every_lane(p, dtype) -> None:
 def test_a_mask_is_that_of_its_seed_and_of_any_shape() -> None:
     def draw(seed, *shape):
         torch.manual_seed(seed)
-        return multiplier(torch.empty(*shape), 0.5)
+        return scaled_mask(torch.empty(*shape), 0.5)
 
     assert torch.equal(draw(0, 3, 5), draw(0, 3, 5))
     assert not torch.equal(draw(0, 30, 5), draw(1, 30, 5))
     assert draw(0, 0).shape == (0,)
     assert draw(0, 1, 1, 7).shape == (1, 1, 7)
-    assert torch.equal(multiplier(torch.empty(9), 0.0), torch.ones(9))
-    assert torch.equal(multiplier(torch.empty(9), 1.0), torch.zeros(9))
+    assert torch.equal(scaled_mask(torch.empty(9), 0.0), torch.ones(9))
+    assert torch.equal(scaled_mask(torch.empty(9), 1.0), torch.zeros(9))
 
 
 def test_dropout_is_silent_unless_it_trains() -> None:
@@ -86,7 +86,7 @@ def test_the_gradients_of_attention_that_drops_something(masked) -> None:
 
     assert torch.autograd.gradcheck(mix, heads)
     torch.manual_seed(1)
-    kept = multiplier(torch.empty(2, 2, 5, 5, dtype=torch.float64), 0.3)
+    kept = scaled_mask(torch.empty(2, 2, 5, 5, dtype=torch.float64), 0.3)
     assert 0 < (kept == 0).sum() < kept.numel() / 2
     query, key, value = heads
     scores = query @ key.mT / 2 + (mask if masked else 0)
@@ -94,7 +94,7 @@ def test_the_gradients_of_attention_that_drops_something(masked) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
-def test_attention_keeps_each_weight_and_its_multiplier(dtype, size) -> None:
+def test_attention_keeps_each_weight_and_its_scaled_mask(dtype, size) -> None:
     tokens, kept = 50, 0
     heads = [torch.randn(2, 3, tokens, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
 

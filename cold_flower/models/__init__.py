@@ -1,4 +1,4 @@
-"""A base model and its body by name, a contributor's head, and what makes a model fast here.
+"""A base model by name, its body, a contributor's head, and what makes a model fast here.
 
-A new family goes into `families`; nothing here trains.
+A new model family goes into `families`. Nothing here trains.
 """

@@ -1,10 +1,11 @@
-"""A model's body, by name (paper, section 3: the body is shared, every dataset has its own head).
+"""A model's body, by name: what is fused (paper, section 3).
 
-The **body** is ``model.base_model`` of the sequence-classification model, under the
-names of its state dict without prefix, in float32, without tied aliases and integer
-buffers. Everything else of that model is the **head**. Tensors of the starting model
-that are not in the body (an LM head, RoBERTa's pooler) are never fused. A text-to-text
-model (T5) has no head beside it: all of it is the body.
+The **body** is ``model.base_model`` of the sequence-classification model. Its tensors go by
+their names in the state dict, without the model's prefix, in float32. Tied aliases and integer
+buffers are left out. The rest of that model is the **head**, which every dataset has of its own.
+
+Tensors of the starting model that are outside the body (an LM head, RoBERTa's pooler) are never
+fused. A text-to-text model (T5) has no head: all of it is the body.
 """
 
 from collections.abc import Mapping
@@ -23,15 +24,15 @@ def prefix_of(model: Any) -> str:
 
 
 def body_of(model: Any) -> dict[str, Tensor]:
-    """Return the body's state: float32, on the CPU, without aliases and integer buffers."""
-    state: dict[str, Tensor] = {}
+    """Return the body's tensors: float32, on the CPU."""
+    body: dict[str, Tensor] = {}
     seen = set()
     for name, tensor in model.base_model.state_dict().items():
         address = (tensor.data_ptr(), tensor.shape) if tensor.numel() else (name, None)
         if tensor.is_floating_point() and address not in seen:
             seen.add(address)
-            state[name] = tensor.detach().float().cpu()
-    return state
+            body[name] = tensor.detach().float().cpu()
+    return body
 
 
 def load_body(model: Any, body: State) -> None:
@@ -49,7 +50,7 @@ def load_body(model: Any, body: State) -> None:
                 f"the body does not fit: {name} has shape {tuple(body[name].shape)}, expected "
                 f"{tuple(tensor.shape)}"
             )
-    # strict=False: what body_of left out (aliases, integer buffers) stays as it is.
+    # Not strict: aliases and integer buffers, which a body is without, stay as they are.
     model.base_model.load_state_dict(dict(body), strict=False)
 
 

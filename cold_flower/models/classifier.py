@@ -1,4 +1,4 @@
-"""A contributor's model: a body from a message, and a fresh head of its own."""
+"""A contributor's model: the body from a message, and a fresh head of its own."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,47 +25,60 @@ def classifier(
     seed: int,
     plain: bool = False,
 ) -> Any:
-    """Return a sequence-classification model: this body, a fresh head from the seed.
+    """Return a sequence-classification model: this body, and a head drawn from the seed.
 
     Args:
-        base: shape and tokenizer.
+        base: configuration and tokenizer.
         body: the weights.
-        labels: class names, of which text to text makes its classes; one for regression.
+        labels: the class names; regression has one. Text to text scores them word by word.
         kind: ``classification`` or ``regression``.
         seed: of the head; text to text has none.
-        plain: leave the library's model as it is, for the loops of others. Else it is made
-            faster, with the same outputs: `cores`, `gpus`, `first_token`.
+        plain: return the library's model as it is, for training loops of others. Otherwise it
+            is made faster, with the same outputs (`cores`, `gpus`, `first_token`).
     """
-    config = type(base.config).from_dict(base.config.to_dict())
+    model: Any
     if base.text_to_text:
-        model: Any = _text_to_text(config, body, label_tokens(base.tokenizer, labels))
+        model = _text_to_text(base, body, labels)
     else:
-        number = kind == "regression"
-        config.num_labels = len(labels)
-        config.problem_type = "regression" if number else "single_label_classification"
-        with no_init_weights():  # drawing a body that is replaced took most of the time
-            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-        for module in model.base_model.modules():
-            module._is_hf_initialized = True
-        with seeded(seed):
-            model.init_weights()  # of what is left: the head
+        model = _with_fresh_head(base, labels, kind, seed)
     load_body(model, body)
-    on = device()
+    target = device()
     if not plain:
-        (cores if on.type == "cpu" else gpus).adapt(model)
+        if target.type == "cpu":
+            cores.adapt(model)
+        else:
+            gpus.adapt(model)
         first_token.adapt(model)
-    return model.to(on)
+    return model.to(target)
 
 
-def _text_to_text(config: Any, body: State, words: Sequence[Sequence[int]]) -> TextToText:
+def _with_fresh_head(base: Base, labels: Sequence[str], kind: str, seed: int) -> Any:
+    """Make a model whose head is drawn from the seed, and whose body is not initialised."""
+    config = _copy(base.config)
+    config.num_labels = len(labels)
+    config.problem_type = "regression" if kind == "regression" else "single_label_classification"
+    with no_init_weights():  # most of the time went into drawing a body that is replaced
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    for module in model.base_model.modules():
+        module._is_hf_initialized = True  # so that init_weights leaves the body out
+    with seeded(seed):
+        model.init_weights()
+    return model
+
+
+def _text_to_text(base: Base, body: State, labels: Sequence[str]) -> TextToText:
     with no_init_weights():
-        model = transformers.T5ForConditionalGeneration(config)
+        model = transformers.T5ForConditionalGeneration(_copy(base.config))
     model.tie_weights()
     # transformers makes every T5 with a tied head, whatever its config says, and unties it
     # where the checkpoint has a head of its own (T5 1.1): only the weights tell.
     if "lm_head.weight" in body:
         model.lm_head.weight = nn.Parameter(body["lm_head.weight"].clone())
-    return TextToText(model, words)
+    return TextToText(model, label_tokens(base.tokenizer, labels))
+
+
+def _copy(config: Any) -> Any:
+    return type(config).from_dict(config.to_dict())
 
 
 def device() -> torch.device:

@@ -1,4 +1,4 @@
-"""The embedded demo's base model: a tiny RoBERTa and a tokenizer, made on the spot."""
+"""The demo's base model: a tiny RoBERTa and its tokenizer, made on the spot."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, RobertaConfig
@@ -9,7 +9,7 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 def config() -> RobertaConfig:
-    """Return the tiny body's shape: 2 layers of 64, about 0.1 million parameters."""
+    """Return the model's configuration: 2 layers of 64, about 0.1 million parameters."""
     return RobertaConfig(
         vocab_size=len(SPECIAL) + CONCEPTS * WORDS,
         hidden_size=64,
@@ -26,7 +26,7 @@ def config() -> RobertaConfig:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Make the tokenizer: a word a token, framed as RoBERTa frames its texts."""
+    """Make the tokenizer: a word is a token, and a text is framed as RoBERTa does it."""
     words = [*SPECIAL, *(word for concept in vocabulary() for word in concept)]
     ids = {word: i for i, word in enumerate(words)}
     backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))

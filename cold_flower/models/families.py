@@ -1,4 +1,4 @@
-"""The model families that are tested, without loading any library."""
+"""The model families that are tested. Loads no library."""
 
 PREFIXES = {
     "bert": "bert",
@@ -10,10 +10,10 @@ PREFIXES = {
     "roberta": "roberta",
     "t5": "",
 }
-"""What stands before a body's names in a file that has a head, too; T5 is all body."""
+"""What stands before the body's names in a file that also holds a head. T5 is all body."""
 
 OWN_ATTENTION = ("deberta-v2", "mpnet", "t5")
-"""Those that keep transformers' attention on cores: positions enter its scores."""
+"""Their attention adds positions to the scores, so on cores they keep transformers' own."""
 
 FIRST_TOKEN = ("bert", "electra", "roberta")
-"""Those whose last layer computes the first token alone (`cold_flower.models.first_token`)."""
+"""Their last layer computes the first token only (`cold_flower.models.first_token`)."""

@@ -1,6 +1,6 @@
-"""A model as transformers keeps it: a folder of safetensors files, read a tensor at a time.
+"""A model as transformers saves it: a folder of safetensors files, read one tensor at a time.
 
-Needs neither flwr nor transformers for the families we know.
+For the families of `cold_flower.models.families` this needs neither flwr nor transformers.
 """
 
 import json
@@ -21,7 +21,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class Folder(Mapping[str, Tensor]):
-    """The tensors of a transformers folder, in one file or in shards; read when asked for.
+    """The tensors of a transformers folder, in one file or several; read when asked for.
 
     Args:
         name: a folder, or a model of the hub.
@@ -36,26 +36,19 @@ class Folder(Mapping[str, Tensor]):
         try:
             self.config: dict[str, Any] = dict(json.loads((self.path / "config.json").read_text()))
             self.family = str(self.config.get("model_type", ""))
-            where = dict(self._where())
+            file_of = dict(self._files_by_tensor())
             opened = {
-                file: safe_open(self.path / file, framework="pt") for file in set(where.values())
+                file: safe_open(self.path / file, framework="pt") for file in set(file_of.values())
             }
-            self._files = {key: opened[file] for key, file in where.items()}
-            self.template = {key: self._form(key) for key in self._files}
+            self._files = {key: opened[file] for key, file in file_of.items()}
+            self.template = {key: self._dtype_and_shape(key) for key in self._files}
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
                 f"model {name}: not a readable transformers folder: {error}"
             ) from error
 
-    def _form(self, key: str) -> tuple[torch.dtype, tuple[int, ...]]:
-        """Read dtype and shape from the header."""
-        found = self._files[key].get_slice(key)  # type: ignore[no-untyped-call]
-        if found.get_dtype() not in DTYPES:
-            raise ValueError(f"{key} is {found.get_dtype()}, which is not supported")
-        return DTYPES[found.get_dtype()], tuple(found.get_shape())
-
-    def _where(self) -> Iterator[tuple[str, str]]:
-        """Yield each tensor's name and file."""
+    def _files_by_tensor(self) -> Iterator[tuple[str, str]]:
+        """Yield each tensor's name, and the name of its file."""
         index = self.path / INDEX
         if index.exists():
             for key, file in dict(json.loads(index.read_text())["weight_map"]).items():
@@ -71,6 +64,12 @@ class Folder(Mapping[str, Tensor]):
                 "not ours: save it again with save_pretrained)"
             )
 
+    def _dtype_and_shape(self, key: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        header = self._files[key].get_slice(key)  # type: ignore[no-untyped-call]
+        if header.get_dtype() not in DTYPES:
+            raise ValueError(f"{key} is {header.get_dtype()}, which is not supported")
+        return DTYPES[header.get_dtype()], tuple(header.get_shape())
+
     def __getitem__(self, key: str) -> Tensor:
         tensor: Tensor = self._files[key].get_tensor(key)  # type: ignore[no-untyped-call]
         return tensor
@@ -83,22 +82,22 @@ class Folder(Mapping[str, Tensor]):
 
     @cached_property
     def body(self) -> dict[str, str]:
-        """Return the body: its names without prefix, and how the file calls them.
+        """Return the body: each tensor's name in a body, and its name in the file.
 
-        Where a name carries the family's prefix, what does not is the head; a bare model is
-        all body. Old checkpoints call a layer norm's weight and bias gamma and beta.
+        If some names in the file carry the family's prefix, the others are the head. If none
+        does, it is a bare model, which is all body. Old checkpoints call a layer norm's weight
+        gamma and its bias beta.
         """
         prefix = _prefix(self.family, self.name)
-        inside = {key: key.removeprefix(prefix) for key in self if key.startswith(prefix)}
-        found = inside if prefix and inside else {key: key for key in self}
-        modern = {".gamma": ".weight", ".beta": ".bias"}
-        renamed = {
-            key: short.removesuffix(old) + new
-            for key, short in found.items()
-            for old, new in modern.items()
-            if short.endswith(f"LayerNorm{old}")
-        }
-        return {renamed.get(key, short): key for key, short in found.items()}
+        prefixed = [key for key in self if key.startswith(prefix)]
+        return {_modern(key.removeprefix(prefix)): key for key in prefixed or self}
+
+
+def _modern(name: str) -> str:
+    for old, new in {"LayerNorm.gamma": "weight", "LayerNorm.beta": "bias"}.items():
+        if name.endswith(old):
+            return f"{name.rpartition('.')[0]}.{new}"
+    return name
 
 
 def _path(name: str) -> Path:
@@ -117,6 +116,7 @@ def _path(name: str) -> Path:
 
 
 def _prefix(family: str, name: str) -> str:
+    """Return what stands before the body's names; of an unknown family, transformers knows it."""
     if family not in PREFIXES:
         from transformers import AutoModel
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING

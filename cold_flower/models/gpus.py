@@ -1,9 +1,9 @@
-"""Finetuning on a GPU: no step waits for it.
+"""Keep a GPU from waiting for the CPU during finetuning.
 
-Before each forward pass transformers asks the GPU whether a batch is without padding, to leave the
-attention's mask out. The answer takes until all that was sent there before is done, and the GPU
-then stands idle until the next kernels come. Here an encoder always gets its mask. (DeBERTa and
-MPNet do not use SDPA; they go on asking.)
+Before each forward pass transformers asks the GPU whether a batch has no padding, so that the
+attention mask can be left out. The answer comes only when the GPU has done all its work so far;
+until then no new work is sent, and it runs dry. Here an encoder always gets its mask, so nobody
+asks. (DeBERTa and MPNet do not use SDPA, and still ask.)
 """
 
 from typing import Any
@@ -16,18 +16,18 @@ from transformers.masking_utils import sdpa_mask
 ATTENTION = "cold-flower-gpu"
 
 
-def mask(*given: Any, **more: Any) -> Tensor | None:
+def always_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """Make the mask, True where a token counts: [batch, 1, tokens, tokens]."""
-    made: Tensor | None = sdpa_mask(*given, **{**more, "allow_is_bidirectional_skip": False})
-    return made
+    mask: Tensor | None = sdpa_mask(*args, **{**kwargs, "allow_is_bidirectional_skip": False})
+    return mask
 
 
 AttentionInterface.register(ATTENTION, sdpa_attention_forward)
-AttentionMaskInterface.register(ATTENTION, mask)
+AttentionMaskInterface.register(ATTENTION, always_mask)
 
 
 def adapt(model: Any) -> None:
-    """Have a model that asks for SDPA make its masks here."""
+    """Have a model that asks for SDPA always make its masks."""
     library = model if isinstance(model, PreTrainedModel) else model.base_model  # T5 is wrapped
     if library.config._attn_implementation == "sdpa":
         library.set_attn_implementation(ATTENTION)

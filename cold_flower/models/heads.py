@@ -1,8 +1,8 @@
 """Kept heads (``finetune.head = "keep"``): a contributor's own classifiers, on its own disk.
 
-The head that iteration k trained is stored as such, and a later iteration begins with the
-newest one from before it: that of k-1 where the contributor took part in k-1. So an
-iteration that is repeated after a crash begins with the same head as the first time.
+Iteration k stores the head that it trained under its number. A later iteration begins with the
+newest head from before it: that of k-1 where the contributor took part in k-1. So an iteration
+that is repeated after a crash begins with the same head as the first time.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ class Heads:
 
     Args:
         folder: the contributor's own.
-        run: which run; comes over the wire, so only its hash becomes a path.
+        run: the run's id. It comes over the wire, so only its hash becomes part of a path.
     """
 
     def __init__(self, folder: Path, run: str) -> None:
         self._folder = folder / "heads" / hashlib.sha256(run.encode()).hexdigest()[:16]
 
     def save(self, iteration: int, model: Any) -> None:
-        """Store the head of a trained model, whole or not at all."""
+        """Store the head of a trained model, all of it or nothing."""
         head = head_of(model)
         if not head:
             return
@@ -38,31 +38,32 @@ class Heads:
         write_safetensors(path, Weights(head).template(), head.items())
 
     def load_into(self, model: Any, iteration: int, abandoned: Collection[int] = ()) -> int | None:
-        """Put the newest head from before ``iteration`` into a model; return whose it was.
+        """Put the newest head from before ``iteration`` into a model.
 
         Args:
             model: takes the head.
-            iteration: that is about to be trained.
+            iteration: the one that is about to be trained.
             abandoned: iterations that a rollback left behind; their heads fit other bodies.
+
+        Returns:
+            The iteration that trained the head; None if there was none to load.
 
         Raises:
             ModelError: it does not fit the model.
         """
-        there = {int(path.stem): path for path in self._folder.glob("[0-9]*.safetensors")}
-        earlier = [n for n in there if n < iteration and n not in abandoned]
+        paths = {int(path.stem): path for path in self._folder.glob("[0-9]*.safetensors")}
+        earlier = [n for n in paths if n < iteration and n not in abandoned]
         if not earlier:
             return None
-        path = there[max(earlier)]
-        found = load_file(path)
-        own = head_of(model)
-        shapes = {name: tuple(t.shape) for name, t in own.items()}
-        if shapes != {name: tuple(t.shape) for name, t in found.items()}:
+        newest = max(earlier)
+        head = load_file(paths[newest])
+        if _shapes(head) != _shapes(head_of(model)):
             raise ModelError(
-                f"the kept head {path} does not fit this model and task: remove it, or set "
-                "finetune.head = fresh"
+                f"the kept head {paths[newest]} does not fit this model and task: remove it, or "
+                "set finetune.head = fresh"
             )
-        model.load_state_dict(found, strict=False)  # the body is not in it
-        return int(path.stem)
+        model.load_state_dict(head, strict=False)  # not strict: the body is not in it
+        return newest
 
 
 def head_of(model: Any) -> dict[str, Tensor]:
@@ -75,3 +76,7 @@ def head_of(model: Any) -> dict[str, Tensor]:
         for name, tensor in model.state_dict().items()
         if not name.startswith(prefix)
     }
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

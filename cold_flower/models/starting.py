@@ -15,26 +15,29 @@ from cold_flower.seeds import derive, seeded
 
 
 def starting_model(base: Base, seed: int) -> tuple[Any, dict[str, Tensor]]:
-    """Load the starting model under its own class, and the body its contributors get.
+    """Load the starting model as its own class, and the body that contributors start from.
 
-    A tensor that the checkpoint lacks (BERT's pooler beside an MLM head) is drawn from
-    the seed once, here, so that all contributors start from the same.
+    A body may have tensors that the checkpoint lacks, such as BERT's pooler beside an MLM head.
+    They are drawn from the seed once, here, so that all contributors start from the same.
+
+    Raises:
+        ModelError: the weights cannot be loaded.
     """
     with seeded(derive(seed, "starting-model")):
         if base.name == "demo":
             model: Any = transformers.RobertaForMaskedLM(base.config)
-            body = AutoModelForSequenceClassification.from_config(base.config)
-            load_body(body, {**body_of(body), **body_of(model)})
-            return model, body_of(body)
-        named = (base.config.architectures or [""])[0]
-        architecture = TEXT_TO_TEXT[0] if base.text_to_text else named
-        own_class = getattr(transformers, architecture, transformers.AutoModel)
-        quiet = {"dtype": torch.float32, "use_safetensors": True}
+            classifier = AutoModelForSequenceClassification.from_config(base.config)
+            load_body(classifier, {**body_of(classifier), **body_of(model)})
+            return model, body_of(classifier)
+        architecture = (base.config.architectures or [""])[0]
+        class_name = TEXT_TO_TEXT[0] if base.text_to_text else architecture
+        own_class = getattr(transformers, class_name, transformers.AutoModel)
+        options = {"dtype": torch.float32, "use_safetensors": True}
         try:
-            model = own_class.from_pretrained(base.name, **quiet)
+            model = own_class.from_pretrained(base.name, **options)
             if base.text_to_text:
                 return model, body_of(model)
-            classifier = AutoModelForSequenceClassification.from_pretrained(base.name, **quiet)
+            classifier = AutoModelForSequenceClassification.from_pretrained(base.name, **options)
         except Exception as error:  # a broken file may raise anything
             raise ModelError(
                 f"base-model {base.name!r}: weights cannot be loaded from safetensors: "
@@ -45,5 +48,5 @@ def starting_model(base: Base, seed: int) -> tuple[Any, dict[str, Tensor]]:
 
 def save_starting_model(model: Any, base: Base, folder: Path) -> None:
     """Write the starting model and its tokenizer as a transformers folder."""
-    model.save_pretrained(folder, max_shard_size="1000GB")
+    model.save_pretrained(folder, max_shard_size="1000GB")  # one file: shards are not read here
     base.tokenizer.save_pretrained(folder)

@@ -1,12 +1,11 @@
 """Text-to-text models as classifiers (PAPER, App. D): a class is the words of its label.
 
-A class's score is the log-likelihood of its label's tokens, the end of text included,
-under the softmax over the whole vocabulary: summed, not averaged, as in the rank
-classification of T0 (Sanh et al. 2022). What is trained is what is scored: the loss is
-the negative score of the true class.
+A class's score is the log-likelihood of its label's tokens, the end of text included. It is a
+sum over the tokens, not a mean, under the softmax over the whole vocabulary, as in the rank
+classification of T0 (Sanh et al. 2022). The loss is the negative score of the true class.
 
-The encoder reads the task's text or texts as the suite makes them; nothing is put before
-them. T5's own prompts are templates in the suite, such as
+The encoder reads the task's texts as the suite makes them, without a prompt before them. T5's
+own prompts can be had by a template in the suite, such as
 ``text = ["mnli hypothesis: {hypothesis} premise: {premise}"]``.
 """
 
@@ -23,7 +22,7 @@ from cold_flower.data.task import Task
 from cold_flower.errors import TaskError
 from cold_flower.models.base import Base
 
-IGNORED = -100  # the target that cross_entropy and T5's shift to the right leave out
+IGNORED = -100  # fills up targets; cross_entropy and T5's shift to the right leave it out
 
 
 def label_tokens(tokenizer: Any, labels: Sequence[str]) -> list[list[int]]:
@@ -33,7 +32,9 @@ def label_tokens(tokenizer: Any, labels: Sequence[str]) -> list[list[int]]:
 
 
 def check(base: Base, task: Task, labels: Sequence[str]) -> None:
-    """Check that a text-to-text model can tell a task's classes by their words.
+    """Check that a text-to-text model can tell a task's classes apart by their words.
+
+    Any other model passes.
 
     Raises:
         TaskError: regression, classes without words, or two that have the same tokens.
@@ -52,9 +53,9 @@ def check(base: Base, task: Task, labels: Sequence[str]) -> None:
             f"{base.name!r} is text to text and scores each class by its words. Give them in the "
             'suite, in the order of the numbers: labels = ["...", "..."].'
         )
-    first: dict[tuple[int, ...], str] = {}
+    name_of: dict[tuple[int, ...], str] = {}
     for name, tokens in zip(labels, label_tokens(base.tokenizer, labels), strict=True):
-        other = first.setdefault(tuple(tokens), name)
+        other = name_of.setdefault(tuple(tokens), name)
         if other != name:
             raise TaskError(
                 f"{task.where}: the labels {other!r} and {name!r} are the same tokens to the "
@@ -67,16 +68,16 @@ def log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: [batch, tokens, vocabulary], of any precision.
-        targets: [batch, tokens]; those that are IGNORED count nothing.
+        targets: [batch, tokens]; those that are IGNORED do not count.
     """
-    each = cross_entropy(
+    losses = cross_entropy(
         logits.float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
     )
-    return -each.sum(1)
+    return -losses.sum(1)
 
 
 class TextToText(nn.Module):
-    """A T5 with the outputs of a sequence-classification model. All of it is the body.
+    """A T5 called like a sequence-classification model. All of it is the body.
 
     Args:
         model: a T5ForConditionalGeneration.
@@ -84,12 +85,12 @@ class TextToText(nn.Module):
     """
 
     words: Tensor
-    base_model_prefix = "base_model"  # where the body is found, as in the library's models
+    base_model_prefix = "base_model"  # the attribute that holds the body, as in the library
 
     def __init__(self, model: Any, words: Sequence[Sequence[int]]) -> None:
         super().__init__()
         self.base_model = model
-        self._lengths = [len(tokens) for tokens in words]  # known without asking a GPU
+        self._lengths = [len(tokens) for tokens in words]  # on the CPU: no need to ask a GPU
         rows = [torch.tensor(tokens) for tokens in words]
         padded = pad_sequence(rows, batch_first=True, padding_value=IGNORED)
         self.register_buffer("words", padded, persistent=False)  # [classes, longest]
@@ -107,7 +108,7 @@ class TextToText(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None
     ) -> SequenceClassifierOutput:
-        """Return the loss of the true classes, or without labels the score of every class.
+        """Return the loss of the true classes; without labels, the score of every class.
 
         Args:
             input_ids: [batch, tokens]
@@ -128,30 +129,31 @@ class TextToText(nn.Module):
         return SequenceClassifierOutput(logits=torch.stack(scores, dim=1))  # [batch, classes]
 
     def states(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
-        """Return what the LM head reads of the true classes: [batch, longest, hidden]."""
+        """Return what the LM head reads of the true labels' tokens: [batch, longest, hidden]."""
         encoded = self._encode(input_ids, attention_mask)
         return self._decode(encoded, attention_mask, self.words[labels])
 
     def untie_head(self) -> Any:
-        """Freeze all but the LM head, which gets a weight of its own; return the head."""
+        """Freeze all but the LM head, and give it a weight of its own; return the head."""
         self.requires_grad_(False)
         head = self.base_model.lm_head
         head.weight = nn.Parameter(head.weight.detach().clone())
         return head
 
     def _encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        out = self.base_model.encoder(input_ids=input_ids, attention_mask=attention_mask)
-        encoded: Tensor = out.last_hidden_state
+        encoded: Tensor = self.base_model.encoder(
+            input_ids=input_ids, attention_mask=attention_mask
+        ).last_hidden_state
         return encoded
 
     def _decode(self, encoded: Tensor, attention_mask: Tensor, targets: Tensor) -> Tensor:
-        # The decoder is causal: what fills a row of targets up does not reach its tokens.
+        # The decoder is causal: padding behind the targets does not reach them.
         decoded: Tensor = self.base_model.decoder(
             input_ids=self.base_model._shift_right(targets),
             encoder_hidden_states=encoded,
             encoder_attention_mask=attention_mask,
             use_cache=False,
         ).last_hidden_state
-        # T5 1.0 shares the embedding with the head and scales what the head reads.
-        scaled = self.config.scale_decoder_outputs
-        return decoded * self.base_model.model_dim**-0.5 if scaled else decoded
+        if self.config.scale_decoder_outputs:  # T5 1.0, whose head shares the embedding
+            decoded = decoded * self.base_model.model_dim**-0.5
+        return decoded
