@@ -1,4 +1,4 @@
-"""Suites, tasks and their rows, up to tokens; who holds what. Nothing here knows a model.
+"""Suites, tasks and their rows, up to tokens; which contributor holds what. Knows no model.
 
-A new source of rows goes into `sources`, a new field of a suite file into `task`.
+A new source of rows goes into `sources`, a new key of a suite file into `task`.
 """

@@ -1,14 +1,15 @@
-"""The embedded demo's tasks, generated from a seed; its tiny model: `cold_flower.models.demo`.
+"""The embedded demo's tasks, generated from a seed; its model is `cold_flower.models.demo`.
 
-Why fusing helps here. The words of the demo's language express sixteen hidden concepts;
-a text mixes words of one concept with words of all others, and a task asks which of its
-few concepts a text is about. An untrained body maps every word somewhere at random, so
-its features barely separate anything. Finetuning on one task teaches the body which
-words belong together, for the two to four concepts of that task; the words that the
-other tasks use are learned by the other contributors. Averaging the bodies collects
-these lessons: the fused base groups the words of all seen concepts, which serves the
-seen tasks (from a better start) and the unseen ones (other mixtures of the same
-concepts). It is the paper's claim, on data where one can see why.
+Why fusing helps here. The words of the demo's language express sixteen hidden concepts. A text
+mixes words of one concept with words of all others, and a task asks which of its two to four
+concepts a text is about.
+
+An untrained body places every word at random, so its features separate hardly anything.
+Finetuning on one task teaches the body which words belong together, but only for that task's
+concepts; the other contributors learn those of theirs. Averaging the bodies collects what they
+learned: the fused base groups the words of all seen concepts. That helps the seen tasks, which
+start from a better place, and the unseen ones, which mix the same concepts anew. It is the
+paper's claim, on data where one can see why.
 """
 
 import random
@@ -18,11 +19,11 @@ from cold_flower.seeds import derive
 
 CONCEPTS = 16
 WORDS = 24  # of each concept
-SIZES = {"train": 400, "test": 400}
-LENGTH = (10, 18)  # words of a text
+SIZES = {"train": 400, "test": 400}  # examples of a task
+LENGTH = (10, 18)  # words of a text, from and to
 SIGNAL = 0.25  # share of a text's words that come from its class's concept
 
-# Which concepts a task tells apart: its classes, in the order of its labels.
+# The concepts that a task tells apart, in the order of its labels.
 TASKS = {
     "weather": (0, 1, 2, 3),
     "kitchen": (4, 5, 6),
@@ -40,7 +41,7 @@ TASKS = {
 
 
 def vocabulary() -> list[list[str]]:
-    """Return each concept's words: two syllables, every word of one concept only."""
+    """Return each concept's words. Each has two syllables and belongs to one concept only."""
     syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
     words = [first + second for first in syllables for second in syllables]
     random.Random(derive(0, "demo", "vocabulary")).shuffle(words)
@@ -48,16 +49,16 @@ def vocabulary() -> list[list[str]]:
 
 
 def columns(task: str, split: str, seed: int) -> dict[str, list[Any]]:
-    """Generate a task's rows: columns ``text`` and ``label``."""
-    concepts = vocabulary()
+    """Generate a task's rows, as columns ``text`` and ``label``."""
+    words_of = vocabulary()
     draw = random.Random(derive(seed, "demo", task, split))
     texts, labels = [], []
     for _ in range(SIZES[split]):
         label = draw.randrange(len(TASKS[task]))
-        own = concepts[TASKS[task][label]]
+        own_words = words_of[TASKS[task][label]]
         length = draw.randint(*LENGTH)
         words = [
-            draw.choice(own if draw.random() < SIGNAL else draw.choice(concepts))
+            draw.choice(own_words if draw.random() < SIGNAL else draw.choice(words_of))
             for _ in range(length)
         ]
         texts.append(" ".join(words))

@@ -1,4 +1,4 @@
-"""Tokenised examples and the batches made of them. Needs torch alone."""
+"""Tokenised examples, and the batches made of them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +15,13 @@ class Encoded:
     ids: Tensor
     """int32 [tokens]"""
     types: Tensor
-    """uint8 [tokens]: 1 in the second text of a pair, for models that want it; else empty."""
+    """uint8 [tokens]: 1 in the second text of a pair. Empty where the model does not ask for it."""
     starts: Tensor
     """int64 [examples + 1]"""
     labels: Tensor
     """int64 [examples], or float32 for regression"""
     padding: int = 0
-    """The id that fills a batch up."""
+    """The token that fills up shorter examples of a batch."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -31,7 +31,7 @@ class Encoded:
         return self.starts.diff()
 
     def to(self, device: torch.device) -> "Encoded":
-        """Return them with all but ``starts`` on a device, where batches are then made."""
+        """Return a copy that makes its batches on a device; ``starts`` stay on the CPU."""
         moved = {key: getattr(self, key).to(device) for key in ("ids", "types", "labels")}
         return replace(self, **moved)
 
@@ -48,38 +48,38 @@ class Encoded:
         )
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Pad these examples to the longest of them: a model's keyword arguments.
+        """Return these examples as a model's keyword arguments, padded to the longest of them.
 
-        They are made where the tokens are, and nothing waits for a GPU: what is known on the CPU
-        goes there in one small copy, and the tokens' places are computed, not searched.
+        The batch is made where the tokens are, and nothing here waits for a GPU: the starts and
+        ends, which the CPU knows, go there in one small copy, and all else follows from them.
         """
-        rows, on = torch.tensor(indices), self.ids.device
-        places = torch.stack([self.starts[rows], self.starts[rows + 1]])
-        longest = int((places[1] - places[0]).max())
-        starts, ends = places.to(on, non_blocking=True)
-        tokens = starts[:, None] + torch.arange(longest, device=on)  # [examples, longest]
-        there = tokens < ends[:, None]
-        tokens.clamp_(max=len(self.ids) - 1)
-        made = {
-            "input_ids": self.ids[tokens].long().masked_fill_(~there, self.padding),
-            "attention_mask": there.long(),
+        rows, device = torch.tensor(indices), self.ids.device
+        spans = torch.stack([self.starts[rows], self.starts[rows + 1]])  # [2, examples]
+        longest = int((spans[1] - spans[0]).max())
+        starts, ends = spans.to(device, non_blocking=True)
+        places = starts[:, None] + torch.arange(longest, device=device)  # [examples, longest]
+        is_token = places < ends[:, None]
+        places.clamp_(max=len(self.ids) - 1)
+        inputs = {
+            "input_ids": self.ids[places].long().masked_fill_(~is_token, self.padding),
+            "attention_mask": is_token.long(),
         }
         if len(self.types):
-            made["token_type_ids"] = self.types[tokens].long().masked_fill_(~there, 0)
-        return made
+            inputs["token_type_ids"] = self.types[places].long().masked_fill_(~is_token, 0)
+        return inputs
 
     def labels_of(self, indices: Sequence[int]) -> Tensor:
         """Return these examples' labels, where the tokens are."""
-        return self.labels[self.rows(indices)]
+        return self.labels[self.index_tensor(indices)]
 
-    def rows(self, indices: Sequence[int]) -> Tensor:
+    def index_tensor(self, indices: Sequence[int]) -> Tensor:
         """Return indices as a tensor where the tokens are, int64."""
         return torch.tensor(indices).to(self.ids.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
 class EncodedSplits:
-    """One contributor's tokenised data."""
+    """A contributor's tokenised data."""
 
     train: Encoded
     dev: Encoded
@@ -111,16 +111,14 @@ def encode(
 ) -> Encoded:
     """Tokenise examples of one or two texts each, cut to ``max_length`` tokens."""
     sides = [list(side) for side in zip(*texts, strict=True)]
-    # The tokenizer's own limit counts too: positions beyond it do not exist.
+    # The tokenizer's own limit counts, too: the model has no positions beyond it.
     limit = min(max_length, tokenizer.model_max_length)
-    out = tokenizer(*sides, truncation=True, max_length=limit, return_attention_mask=False)
-    rows = out["input_ids"]
-    types = out.get("token_type_ids")
-    flat = [token for row in rows for token in row]
+    output = tokenizer(*sides, truncation=True, max_length=limit, return_attention_mask=False)
+    ids, types = output["input_ids"], output.get("token_type_ids", [])
     return Encoded(
-        ids=torch.tensor(flat, dtype=torch.int32),
-        types=torch.tensor([t for row in types or [] for t in row], dtype=torch.uint8),
-        starts=torch.tensor([0, *map(len, rows)]).cumsum(0),
+        ids=torch.tensor([token for example in ids for token in example], dtype=torch.int32),
+        types=torch.tensor([kind for example in types for kind in example], dtype=torch.uint8),
+        starts=torch.tensor([0, *map(len, ids)]).cumsum(0),
         labels=torch.tensor(
             list(labels), dtype=torch.float32 if isinstance(labels[0], float) else torch.int64
         ),
@@ -131,10 +129,11 @@ def encode(
 def training_batches(
     lengths: Tensor, size: int, generator: torch.Generator, *, pool: int = 32
 ) -> Iterator[list[int]]:
-    """Yield one epoch's batches of indices, random but of similar lengths.
+    """Yield one epoch's batches of indices: in random order, each of examples of similar length.
 
-    Shuffle, sort each pool of ``pool`` batches by length, cut it into batches, shuffle
-    the batches: padding stays small and every epoch differs.
+    The shuffled examples are cut into pools of ``pool`` batches. Each pool is sorted by length and
+    cut into batches, then all batches are shuffled. So there is little padding, and every epoch
+    has other batches.
     """
     order = torch.randperm(len(lengths), generator=generator)
     batches = []
@@ -145,6 +144,6 @@ def training_batches(
 
 
 def sorted_batches(lengths: Tensor, size: int) -> Iterator[list[int]]:
-    """Yield batches of indices by length: the order for a pass without training."""
+    """Yield batches of indices, sorted by length: for a pass without training."""
     for chunk in lengths.argsort(stable=True).split(size):
         yield chunk.tolist()

@@ -1,7 +1,4 @@
-"""A task's rows, read whole: the same in every run, before anything is drawn from them.
-
-Where the bytes come from is `cold_flower.data.sources`; what a run draws, `splits`.
-"""
+"""A task's rows, checked: the same in every run. What a run draws from them is `splits`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +12,7 @@ from cold_flower.seeds import shuffled
 
 @dataclass(frozen=True)
 class Rows:
-    """Examples: one or two texts each, and a class index (or a number) each."""
+    """Examples: of each, one or two texts, and a class index (or a number)."""
 
     texts: list[tuple[str, ...]]
     labels: list[int] | list[float]
@@ -25,8 +22,8 @@ class Rows:
 
     def take(self, indices: list[int]) -> "Rows":
         """Return these rows in this order."""
-        chosen: Any = [self.labels[i] for i in indices]
-        return Rows([self.texts[i] for i in indices], chosen)
+        labels: Any = [self.labels[i] for i in indices]
+        return Rows([self.texts[i] for i in indices], labels)
 
 
 @dataclass(frozen=True)
@@ -37,80 +34,105 @@ class TaskRows:
     validation: Rows | None
     test: Rows
     labels: tuple[str, ...]
+    """Class names; one empty name for regression."""
     sizes: Mapping[str, int]
-    """By split that was read: how many rows it has."""
-
-
-def read_split(task: Task, split: str, known: tuple[str, ...] = ()) -> tuple[Rows, tuple[str, ...]]:
-    """Read one split; return its rows and the class names.
-
-    Args:
-        task: the entry.
-        split: ``train``, ``validation`` or ``test``, as the suite's ``splits`` names it.
-        known: the class names that train was found to hold, where neither the suite nor
-            the data lists them; then every label is looked up by its text.
-
-    Raises:
-        TaskError: the source cannot be read, a column is missing, the split is empty,
-            a label lies outside the task's list, or that list is not the data's.
-    """
-    columns, named = sources.read(task, task.splits[split])
-    texts = sources.texts(task, columns)
-    raw = columns[task.label]
-    where = f"{task.where}, split {split}"
-    if not raw:
-        raise TaskError(f"{where} is empty")
-    if task.kind == "regression":
-        try:
-            return Rows(texts, [float(value) for value in raw]), ("",)
-        except (TypeError, ValueError) as error:
-            raise TaskError(f"{where}: column {task.label!r} is no number: {error}") from error
-    check_labels(task, split, named)
-    labels = task.labels or named or known or tuple(sorted({str(value) for value in raw}))
-    index_of = {name: i for i, name in enumerate(labels)}
-    indices = []
-    for row, value in enumerate(raw):
-        integral = isinstance(value, int) and not isinstance(value, bool)
-        number = value if integral and (task.labels or named) else index_of.get(str(value))
-        if number is None or not 0 <= number < len(labels):
-            raise TaskError(
-                f"{where}, row {row}: label {value!r} in column {task.label!r} is outside the "
-                f"list {list(labels)} (or 0 to {len(labels) - 1})"
-            )
-        indices.append(number)
-    return Rows(texts, indices), labels
+    """By split that the source has: its number of rows, before any was drawn."""
 
 
 def read_task(task: Task) -> TaskRows:
-    """Read all of a task's splits, and draw the test rows that every run uses.
+    """Read all splits of a task. Where ``test-sample`` is set, draw the test rows.
 
     Raises:
-        TaskError: see `read_split`.
+        TaskError: see `read_split`; or there are fewer rows than ``test-sample`` wants.
     """
     train, labels = read_split(task, "train")
-    rows = {
+    others = {
         split: read_split(task, split, labels)[0]
         for split in ("validation", "test")
         if task.splits.get(split)
     }
-    sizes = {"train": len(train)} | {split: len(part) for split, part in rows.items()}
-    test = rows.get("test")
+    sizes = {"train": len(train)} | {split: len(rows) for split, rows in others.items()}
+    test = others.get("test")
     if test is None:
-        held, left = _draw_test(task, len(train))
-        train, test = train.take(left), train.take(held)
+        held_out, left = _draw_test(task, len(train))
+        train, test = train.take(left), train.take(held_out)
     elif task.test_sample:
         test = test.take(_draw_test(task, len(test))[0])
-    return TaskRows(train, rows.get("validation"), test, labels, sizes)
+    return TaskRows(train, others.get("validation"), test, labels, sizes)
+
+
+def read_split(
+    task: Task, split: str, train_labels: tuple[str, ...] = ()
+) -> tuple[Rows, tuple[str, ...]]:
+    """Read one split; return its rows and the class names.
+
+    Args:
+        task: the entry.
+        split: ``train``, ``validation`` or ``test``.
+        train_labels: the class names that train has. They count where neither the suite nor
+            the source lists any, so that a class has one number in all splits.
+
+    Raises:
+        TaskError: the source cannot be read, a column is missing, the split is empty, a label
+            is not in the task's list, or that list is not the source's.
+    """
+    columns, source_labels = sources.read(task, task.splits[split])
+    texts = sources.texts(task, columns)
+    values = columns[task.label]
+    where = f"{task.where}, split {split}"
+    if not values:
+        raise TaskError(f"{where} is empty")
+    if task.kind == "regression":
+        try:
+            return Rows(texts, [float(value) for value in values]), ("",)
+        except (TypeError, ValueError) as error:
+            raise TaskError(f"{where}: column {task.label!r} is no number: {error}") from error
+    check_labels(task, split, source_labels)
+    listed = task.labels or source_labels
+    labels = listed or train_labels or tuple(sorted({str(value) for value in values}))
+    index_of = {name: i for i, name in enumerate(labels)}
+    indices = []
+    for row, value in enumerate(values):
+        # A number is an index into a list that somebody wrote; otherwise it is a name.
+        is_index = listed and isinstance(value, int) and not isinstance(value, bool)
+        index = value if is_index else index_of.get(str(value))
+        if index is None or not 0 <= index < len(labels):
+            raise TaskError(
+                f"{where}, row {row}: label {value!r} in column {task.label!r} is outside the "
+                f"list {list(labels)} (or 0 to {len(labels) - 1})"
+            )
+        indices.append(index)
+    return Rows(texts, indices), labels
+
+
+def check_labels(task: Task, split: str, source_labels: tuple[str, ...]) -> None:
+    """Check the suite's labels against the class names that the source carries.
+
+    The suite may use other words (T5 answers in these words). But there have to be as many, and
+    a word that both use has to stand for the same class.
+
+    Raises:
+        TaskError: with both lists.
+    """
+    if not (task.labels and source_labels):
+        return
+    ours, theirs = ([name.casefold() for name in names] for names in (task.labels, source_labels))
+    moved = [name for name in ours if name in theirs and ours.index(name) != theirs.index(name)]
+    if len(ours) != len(theirs) or moved:
+        raise TaskError(
+            f"{task.where}, split {split}: labels are {list(task.labels)} in the suite, but "
+            f"{list(source_labels)} in the data; list them in the order of the data"
+        )
 
 
 def _draw_test(task: Task, size: int) -> tuple[list[int], list[int]]:
-    """Draw ``test-sample`` of so many rows; return them and the others, in their order.
+    """Draw ``test-sample`` of ``size`` rows; return their indices and the others', both sorted.
 
-    The draw knows the task's name and the size alone: every run, whatever its seed, is
-    tested on the same rows.
+    The draw depends on the task's name and the size alone. So every run is tested on the same
+    rows, whatever its seed.
 
     Raises:
-        TaskError: there are not so many, or nothing would be left to train on.
+        TaskError: there are too few, or none would be left to train on.
     """
     least = task.test_sample if task.splits["test"] else task.test_sample + 1
     if size < least:
@@ -120,23 +142,3 @@ def _draw_test(task: Task, size: int) -> tuple[list[int], list[int]]:
         )
     order = shuffled(size, 0, "published test", task.name)
     return sorted(order[: task.test_sample]), sorted(order[task.test_sample :])
-
-
-def check_labels(task: Task, split: str, named: tuple[str, ...]) -> None:
-    """Check the entry's labels against the class names that the data carry.
-
-    An entry may call the classes otherwise (T5 answers in these words), but there are as
-    many, and a name that both have stands for the same class.
-
-    Raises:
-        TaskError: with both lists.
-    """
-    if not (task.labels and named):
-        return
-    ours, theirs = ([name.casefold() for name in names] for names in (task.labels, named))
-    moved = [name for name in ours if name in theirs and ours.index(name) != theirs.index(name)]
-    if len(ours) != len(theirs) or moved:
-        raise TaskError(
-            f"{task.where}, split {split}: labels are {list(task.labels)} in the suite, but "
-            f"{list(named)} in the data; list them in the order of the data"
-        )

@@ -1,4 +1,4 @@
-"""Where rows come from: the hub, files, or the embedded demo."""
+"""Where a task's rows come from: the hub, files, or the embedded demo."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,16 +13,20 @@ Columns = Mapping[str, list[Any]]
 
 
 def read(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
-    """Read the columns a task needs; return them and the class names the data holds."""
+    """Read the columns that a task needs.
+
+    Args:
+        task: the entry.
+        split: as the source calls it.
+
+    Returns:
+        The columns, and the class names that the source itself carries (often none).
+    """
     if task.source == "demo":
         return demo.columns(task.name, split, task.seed), ()
-    return _files(task, split) if task.source == "files" else _hub(task, split)
-
-
-def needed(task: Task) -> list[str]:
-    """Return the columns a task's texts and label name."""
-    found = [column for text in task.text for column in columns_of(text)]
-    return [*dict.fromkeys(found), task.label]
+    if task.source == "files":
+        return _read_file(task, split), ()
+    return _read_hub(task, split)
 
 
 def texts(task: Task, columns: Columns) -> list[tuple[str, ...]]:
@@ -32,7 +36,7 @@ def texts(task: Task, columns: Columns) -> list[tuple[str, ...]]:
     for text in task.text:
         if "{" in text:
             names = columns_of(text)
-            rows = ({n: _plain(columns[n][i]) for n in names} for i in range(size))
+            rows = ({name: _plain(columns[name][i]) for name in names} for i in range(size))
             sides.append([text.format_map(row) for row in rows])
         else:
             sides.append([_plain(value) for value in columns[text]])
@@ -44,19 +48,19 @@ def _plain(value: Any) -> str:
 
 
 def stamp(task: Task) -> list[str]:
-    """Return what changes when a task's files change: their names, sizes and times."""
+    """Return the names, sizes and times of a task's files: it changes when one of them does."""
     if task.source != "files":
         return []
-    found = [_find(task, split) for split in task.splits.values() if split]
-    return [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in found]
+    files = [_file(task, split) for split in task.splits.values() if split]
+    return [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
 
 
-def _files(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
+def _read_file(task: Task, split: str) -> Columns:
     import pyarrow.csv
     import pyarrow.json
     import pyarrow.parquet
 
-    path = _find(task, split)
+    path = _file(task, split)
     readers = {
         ".parquet": pyarrow.parquet.read_table,
         ".jsonl": pyarrow.json.read_json,
@@ -66,20 +70,23 @@ def _files(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
         table = readers[path.suffix](path)
     except (pyarrow.ArrowException, OSError) as error:
         raise TaskError(f"{task.where}: {path} cannot be read: {error}") from error
-    _check_columns(task, table.column_names, str(path))
-    return {name: table[name].to_pylist() for name in needed(task)}, ()
+    return {name: table[name].to_pylist() for name in _needed(task, table, str(path))}
 
 
-def _find(task: Task, split: str) -> Path:
+def _file(task: Task, split: str) -> Path:
+    """Find a split's file; relative paths start beside the suite's file.
+
+    Raises:
+        TaskError: there is none, or it is of a kind that is not read.
+    """
     beside = Path(task.suite).parent if task.suite.endswith(".toml") else Path()
     if "{split}" in task.path:
-        found = beside / task.path.replace("{split}", split)
-        candidates = [found]
-        if found.suffix not in SUFFIXES:
-            raise TaskError(f"{task.where}: {found} is none of {', '.join(SUFFIXES)}")
+        path = beside / task.path.replace("{split}", split)
+        if path.suffix not in SUFFIXES:
+            raise TaskError(f"{task.where}: {path} is none of {', '.join(SUFFIXES)}")
+        candidates = [path]
     else:
-        folder = beside / task.path
-        candidates = [folder / f"{split}{suffix}" for suffix in SUFFIXES]
+        candidates = [beside / task.path / f"{split}{suffix}" for suffix in SUFFIXES]
     for path in candidates:
         if path.is_file():
             return path
@@ -87,7 +94,7 @@ def _find(task: Task, split: str) -> Path:
     raise TaskError(f"{task.where}: no file for split {split!r}; looked for {looked}")
 
 
-def _hub(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
+def _read_hub(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
     import datasets
 
     try:
@@ -102,16 +109,23 @@ def _hub(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
             "Without a network, or where it is gone, name a local copy in a suite file of your "
             'own (source = "files"): docs/datasets.md says how'
         ) from error
-    _check_columns(task, table.column_names, task.path)
+    columns = {name: list(table[name]) for name in _needed(task, table, task.path)}
     feature = table.features[task.label]
-    named = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
-    return {name: list(table[name]) for name in needed(task)}, named
+    labels = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+    return columns, labels
 
 
-def _check_columns(task: Task, there: list[str], source: str) -> None:
-    for name in needed(task):
-        if name not in there:
+def _needed(task: Task, table: Any, source: str) -> list[str]:
+    """Return the columns that a task's texts and label name.
+
+    Raises:
+        TaskError: the table lacks one of them.
+    """
+    names = [*(column for text in task.text for column in columns_of(text)), task.label]
+    for name in names:
+        if name not in table.column_names:
             raise TaskError(
                 f"{task.where}: no column {name!r} in {source}; the columns there are "
-                f"{', '.join(there)}"
+                f"{', '.join(table.column_names)}"
             )
+    return list(dict.fromkeys(names))

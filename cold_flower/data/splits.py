@@ -12,7 +12,7 @@ from cold_flower.seeds import shuffled
 
 @dataclass(frozen=True)
 class Splits:
-    """A contributor's own data."""
+    """A contributor's rows."""
 
     train: Rows
     dev: Rows
@@ -24,53 +24,58 @@ class Splits:
 def load_splits(task: Task, config: Config, shard: int | None = None, iteration: int = 0) -> Splits:
     """Load a contributor's data: train, dev and test, drawn from the run's seed.
 
-    Dev is the task's validation split; where it has none, dev is carved out of train:
-    10 % of it. Either way at most ``finetune.dev-examples``. A shard carves its dev
-    out of its own rows: they are all it has.
+    Dev is drawn from the task's validation split. Where there is none, it is 10 % of train. A
+    shard has nothing but its own rows, so its dev is 10 % of those. In every case it has at most
+    ``finetune.dev-examples``.
 
     Args:
         task: the entry.
         config: sizes and seed.
         shard: which shard of the task's train split; None is the whole task. With
             ``partition.fresh`` there is one more than contributors, to evaluate with.
-        iteration: draws the shards anew where ``partition.fresh`` is set (section 6:
-            disjoint within an iteration, independent across them); else without effect.
+        iteration: with ``partition.fresh`` it draws the shards anew (section 6: disjoint
+            within an iteration, independent across them); otherwise it has no effect.
 
     Raises:
-        TaskError: see `read_split`; the data are not as the suite states; or fewer rows
+        TaskError: see `read_task`; the data are not as the suite states; or fewer rows
             than the shards need.
     """
     rows = read_task(task)
     for difference in published.differences(task, rows):
         raise TaskError(f"{task.where}: {difference}")
-    train, test, dev = rows.train, rows.test, rows.validation
-    drawn = ("train", iteration) if config.partition.fresh else ("train",)
-    order = shuffled(len(train), config.seed, task.name, *drawn)
+    purpose = ("train", iteration) if config.partition.fresh else ("train",)
+    order = shuffled(len(rows.train), config.seed, task.name, *purpose)
     if shard is not None:
         order = _shard(task, config.partition, order, shard)
-    most = config.finetune.dev_examples
-    if shard is None and dev is not None:
-        dev = dev.take(shuffled(len(dev), config.seed, task.name, "dev")[:most])
+    dev_examples = config.finetune.dev_examples
+    if shard is None and rows.validation is not None:
+        drawn = shuffled(len(rows.validation), config.seed, task.name, "dev")
+        dev = rows.validation.take(drawn[:dev_examples])
     else:
-        carved = min(max(1, len(order) // 10), most)
-        dev, order = train.take(order[:carved]), order[carved:]
+        carved = min(max(1, len(order) // 10), dev_examples)
+        dev, order = rows.train.take(order[:carved]), order[carved:]
     if not order:
         raise TaskError(f"{task.where}: no training example is left beside the dev split")
-    kept = order[: config.finetune.max_examples or None]
-    tested = shuffled(len(test), config.seed, task.name, "test")
-    tested = sorted(tested[: config.evaluate.max_test_examples or None])
-    return Splits(train.take(kept), dev, test.take(tested), rows.labels)
+    train = rows.train.take(order[: config.finetune.max_examples or None])
+    drawn = shuffled(len(rows.test), config.seed, task.name, "test")
+    test = rows.test.take(sorted(drawn[: config.evaluate.max_test_examples or None]))
+    return Splits(train, dev, test, rows.labels)
 
 
 def _shard(task: Task, partition: Partition, order: list[int], shard: int) -> list[int]:
+    """Return a shard's part of all indices.
+
+    Raises:
+        TaskError: a shard would be empty, or there are too few rows for all shards.
+    """
     size, shards = partition.size, partition.shards
     if not size:
         raise TaskError(f"{task.where}: partition.total is {partition.total} for {shards} shards")
-    wanted = shards + 1 if partition.fresh else shards
-    if size * wanted > len(order):
+    needed = size * (shards + 1 if partition.fresh else shards)
+    if needed > len(order):
         more = " and one to evaluate with" if partition.fresh else ""
         raise TaskError(
-            f"{task.where}: {shards} shards of {size}{more} need {size * wanted} training "
+            f"{task.where}: {shards} shards of {size}{more} need {needed} training "
             f"examples, there are {len(order)}"
         )
     return order[shard * size : (shard + 1) * size]
@@ -78,6 +83,11 @@ def _shard(task: Task, partition: Partition, order: list[int], shard: int) -> li
 
 def check_few_shot(task: Task, config: Config, train: int) -> None:
     """Check that a task has the examples of one few-shot draw.
+
+    Args:
+        task: the entry.
+        config: the run's.
+        train: the number of its training examples.
 
     Raises:
         TaskError: with both numbers.

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent / "suites"
 
 @dataclass(frozen=True)
 class Suite:
-    """A set of tasks, and the recipe that fits them."""
+    """A set of tasks, and the configuration keys that fit them (its recipe)."""
 
     name: str
     tasks: Mapping[str, Task]
@@ -28,7 +28,11 @@ def suite_names() -> list[str]:
 
 
 def load_suite(name: str, seed: int = 0) -> Suite:
-    """Load a built-in suite, or a user's by the path of its file.
+    """Load a built-in suite by name, or a user's by the path of its file.
+
+    Args:
+        name: ``demo``, ``paper``, or a path that ends in ``.toml``.
+        seed: the run's; the demo's rows are generated from it.
 
     Raises:
         TaskError: no such suite, not TOML, or an entry that is not as documented.

@@ -1,4 +1,4 @@
-"""A task: one entry of a suite file, checked."""
+"""A task: one entry of a suite file, checked (docs/suites.md says what it may hold)."""
 
 import string
 from collections.abc import Mapping
@@ -35,26 +35,26 @@ class Task:
     metric: str = "accuracy"
     splits: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
-    """By split: its size as published; see `cold_flower.data.published`."""
+    """By split, its size as published (`cold_flower.data.published` checks it)."""
     test_sample: int = 0
-    """So many test rows, the same in every run; 0 is all."""
+    """How many test rows to draw, the same ones in every run; 0 takes all."""
     paper_name: str = ""
     seed: int = 0
-    """Of the run; the embedded demo is generated from it."""
+    """The run's; the embedded demo is generated from it."""
 
     @property
     def where(self) -> str:
         """Say which entry this is, for messages."""
-        return f"task {self.name} (suite {self.suite})"
+        return _where(self.name, self.suite)
 
     @classmethod
     def from_table(cls, name: str, table: Any, suite: str, seed: int) -> Self:
-        """Return the task that a table of a suite file describes.
+        """Make a task of a table in a suite file.
 
         Raises:
             TaskError: it is not as documented (docs/suites.md).
         """
-        where = f"task {name} (suite {suite})"
+        where = _where(name, suite)
         if not NAME.fullmatch(name):
             raise TaskError(f"{where}: not a valid name (expected {NAME.pattern})")
         if not isinstance(table, dict):
@@ -65,7 +65,6 @@ class Task:
         for key in ("source", "text", "label", "splits"):
             if key not in table:
                 raise TaskError(f"{where}: {key} is missing")
-        kind = _choice(where, "kind", table.get("kind", "classification"), tuple(METRIC_OF))
         for key in ("path", "subset", "label", "paper-name"):
             if not isinstance(table.get(key, ""), str):
                 raise TaskError(f"{where}: {key} is a string, got {table[key]!r}")
@@ -91,9 +90,9 @@ class Task:
             raise TaskError(
                 f"{where}: splits names train, test and perhaps validation, got {splits!r}"
             )
-        rows, sample = _published_sizes(where, table)
-        usual = METRIC_OF[kind]
-        metric = _choice(where, "metric", table.get("metric", usual), (usual,))
+        rows, test_sample = _published_sizes(where, table)
+        kind = _choice(where, "kind", table.get("kind", "classification"), tuple(METRIC_OF))
+        metric = METRIC_OF[kind]
         return cls(
             name=name,
             suite=suite,
@@ -104,27 +103,33 @@ class Task:
             subset=table.get("subset", ""),
             labels=tuple(map(str, labels)),
             kind=kind,
-            metric=metric,
+            metric=_choice(where, "metric", table.get("metric", metric), (metric,)),
             splits=splits,
             rows=rows,
-            test_sample=sample,
+            test_sample=test_sample,
             paper_name=table.get("paper-name", name),
             seed=seed,
         )
 
 
 def columns_of(text: str) -> list[str]:
-    """Return the columns of a template such as ``"{premise} {question}"``, or the column.
+    """Return the columns that a template such as ``"{premise} {question}"`` names.
+
+    A text without braces is a column's name itself.
 
     Raises:
         ValueError: a brace that is not closed, or one that names no column.
     """
     if "{" not in text:
         return [text]
-    named = [column for _, column, _, _ in string.Formatter().parse(text) if column is not None]
-    if not all(named):
+    names = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+    if not all(names):
         raise ValueError("every {} names a column")
-    return named
+    return names
+
+
+def _where(name: str, suite: str) -> str:
+    return f"task {name} (suite {suite})"
 
 
 def _choice(where: str, key: str, value: Any, valid: tuple[str, ...]) -> str:
@@ -134,6 +139,7 @@ def _choice(where: str, key: str, value: Any, valid: tuple[str, ...]) -> str:
 
 
 def _published_sizes(where: str, table: Mapping[str, Any]) -> tuple[dict[str, int], int]:
+    """Return an entry's ``rows`` and ``test-sample``, checked."""
     rows, sample, splits = table.get("rows", {}), table.get("test-sample", 0), table["splits"]
     named = [name for name in SPLITS if splits.get(name)]
     if not isinstance(rows, dict) or not rows.keys() <= set(named):

@@ -47,7 +47,7 @@ def evaluation_batches(
     try:
         with torch.inference_mode(), autocast(model.device, precision):
             for indices in sorted_batches(data.lengths(), EVALUATION_BATCH):
-                yield data.batch(indices), data.rows(indices)
+                yield data.batch(indices), data.index_tensor(indices)
     finally:
         model.train(was_training)
 
