@@ -2,7 +2,7 @@
 
     python -m benchmarks.makespan
 
-Contributors are handed out in our order (`cold_flower.server.roster.longest_first`), each to
+Contributors are handed out in our order (`cold_flower.server.participants.longest_first`), each to
 the worker that is free first, as Flower does. Work is the training examples of the paper's
 datasets (their published sizes), once through, and ten times through but cut at a million,
 where early stopping ends the large ones. The bound is the largest of the mean load, the longest
@@ -15,7 +15,8 @@ from collections.abc import Iterable
 
 from benchmarks import results
 from benchmarks.sizes import SIZES
-from cold_flower.server.roster import Member, longest_first
+from cold_flower.server.participants import longest_first
+from strategies.participants import Member
 
 
 def makespan(work: Iterable[float], workers: int) -> float:

@@ -30,6 +30,7 @@ from strategies import records
 from strategies.cold_fusion import ColDFusion
 from strategies.fusion import load
 from strategies.inbox import Inbox
+from strategies.participants import Member, Participants
 
 ROUNDS = 2
 TENSORS = 20
@@ -87,9 +88,9 @@ def one(kind: str, contributors: int, megabytes: int) -> dict[str, float]:
             stock = WholeRounds(fraction_evaluate=0.0, min_available_nodes=contributors)
             stock.start(grid, arrays, num_rounds=ROUNDS)
             return
-        names = _names(grid, nodes)
+        participants = Participants(_ask(grid, nodes))
         with tempfile.TemporaryDirectory() as folder:
-            inbox = Inbox(grid, Path(folder), names, lambda _: sorted(names), window=3)
+            inbox = Inbox(grid, Path(folder), participants, window=3)
             ColDFusion(load("average"), inbox=inbox).start(
                 inbox, arrays, num_rounds=ROUNDS, evaluate_fn=lambda r, _: inbox.drop()
             )
@@ -107,13 +108,15 @@ def one(kind: str, contributors: int, megabytes: int) -> dict[str, float]:
     return {"peak": peak.bytes, "seconds": time.monotonic() - started}
 
 
-def _names(grid: Grid, nodes: list[int]) -> dict[str, int]:
+def _ask(grid: Grid, nodes: list[int]) -> list[Member]:
     asked = [Message(RecordDict(), node, "query") for node in nodes]
-    replies = grid.send_and_receive(asked, timeout=60)
-    return {
-        str(r.content.config_records[records.CONTRIBUTOR]["name"]): r.metadata.src_node_id
-        for r in replies
-    }
+    return [
+        Member(
+            str(records.config_of(reply.content, records.CONTRIBUTOR)["name"]),
+            reply.metadata.src_node_id,
+        )
+        for reply in grid.send_and_receive(asked, timeout=60)
+    ]
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from cold_flower.identity import code_sha256, versions
 from cold_flower.models.classifier import device
 from cold_flower.repository import by_reference
 from strategies import records
-from strategies.arrivals import INCOMING, Shelf
+from strategies.contributions import INCOMING, Store
 from strategies.fusion import fingerprint
 from strategies.names import unknown
 
@@ -192,9 +192,9 @@ def train(message: Message, context: Context) -> RecordDict:
     }
     if records.REFERENCE not in config:
         return records.train_reply(answer.body.items(), metrics, about)
-    shelf = Shelf(Path(me.config.run_dir) / INCOMING, iteration)
+    store = Store(Path(me.config.run_dir) / INCOMING, iteration)
     where = records.whereabouts(about)
-    about["sha256"] = shelf.offer(me.name, answer.body, about["base"], metrics, where)
+    about["sha256"] = store.offer(me.name, answer.body, about["base"], metrics, where)
     return records.train_reply(None, metrics, about)
 
 

@@ -34,7 +34,7 @@ class ColDFusion(Strategy):
     """
 
     def __init__(
-        self, fuse: Rule, *, inbox: Inbox, seed: int = 0, gate: Gate[ArrayRecord] | None = None
+        self, fuse: Rule, *, inbox: Inbox, seed: int = 0, gate: Gate | None = None
     ) -> None:
         self._fuse = fuse
         self._inbox = inbox

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from strategies.errors import DeadActorError
 from strategies.records import text_of
 
+POLL = 0.1  # seconds between two looks for replies
 _UNREADABLE = 0  # flwr's code for what it does not know
 
 
@@ -20,9 +21,8 @@ def exchange(
     messages: Mapping[str, Message],
     *,
     timeout: float | None,
-    poll: float = 0.1,
     window: int = 0,
-    actors: bool = True,
+    simulated: bool = True,
 ) -> Iterator[tuple[str, Message | None]]:
     """Send one message to each contributor and yield each reply as it arrives.
 
@@ -31,11 +31,9 @@ def exchange(
         messages: by contributor name. Replies are matched by the id of the message
             they answer: errors made by the SuperLink carry no node id.
         timeout: seconds for all; None waits without end.
-        poll: seconds between two looks.
         window: how many may be under way at once; 0 is all. Flower keeps replies in
             memory until they are pulled, so in a simulation this bounds it.
-        actors: the contributors are Ray actors of a simulation, and one that died would fail
-            every later message, too; of sites, none can stop the others.
+        simulated: a contributor that died ends it (`Participants.simulated`).
 
     Yields:
         Name and reply; at the deadline, None for each that did not answer.
@@ -54,16 +52,16 @@ def exchange(
                 waiting[ids[0]] = name
             else:  # the SuperLink refused it
                 yield name, None
-        asked, found = _first_reply(grid, {i: messages[name] for i, name in waiting.items()})
-        if found is None:
-            time.sleep(poll)
+        asked, reply = _first_reply(grid, {i: messages[name] for i, name in waiting.items()})
+        if reply is None:
+            time.sleep(POLL)
             continue
         name = waiting.pop(asked)
-        if actors and found.has_error() and "ActorDied" in str(found.error.reason):
+        if simulated and reply.has_error() and "ActorDied" in str(reply.error.reason):
             raise DeadActorError(
-                f"the worker of contributor {name} died (out of memory?): {reason_of(found)}"
+                f"the worker of contributor {name} died (out of memory?): {reason_of(reply)}"
             )
-        yield name, found
+        yield name, reply
     for name in (*waiting.values(), *(name for name, _ in todo)):
         yield name, None
 
@@ -83,8 +81,8 @@ def _first_reply(grid: Grid, waiting: Mapping[str, Message]) -> tuple[str, Messa
         except (OSError, httpx.HTTPError):
             raise
         except Exception as error:
-            said = f"the reply cannot be read: {type(error).__name__}: {error}"
-            return message_id, Message(Error(_UNREADABLE, said), reply_to=message)
+            cause = f"the reply cannot be read: {type(error).__name__}: {error}"
+            return message_id, Message(Error(_UNREADABLE, cause), reply_to=message)
     return "", None
 
 

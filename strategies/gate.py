@@ -8,13 +8,13 @@ function that the caller gives; nothing here knows how.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Generic, TypeVar
+
+from flwr.app import ArrayRecord
 
 from strategies.errors import FusionError
 
 Scores = Mapping[str, float]
 """Validation score by contributor."""
-Model = TypeVar("Model")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _better(one: Scores, other: Scores) -> bool:
     return bool(both) and sum(one[name] - other[name] for name in both) > 0
 
 
-class Gate(Generic[Model]):
+class Gate:
     """Validates candidates, and looks for the contribution that does harm.
 
     If the candidate of the whole cohort fails, contributions are left out one at a time, the
@@ -82,7 +82,7 @@ class Gate(Generic[Model]):
 
     def __init__(
         self,
-        validate: Callable[[Model], Scores],
+        validate: Callable[[ArrayRecord], Scores],
         before: Callable[[], Scores],
         *,
         tolerance: float,
@@ -101,10 +101,10 @@ class Gate(Generic[Model]):
     def choose(
         self,
         cohort: Sequence[str],
-        make: Callable[[Sequence[str]], Model],
+        make: Callable[[Sequence[str]], ArrayRecord],
         suspects: Callable[[], Sequence[str]],
         least: int = 1,
-    ) -> Model | None:
+    ) -> ArrayRecord | None:
         """Return the candidate that passes; None if the base should stay.
 
         Args:
@@ -115,7 +115,7 @@ class Gate(Generic[Model]):
         """
         before, voters = self._before(), self._voters()
         kept = list(cohort)
-        candidate: Model | None
+        candidate: ArrayRecord | None
         candidate = make(kept)
         best = after = self._validate(candidate)
         reason = first = fall(before, after, *self._limits, voters)

@@ -12,16 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from strategies import records
-from strategies.arrivals import Arrival, Shelf
+from strategies.contributions import Contribution, Store
 from strategies.diagnostics import Diagnosis, diagnose
 from strategies.errors import QuorumError, Refused
 from strategies.exchange import exchange, reason_of
 from strategies.fusion import Template, Weights, fingerprint
-from strategies.names import NAME
+from strategies.participants import Participants
 from strategies.screening import Candidate, Verdict
 
 Screening = Callable[[str, Sequence[Candidate], Diagnosis], Mapping[str, Verdict]]
@@ -32,76 +32,53 @@ class Inbox(Grid):
 
     Args:
         grid: Flower's own.
-        folder: where replies go: ``<folder>/<iteration>/<name>.safetensors``.
-        roster: node id by contributor name; may change while a cohort is drawn.
-        cohort: the names to ask in an iteration.
+        folder: where bodies go: ``<folder>/<iteration>/<name>.safetensors``.
+        participants: who is there, and whom an iteration asks.
         first: the iteration that the first round makes.
         quorum: accepted contributions an iteration needs; 0 means all that are asked.
         keep_arrays: leave the arrays in the replies too, for strategies that fuse
             them themselves; costs one model per contributor in memory.
         window: how many contributors may be at work at once; 0 is all (see `exchange`).
-        actors: the contributors are Ray actors (see `exchange`).
-        allowed: whether what a contributor gave before the run was stopped still counts.
         screen: judges the contributions of an iteration together, once all have arrived: takes
             the base's fingerprint, the candidates and what they measure.
-        promised: returns how many training examples a contributor said to have; 0 = unknown.
-        history: returns the norms of a contributor's earlier contributions.
         say: called with a line at each arrival.
         reference: returns which published iteration is the base; messages then carry that number
-            instead of arrays, and contributors leave their bodies in ``folder`` (`Shelf.offer`).
+            instead of arrays, and contributors leave their bodies in ``folder`` (`Store.offer`).
     """
 
     def __init__(
         self,
         grid: Grid,
         folder: Path,
-        roster: Mapping[str, int],
-        cohort: Callable[[int], Sequence[str]],
+        participants: Participants,
         *,
         first: int = 1,
         quorum: int = 0,
         keep_arrays: bool = False,
         window: int = 0,
-        actors: bool = True,
-        allowed: Callable[[str], bool] = lambda name: True,
         screen: Screening | None = None,
-        promised: Callable[[str], int] = lambda name: 0,
-        history: Callable[[str], Sequence[float]] = lambda name: (),
         say: Callable[[str], None] = lambda line: None,
         reference: Callable[[], int] | None = None,
-        poll: float = 0.1,
     ) -> None:
-        if bad := [name for name in roster if not NAME.fullmatch(name)]:
-            raise ValueError(f"not a contributor name: {bad[0]!r} (expected {NAME.pattern})")
         self._grid = grid
         self._folder = folder
-        self._roster = roster
-        self._cohort = cohort
-        self._quorum = quorum
+        self._participants = participants
+        self.quorum = quorum
         self._keep_arrays = keep_arrays
         self._window = window
-        self._actors = actors
-        self._allowed = allowed
         self._screen = screen
-        self._promised = promised
-        self._history = history
         self._say = say
         self._reference = reference
-        self._poll = poll
         self.iteration = first - 1
-        """The iteration whose contributions are in `arrivals`."""
-        self.arrivals: dict[str, Arrival] = {}
+        """The iteration whose contributions are in `contributions`."""
+        self.contributions: dict[str, Contribution] = {}
         """Of the current iteration, by name."""
         self._measured: tuple[list[str], Diagnosis] | None = None
 
     def get_node_ids(self) -> list[int]:
         """Return the nodes of the coming iteration's cohort."""
-        return [self._roster[name] for name in self._cohort(self.iteration + 1)]
-
-    @property
-    def quorum(self) -> int:
-        """How many good contributions an iteration needs; 0 is all that are asked."""
-        return self._quorum
+        cohort = self._participants.cohort(self.iteration + 1)
+        return [self._participants.members[name].node for name in cohort]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -118,56 +95,22 @@ class Inbox(Grid):
         self.iteration += 1
         self._measured = None
         arrays = listed[0].content.array_records[records.ARRAYS]
-        template = records.template_of(arrays)
         base = fingerprint(records.unpack(arrays))
-        names = {node: name for name, node in self._roster.items()}
+        names = {member.node: name for name, member in self._participants.members.items()}
         asked = {names[m.metadata.dst_node_id]: self._stamped(m, base) for m in listed}
-        there = {name: self._allowed(name) for name in self._shelf.names()}
-        for name in (name for name, allowed in there.items() if not allowed):
-            self._say(f"iteration {self.iteration}: {name} may take part no more: put aside")
-            self._shelf.quarantine(name)
-        # Also of a site that is not there now: what it gave before the run was stopped counts.
-        away = [name for name, allowed in there.items() if allowed and name not in asked]
-        found = {name: self._shelf.find(name, base) for name in (*asked, *away)}
-        self.arrivals = {name: arrival for name, arrival in found.items() if arrival}
-        here = f" (already here: {', '.join(self.arrivals)})" if self.arrivals else ""
-        self._say(f"iteration {self.iteration}: asking {len(asked)} contributors{here}")
-        replies = {
-            name: self._reread(asked.get(name, listed[0]), arrival)
-            for name, arrival in self.arrivals.items()
-        }
-        wanted = {name: m for name, m in asked.items() if name not in self.arrivals}
-        expected = len(self.arrivals) + len(wanted)
-        self._shelf.open()
-        arriving = exchange(
-            self._grid,
-            wanted,
-            timeout=timeout,
-            poll=self._poll,
-            window=self._window,
-            actors=self._actors,
-        )
-        for name, reply in arriving:
-            arrival = self._take(name, reply, template, base, timeout)
-            self.arrivals[name] = arrival
-            self._say(self._line(arrival, expected))
-            if arrival.path and reply is not None:
-                replies[name] = self._reread(reply, arrival) if self._keep_arrays else reply
-        if self._screen:
-            self._judge(self._screen, Weights(records.Tensors(arrays)), base)
+        self.contributions = self._already_here(asked, base)
+        self._collect(asked, records.template_of(arrays), base, timeout)
+        self._judge(base, Weights(records.Tensors(arrays)))
         self._check_quorum()
         accepted = self.accepted()
         # Flower's strategies want the same metrics of all; contributors need not send them all.
-        common = set.intersection(*(set(arrival.metrics) for arrival in accepted))
-        for arrival in accepted:
-            metrics = {key: arrival.metrics[key] for key in sorted(common)}
-            replies[arrival.name].content[records.METRICS] = MetricRecord(dict(metrics))
+        common = sorted(set.intersection(*(set(one.metrics) for one in accepted)))
         # By name, so that a strategy that sums in order of arrival gives the same bits.
-        return [replies[arrival.name] for arrival in accepted]
+        return [self._reply(asked.get(one.name, listed[0]), one, common) for one in accepted]
 
-    def accepted(self) -> list[Arrival]:
+    def accepted(self) -> list[Contribution]:
         """Return the contributions that are to be fused, by name."""
-        return [a for _, a in sorted(self.arrivals.items()) if a.verdict == "accepted"]
+        return [one for _, one in sorted(self.contributions.items()) if one.verdict == "accepted"]
 
     def diagnosis(self, base: Weights) -> Diagnosis:
         """Measure the accepted contributions, by name; once, as long as they are the same.
@@ -176,15 +119,15 @@ class Inbox(Grid):
             base: of this iteration.
         """
         accepted = self.accepted()
-        names = [arrival.name for arrival in accepted]
+        names = [one.name for one in accepted]
         if self._measured is None or self._measured[0] != names:
-            found = diagnose(base, [arrival.weights() for arrival in accepted])
-            self._measured = names, found
+            self._measured = names, diagnose(base, [one.weights() for one in accepted])
         return self._measured[1]
 
     def refuse(self, name: str, reason: str) -> None:
         """Take back that a contribution was accepted."""
-        self.arrivals[name] = replace(self.arrivals[name], verdict="refused", reason=reason)
+        refused = replace(self.contributions[name], verdict="refused", reason=reason)
+        self.contributions[name] = refused
         self._say(f"iteration {self.iteration}: {name} refused: {reason}")
 
     def drop(self, refused: Iterable[str] = ()) -> None:
@@ -194,24 +137,21 @@ class Inbox(Grid):
             refused: names whose files go to quarantine instead.
         """
         for name in refused:
-            self._shelf.quarantine(name)
-        self._shelf.clear()
+            self._store.quarantine(name)
+        self._store.clear()
 
-    def _judge(self, screen: Screening, base: Weights, sha256: str) -> None:
-        candidates = [
-            Candidate(a.name, a.sha256, a.metrics, self._promised(a.name), self._history(a.name))
-            for a in self.accepted()
-        ]
-        if not candidates:
-            return
-        for name, verdict in screen(sha256, candidates, self.diagnosis(base)).items():
-            self.arrivals[name] = replace(self.arrivals[name], figures=verdict.figures)
-            if verdict.reason:
-                self.refuse(name, verdict.reason)
+    @property
+    def state(self) -> Path:
+        """Where a rule's stages leave their memory."""
+        return self._store.state
+
+    @property
+    def _store(self) -> Store:
+        return Store(self._folder, self.iteration)
 
     def _stamped(self, message: Message, base: str) -> Message:
         """Copy a message with iteration and base in its config; the arrays are shared."""
-        config = {**records.config_of(message.content, records.CONFIG)}
+        config = records.config_of(message.content, records.CONFIG)
         config |= {"iteration": self.iteration, "base": base}
         content = RecordDict()
         if self._reference:
@@ -221,84 +161,112 @@ class Inbox(Grid):
         content[records.CONFIG] = ConfigRecord(config)
         return Message(content, message.metadata.dst_node_id, MessageType.TRAIN)
 
-    @property
-    def state(self) -> Path:
-        """Where a rule's stages leave their memory."""
-        return self._shelf.state
+    def _already_here(self, asked: Iterable[str], base: str) -> dict[str, Contribution]:
+        """Return what arrived before the run was stopped, also of a site that is away now."""
+        away = []
+        for name in self._store.names():
+            if not self._participants.allowed(name):
+                self._say(f"iteration {self.iteration}: {name} may take part no more: put aside")
+                self._store.quarantine(name)
+            elif name not in asked:
+                away.append(name)
+        found = {name: self._store.find(name, base) for name in (*asked, *away)}
+        return {name: one for name, one in found.items() if one}
 
-    @property
-    def _shelf(self) -> Shelf:
-        return Shelf(self._folder, self.iteration)
+    def _collect(
+        self, asked: Mapping[str, Message], template: Template, base: str, timeout: float | None
+    ) -> None:
+        """Ask those whose contribution is not here, and keep each as it arrives."""
+        wanted = {name: m for name, m in asked.items() if name not in self.contributions}
+        here = f" (already here: {', '.join(self.contributions)})" if self.contributions else ""
+        self._say(f"iteration {self.iteration}: asking {len(asked)} contributors{here}")
+        expected = len(self.contributions) + len(wanted)
+        self._store.open()
+        for name, reply in exchange(
+            self._grid,
+            wanted,
+            timeout=timeout,
+            window=self._window,
+            simulated=self._participants.simulated,
+        ):
+            if reply is None:
+                late = f"no reply within {timeout:g} s; one that comes later is dropped"
+                one = Contribution(name, "missing", late if timeout else "lost")
+            else:
+                one = self._received(name, reply, template, base)
+            self.contributions[name] = one
+            done = f"{len(self.contributions)}/{expected} {name}"
+            if one.verdict == "accepted":
+                self._say(f"{done} finetuned in {one.metrics.get('seconds', 0.0):.1f} s")
+            else:
+                self._say(f"{done} {one.verdict}: {one.reason}")
 
-    def _take(
-        self, name: str, reply: Message | None, template: Template, base: str, timeout: float | None
-    ) -> Arrival:
-        if reply is None:
-            late = f"no reply within {timeout:g} s; one that comes later is dropped"
-            return Arrival(name, "missing", late if timeout else "lost")
+    def _received(self, name: str, reply: Message, template: Template, base: str) -> Contribution:
+        """Check a reply's form and keep its body; what does not fit is refused."""
         if reply.has_error():
-            return Arrival(name, "refused", f"error reply: {reason_of(reply)}")
+            return Contribution(name, "refused", f"error reply: {reason_of(reply)}")
         try:
             records.check_size(reply.content)
             metrics = records.metrics_of(reply.content)
-            self._check_about(name, reply.content, base)
-            where = records.whereabouts_of(reply.content, records.CONTRIBUTION)
+            stated = records.config_of(reply.content, records.CONTRIBUTION)
+            expected = {"contributor": name, "iteration": self.iteration, "base": base}
+            for key, value in expected.items():
+                if stated.get(key) != value:
+                    got = records.text_of(stated.get(key))
+                    raise Refused(f"{key} is {got!r}, expected {value!r}")
+            whereabouts = records.whereabouts(stated)
             if self._reference:
-                about = records.config_of(reply.content, records.CONTRIBUTION)
-                sha256 = str(about.get("sha256", ""))
-                return self._shelf.take(name, template, base, metrics, where, sha256)
+                sha256 = str(stated.get("sha256", ""))
+                return self._store.take(name, template, base, metrics, whereabouts, sha256)
             body = records.body_of(reply.content, template)
-            return self._shelf.put(name, body, template, base, metrics, where)
+            return self._store.put(name, body, template, base, metrics, whereabouts)
         except Refused as reason:
-            return Arrival(name, "refused", records.text_of(reason, 500))
+            return Contribution(name, "refused", records.text_of(reason, 500))
 
-    def _check_about(self, name: str, content: RecordDict, base: str) -> None:
-        about = records.config_of(content, records.CONTRIBUTION)
-        expected = {"contributor": name, "iteration": self.iteration, "base": base}
-        for key, value in expected.items():
-            if about.get(key) != value:
-                raise Refused(f"{key} is {records.text_of(about.get(key))!r}, expected {value!r}")
-
-    def _reread(self, message: Message, arrival: Arrival) -> Message:
-        """Return a reply built from the file, with arrays only where they are needed."""
-        content = RecordDict(
-            {
-                records.METRICS: MetricRecord(dict(arrival.metrics)),
-                records.CONTRIBUTION: ConfigRecord(
-                    {"contributor": arrival.name, "iteration": self.iteration}
-                ),
-            }
-        )
-        if self._keep_arrays:
-            content[records.ARRAYS] = records.pack(arrival.weights().items())
-        if message.has_content() and message.metadata.reply_to_message_id:
-            message.content = content
-            return message
-        return Message(content, reply_to=message)
-
-    def _line(self, arrival: Arrival, expected: int) -> str:
-        done = f"{len(self.arrivals)}/{expected}"
-        if arrival.verdict != "accepted":
-            return f"{done} {arrival.name} {arrival.verdict}: {arrival.reason}"
-        seconds = arrival.metrics.get("seconds", 0.0)
-        return f"{done} {arrival.name} finetuned in {seconds:.1f} s"
+    def _judge(self, sha256: str, base: Weights) -> None:
+        """Screen what was accepted so far, all together."""
+        if not self._screen:
+            return
+        joined, norms = self._participants.members, self._participants.norms
+        candidates = [
+            Candidate(
+                one.name,
+                one.sha256,
+                one.metrics,
+                joined[one.name].examples if one.name in joined else 0,
+                norms.get(one.name, ()),
+            )
+            for one in self.accepted()
+        ]
+        if not candidates:
+            return
+        for name, verdict in self._screen(sha256, candidates, self.diagnosis(base)).items():
+            self.contributions[name] = replace(self.contributions[name], figures=verdict.figures)
+            if verdict.reason:
+                self.refuse(name, verdict.reason)
 
     def _check_quorum(self) -> None:
-        accepted, asked = len(self.accepted()), len(self.arrivals)
-        needed = self._quorum or asked
-        if accepted < needed:
-            for arrival in self.arrivals.values():
-                if arrival.verdict == "refused":  # a resumed run asks it again
-                    self._shelf.quarantine(arrival.name)
-            causes = "; ".join(
-                f"{a.name} {a.verdict}: {a.reason}"
-                for a in self.arrivals.values()
-                if a.verdict != "accepted"
-            )
-            raise QuorumError(
-                f"iteration {self.iteration}: {accepted} of {asked} contributions are good, "
-                f"the quorum is {needed} ({causes})"
-            )
+        accepted, asked = len(self.accepted()), len(self.contributions)
+        needed = self.quorum or asked
+        if accepted >= needed:
+            return
+        causes = []
+        for one in self.contributions.values():
+            if one.verdict == "refused":  # a resumed run asks it again
+                self._store.quarantine(one.name)
+            if one.verdict != "accepted":
+                causes.append(f"{one.name} {one.verdict}: {one.reason}")
+        raise QuorumError(
+            f"iteration {self.iteration}: {accepted} of {asked} contributions are good, "
+            f"the quorum is {needed} ({'; '.join(causes)})"
+        )
+
+    def _reply(self, asked: Message, one: Contribution, metrics: Iterable[str]) -> Message:
+        """Return the reply that a strategy sees, with arrays only where it needs them."""
+        body = one.weights().items() if self._keep_arrays else ()
+        stated = {"contributor": one.name, "iteration": self.iteration}
+        chosen = {key: one.metrics[key] for key in metrics}
+        return Message(records.train_reply(body, chosen, stated), reply_to=asked)
 
     # The rest of the Grid, unchanged.
 

@@ -52,8 +52,8 @@ def tensor_of(array: Array) -> Tensor:
             return torch.from_numpy(values)
         held = f"{values.dtype} {values.shape}"
     except Exception as error:  # bytes from the wire: numpy may raise anything (zip, header, size)
-        why = text_of(error, 200) or type(error).__name__
-        raise Refused(f"an array cannot be decoded: {why}") from error
+        cause = text_of(error, 200) or type(error).__name__
+        raise Refused(f"an array cannot be decoded: {cause}") from error
     raise Refused(f"an array says {array.dtype} {tuple(array.shape)} but holds {held}")
 
 
@@ -162,8 +162,9 @@ def metrics_of(content: RecordDict) -> dict[str, float]:
     if bad := [key for key, value in metrics.items() if not math.isfinite(value)]:
         raise Refused(f"metric {text_of(bad[0])!r} is {metrics[bad[0]]}")
     if not 1 <= metrics.get(EXAMPLES, 0) <= MOST_EXAMPLES:
-        said = metrics.get(EXAMPLES)
-        raise Refused(f"metric {EXAMPLES!r} is {said}, expected 1 to {MOST_EXAMPLES}")
+        raise Refused(
+            f"metric {EXAMPLES!r} is {metrics.get(EXAMPLES)}, expected 1 to {MOST_EXAMPLES}"
+        )
     return metrics
 
 
@@ -172,24 +173,19 @@ def config_of(content: RecordDict, key: str) -> dict[str, Any]:
     return dict(content.config_records.get(key, {}))
 
 
-def whereabouts_of(content: RecordDict, key: str) -> dict[str, str]:
-    """Return what a reply says of the place where it was computed; for the record only."""
-    return whereabouts(config_of(content, key))
-
-
-def whereabouts(about: Mapping[str, Any]) -> dict[str, str]:
-    """Return what of this says where something was computed, as text."""
-    return {name: text_of(about[name]) for name in WHEREABOUTS if name in about}
+def whereabouts(stated: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a reply says of where it was computed, as text; for the record only."""
+    return {name: text_of(stated[name]) for name in WHEREABOUTS if name in stated}
 
 
 def train_reply(
     body: Iterable[tuple[str, Tensor]] | None,
     metrics: Mapping[str, float],
-    about: Mapping[str, Any],
+    contribution: Mapping[str, Any],
 ) -> RecordDict:
     """Build the answer to a train message; no body where it goes by reference."""
     content = RecordDict(
-        {METRICS: MetricRecord(dict(metrics)), CONTRIBUTION: ConfigRecord(dict(about))}
+        {METRICS: MetricRecord(dict(metrics)), CONTRIBUTION: ConfigRecord(dict(contribution))}
     )
     if body is not None:
         content[ARRAYS] = pack(body)
@@ -198,8 +194,10 @@ def train_reply(
 
 def values_of(content: RecordDict) -> dict[str, dict[str, Any]]:
     """Return all that a message holds besides arrays, as plain values."""
-    plain = (content.metric_records, content.config_records)
-    return {key: dict(record) for records in plain for key, record in records.items()}
+    return {
+        **{key: dict(record) for key, record in content.metric_records.items()},
+        **{key: dict(record) for key, record in content.config_records.items()},
+    }
 
 
 def size_of(content: RecordDict) -> int:

@@ -77,7 +77,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What screening found."""
+    """What screening says of one contribution."""
 
     reason: str = ""
     """Why it is refused; empty if it is not."""
@@ -105,9 +105,9 @@ def implausible(candidate: Candidate) -> str:
     for key, (least, most) in limits.items():
         if key in metrics and not least <= metrics[key] <= most:
             return f"{key} is {metrics[key]:g}, expected {least:g} to {most:g}"
-    said = metrics.get("num-examples", 0)
-    if candidate.promised and said > candidate.promised:
-        return f"num-examples is {said:g}, it had {candidate.promised} when it joined"
+    examples = metrics.get("num-examples", 0)
+    if candidate.promised and examples > candidate.promised:
+        return f"num-examples is {examples:g}, it had {candidate.promised} when it joined"
     return ""
 
 
@@ -185,29 +185,29 @@ class Screen:
                 raise FusionError(unknown("check", check, CHECKS))
 
     def __call__(
-        self, sha256: str, given: Sequence[Candidate], found: Diagnosis
+        self, sha256: str, given: Sequence[Candidate], measured: Diagnosis
     ) -> dict[str, Verdict]:
         """Judge contributions of the right form; return a verdict by name.
 
         Args:
             sha256: fingerprint of the base that they were finetuned from.
             given: the contributions, by name.
-            found: what they measure, in that order.
+            measured: what they measure, in that order.
         """
         reasons: dict[int, str] = {}
         for check in (check for check in CHECKS if check in self.checks):
             left = [i for i in range(len(given)) if i not in reasons]
-            judge = self._judge(check, left, given, found, sha256)
+            judge = self._judge(check, left, given, measured, sha256)
             reasons |= {i: f"{check}: {reason}" for i in left if (reason := judge(i))}
         left = [i for i in range(len(given)) if i not in reasons]
         return {
             candidate.name: Verdict(
                 reasons.get(i, ""),
                 {
-                    "diff-norm": found.norms[i],
-                    "similarity": found.least[i][0],
-                    "growth": found.growth[i],
-                    "agreement": _agreement(found, i, left),
+                    "diff-norm": measured.norms[i],
+                    "similarity": measured.least[i][0],
+                    "growth": measured.growth[i],
+                    "agreement": _agreement(measured, i, left),
                 },
             )
             for i, candidate in enumerate(given)
@@ -218,7 +218,7 @@ class Screen:
         check: str,
         left: Sequence[int],
         given: Sequence[Candidate],
-        found: Diagnosis,
+        measured: Diagnosis,
         sha256: str,
     ) -> Callable[[int], str]:
         """Return one check; what is usual is that of ``left``, those not refused before it."""
@@ -232,23 +232,23 @@ class Screen:
             case "metrics":
                 return lambda i: implausible(given[i])
             case "random":
-                return lambda i: reinitialised(*found.least[i], self.similarity)
+                return lambda i: reinitialised(*measured.least[i], self.similarity)
             case "norm":
-                usual = median(found.norms[i] for i in left) if many else 0.0
+                usual = median(measured.norms[i] for i in left) if many else 0.0
                 longer = _longer(given, left)
                 own = "the median of its own earlier ones"
 
                 def far(i: int) -> str:
-                    norm, earlier = found.norms[i], median(given[i].history or [0.0])
+                    norm, earlier = measured.norms[i], median(given[i].history or [0.0])
                     of_all = too_far(norm, usual, longer[i], self.norm, "the cohort's median")
                     return of_all or too_far(norm, earlier, 1.0, self.norm, own)
 
                 return far
             case "growth":
-                shrunk = median(found.growth[i] for i in left) if many else 1.0
+                shrunk = median(measured.growth[i] for i in left) if many else 1.0
                 longer = _longer(given, left)
-                return lambda i: outgrown(found.growth[i], shrunk) if longer[i] <= LONGER else ""
-        agreement = {i: _agreement(found, i, left) for i in left}
+                return lambda i: outgrown(measured.growth[i], shrunk) if longer[i] <= LONGER else ""
+        agreement = {i: _agreement(measured, i, left) for i in left}
         usual = median(agreement.values()) if many else 0.0
         agreed = usual >= AGREED and self.cosine > -1
         least = max(self.cosine, -usual / 2) if agreed else self.cosine
@@ -262,6 +262,6 @@ def _longer(given: Sequence[Candidate], left: Sequence[int]) -> dict[int, float]
     return {i: taken / usual for i, taken in steps.items()}
 
 
-def _agreement(found: Diagnosis, i: int, others: Sequence[int]) -> float:
+def _agreement(measured: Diagnosis, i: int, others: Sequence[int]) -> float:
     """Return the median cosine of one with the others; 1 if there are none."""
-    return median([found.pairwise[i][j] for j in others if j != i] or [1.0])
+    return median([measured.pairwise[i][j] for j in others if j != i] or [1.0])

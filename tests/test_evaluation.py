@@ -1,18 +1,16 @@
 """Who is asked to score a base, for what, and what is not asked again."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from cold_flower.config import Config
 from cold_flower.data.plan import plan
-from cold_flower.repository.journal import SCORES, Journal
+from cold_flower.repository.journal import PROGRESS, SCORES, Journal
 from cold_flower.server.evaluation import Evaluation
-from cold_flower.server.roster import Member
+from cold_flower.server.participants import Contributors
 from strategies import records
 from strategies.errors import RunStopped
+from strategies.participants import Member
 from tests.conftest import FakeGrid, error_reply
 
 TASKS = {"music": 30, "market": 90, "travel": 60}
@@ -37,18 +35,20 @@ class Fixture:
         whole = plan(config)
         nodes = {name: node for node, name in enumerate(whole.names)}
         self.names = {node: name for name, node in nodes.items()}
-        members = {name: Member(name, node, 5, TASKS.get(name, 10)) for name, node in nodes.items()}
-        self.members = members
-        there: Any = SimpleNamespace(plan=whole, members=members)
+        members = [Member(name, node, 5, TASKS.get(name, 10)) for name, node in nodes.items()]
+        participants = Contributors(config, whole, members)
+        self.members = participants.members
         self.grid = FakeGrid(client, nodes.values())
         self.journal = Journal(folder)
-        self.events: list[dict] = []
-        self.evaluation = Evaluation(self.grid, config, there, self.journal, spread=spread)
+        self.evaluation = Evaluation(self.grid, config, participants, self.journal, spread=spread)
+
+    @property
+    def events(self) -> list[dict]:
+        return self.journal.rows(PROGRESS)
 
     def evaluate(self, iteration, sha256="a"):
         before = len(self.grid.sent)
-        say = lambda line, **about: self.events.append({"line": line, **about})  # noqa: E731
-        self.evaluation.evaluate(iteration, ARRAYS, sha256, say)
+        self.evaluation.evaluate(iteration, ARRAYS, sha256)
         return [
             (
                 self.names[m.metadata.dst_node_id],
@@ -152,8 +152,7 @@ def test_the_gate_asks_those_who_contribute_once_for_each_model(tmp_path) -> Non
 
     def validate(iteration: int, sha256: str):
         before = len(run.grid.sent)
-        sent = lambda: ARRAYS  # noqa: E731
-        scores = run.evaluation.validate(iteration, sha256, sent, lambda line, **about: None)
+        scores = run.evaluation.validate(iteration, sha256, lambda: ARRAYS)
         asked = [run.names[m.metadata.dst_node_id] for m in run.grid.sent[before:]]
         return scores, asked
 
@@ -173,5 +172,5 @@ def test_fresh_shards_are_validated_anew_each_iteration(tmp_path) -> None:
     keys = {"tasks": "music", "unseen": "", "gate.protocol": "frozen", "partition.kind": "shards"}
     run = Fixture(tmp_path, **keys, **{"partition.shards": 2, "partition.fresh": True})
     for iteration, asked in ((1, 2), (1, 2), (2, 4)):
-        run.evaluation.validate(iteration, "a", lambda: ARRAYS, lambda line, **about: None)
+        run.evaluation.validate(iteration, "a", lambda: ARRAYS)
         assert len(run.grid.sent) == asked

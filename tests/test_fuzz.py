@@ -24,6 +24,7 @@ from cold_flower.server.strategy import check
 from strategies import records
 from strategies.errors import StrategyError
 from strategies.inbox import Inbox
+from strategies.participants import Member, Participants
 from strategies.screening import Screen
 from tests.conftest import FakeGrid
 from tests.test_repository import BODY, save
@@ -97,17 +98,17 @@ def test_replies(tmp_path_factory, content) -> None:
         return Message(content, reply_to=message)
 
     inbox = Inbox(
-        FakeGrid(answer, [7]), folder / "incoming", {"ann": 7}, lambda i: ["ann"],
-        quorum=1, poll=0.001, screen=Screen(),
+        FakeGrid(answer, [7]), folder / "incoming", Participants([Member("ann", 7)]),
+        quorum=1, screen=Screen(),
     )  # fmt: skip
     outgoing = RecordDict({"arrays": records.pack(BASE.items()), "config": ConfigRecord()})
     try:
         taken = inbox.send_and_receive([Message(outgoing, 7, "train")], timeout=5)
     except StrategyError as error:
         assert str(error).isprintable()
-        assert inbox.arrivals["ann"].reason
+        assert inbox.contributions["ann"].reason
         taken = []
-    assert len(taken) == (inbox.arrivals["ann"].verdict == "accepted")
+    assert len(taken) == (inbox.contributions["ann"].verdict == "accepted")
     written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     ours = ("incoming/0001/ann.safetensors", "incoming/0001/ann.sha256")
     assert written <= {*ours, "quarantine/0001/ann.safetensors"}
@@ -201,4 +202,4 @@ def test_config_strings(key, value) -> None:
 def test_hostile_names_cannot_leave_the_run_directory(tmp_path) -> None:
     for name in ("../../x", "/etc/x", "a/b", "..", "_state", "A", "", "a" * 65, "a\n"):
         with pytest.raises(ValueError, match="not a contributor name"):
-            Inbox(FakeGrid(lambda m: None, []), tmp_path, {name: 1}, lambda i: [])
+            Inbox(FakeGrid(lambda m: None, []), tmp_path, Participants([Member(name, 1)]))

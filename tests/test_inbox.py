@@ -12,14 +12,15 @@ from google.protobuf.message import DecodeError
 
 from cold_flower.config import Config
 from cold_flower.server import strategy
-from strategies import records
-from strategies.arrivals import Shelf
+from strategies import exchange, records
 from strategies.cold_fusion import ColDFusion
+from strategies.contributions import Store
 from strategies.diagnostics import diagnose
 from strategies.errors import DeadActorError, FusionError, QuorumError, Refused
 from strategies.fusion import Weights, fingerprint, load, read_metadata
 from strategies.gate import Gate
 from strategies.inbox import Inbox
+from strategies.participants import Member, Participants
 from strategies.screening import Screen
 from tests.conftest import FakeGrid, error_reply, is_train
 
@@ -27,6 +28,28 @@ BASE = {"w": torch.zeros(2, 2), "b": torch.tensor([1.0, 2.0])}
 ROSTER = {"ann": 11, "bob": 22, "cat": 33}
 NAMES = {node: name for name, node in ROSTER.items()}
 STEP = {"ann": 1.0, "bob": 2.0, "cat": 6.0}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def impatient():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchange, "POLL", 0.001)
+        yield
+
+
+class Here(Participants):
+    """The roster, of whom an iteration asks these."""
+
+    def __init__(self, *asked: str, later=(), simulated=True, banned="") -> None:
+        super().__init__(Member(name, node) for name, node in ROSTER.items())
+        self.asked, self.later = asked or tuple(ROSTER), later
+        self.simulated, self.banned = simulated, banned
+
+    def cohort(self, iteration: int) -> list[str]:
+        return sorted(self.later if self.later and iteration > 1 else self.asked)
+
+    def allowed(self, name: str) -> bool:
+        return name != self.banned
 
 
 def trained(message: Message, **changes) -> Message:
@@ -45,13 +68,12 @@ def trained(message: Message, **changes) -> Message:
     return Message(reply, reply_to=message)
 
 
-FILES = [f"{name}.{kind}" for name in ROSTER for kind in ("safetensors", "sha256")]  # on a shelf
+FILES = [f"{name}.{kind}" for name in ROSTER for kind in ("safetensors", "sha256")]  # of a store
 
 
-def make(tmp_path, client=trained, *, order="", **options):
+def make(tmp_path, client=trained, *, order="", participants=None, **options):
     grid = FakeGrid(client, ROSTER.values(), order)
-    inbox = Inbox(grid, tmp_path, ROSTER, lambda i: sorted(ROSTER), poll=0.001, **options)
-    return grid, inbox
+    return grid, Inbox(grid, tmp_path, participants or Here(), **options)
 
 
 def start(inbox, rounds=1, timeout=0.3):
@@ -70,8 +92,7 @@ def test_rounds_fuse_the_cohort_uniformly(tmp_path) -> None:
 
 
 def test_only_the_cohort_is_asked(tmp_path) -> None:
-    grid = FakeGrid(trained, ROSTER.values())
-    inbox = Inbox(grid, tmp_path, ROSTER, lambda i: ["bob"] if i == 1 else ["ann", "cat"])
+    grid, inbox = make(tmp_path, participants=Here("bob", later=("ann", "cat")))
     start(inbox, rounds=2)
     assert [NAMES[m.metadata.dst_node_id] for m in grid.sent] == ["bob", "ann", "cat"]
 
@@ -119,7 +140,7 @@ def test_a_bad_reply_is_dropped_with_its_reason_not_the_run(tmp_path, reason) ->
 
     _, inbox = make(tmp_path, client, quorum=2)
     assert torch.equal(start(inbox)["w"], torch.full((2, 2), 1.5))
-    cat = inbox.arrivals["cat"]
+    cat = inbox.contributions["cat"]
     assert cat.verdict == "refused"
     assert reason in cat.reason
     assert not (tmp_path / "0001" / "cat.safetensors").exists()
@@ -130,8 +151,10 @@ def test_one_that_never_answers_is_missing_after_the_deadline(tmp_path) -> None:
         tmp_path, lambda m: None if m.metadata.dst_node_id == 33 else trained(m), quorum=2
     )
     start(inbox, timeout=1)  # the others answer at once
-    assert inbox.arrivals["cat"].verdict == "missing"
-    assert inbox.arrivals["cat"].reason == "no reply within 1 s; one that comes later is dropped"
+    assert inbox.contributions["cat"].verdict == "missing"
+    assert (
+        inbox.contributions["cat"].reason == "no reply within 1 s; one that comes later is dropped"
+    )
 
 
 def test_an_error_without_a_node_id_is_mapped_by_its_message(tmp_path) -> None:
@@ -144,7 +167,7 @@ def test_an_error_without_a_node_id_is_mapped_by_its_message(tmp_path) -> None:
 
     _, inbox = make(tmp_path, client, quorum=2)
     start(inbox)
-    assert inbox.arrivals["bob"].reason == "error reply: node offline"
+    assert inbox.contributions["bob"].reason == "error reply: node offline"
 
 
 def test_below_the_quorum_stops_and_keeps_what_arrived(tmp_path) -> None:
@@ -257,7 +280,7 @@ def test_other_messages_pass_through(tmp_path) -> None:
 @pytest.mark.parametrize("name", ["../x", "A", "", "a" * 65, "a/b", ".hidden"])
 def test_a_name_is_never_a_path(tmp_path, name) -> None:
     with pytest.raises(ValueError, match="not a contributor name"):
-        Inbox(FakeGrid(trained, []), tmp_path, {name: 1}, lambda i: [])
+        Inbox(FakeGrid(trained, []), tmp_path, Participants([Member(name, 1)]))
 
 
 def test_arrays_that_are_no_arrays_are_refused(tmp_path) -> None:
@@ -272,7 +295,7 @@ def test_arrays_that_are_no_arrays_are_refused(tmp_path) -> None:
 
     _, inbox = make(tmp_path, client, quorum=1)
     start(inbox)
-    assert "cannot be decoded" in inbox.arrivals["cat"].reason
+    assert "cannot be decoded" in inbox.contributions["cat"].reason
 
 
 def test_a_cohort_is_screened_together_and_the_refused_put_aside(tmp_path) -> None:
@@ -284,9 +307,9 @@ def test_a_cohort_is_screened_together_and_the_refused_put_aside(tmp_path) -> No
     folder = tmp_path / "incoming"
     _, inbox = make(folder, client, quorum=2, screen=Screen(checks=("duplicate",)))
     assert torch.equal(start(inbox)["w"], torch.full((2, 2), 3.5))  # of ann 1 and cat 6
-    bob = inbox.arrivals["bob"]
+    bob = inbox.contributions["bob"]
     assert (bob.verdict, bob.reason) == ("refused", "duplicate: the same weights as ann")
-    assert inbox.arrivals["ann"].figures["diff-norm"] == pytest.approx(math.sqrt(6))
+    assert inbox.contributions["ann"].figures["diff-norm"] == pytest.approx(math.sqrt(6))
     inbox.drop(["bob"])
     assert [p.name for p in tmp_path.rglob("*.safetensors")] == ["bob.safetensors"]
     assert (tmp_path / "quarantine" / "0001" / "bob.safetensors").exists()
@@ -364,8 +387,7 @@ def test_the_gate_leaves_the_base_as_it_is_or_one_contribution_out(tmp_path) -> 
 def test_what_a_site_gave_before_a_stop_counts_though_it_is_away(tmp_path) -> None:
     _, first = make(tmp_path, quorum=3)
     start(first)
-    grid = FakeGrid(trained, ROSTER.values())
-    second = Inbox(grid, tmp_path, ROSTER, lambda i: ["bob", "cat"], quorum=2, poll=0.001)
+    grid, second = make(tmp_path, participants=Here("bob", "cat"), quorum=2)
     assert torch.equal(start(second)["w"], torch.full((2, 2), 3.0))  # of 1, 2 and 6
     assert grid.sent == []
 
@@ -373,11 +395,7 @@ def test_what_a_site_gave_before_a_stop_counts_though_it_is_away(tmp_path) -> No
 def test_what_a_site_gave_that_may_take_part_no_more_is_put_aside(tmp_path) -> None:
     _, first = make(tmp_path / "incoming", quorum=3)
     start(first)
-    grid = FakeGrid(trained, ROSTER.values())
-    second = Inbox(
-        grid, tmp_path / "incoming", ROSTER, lambda i: ["ann", "bob"], poll=0.001,
-        allowed=lambda name: name != "cat",
-    )  # fmt: skip
+    _, second = make(tmp_path / "incoming", participants=Here("ann", "bob", banned="cat"))
     assert torch.equal(start(second)["w"], torch.full((2, 2), 1.5))  # of 1 and 2
     assert (tmp_path / "quarantine" / "0001" / "cat.safetensors").exists()
 
@@ -386,10 +404,8 @@ def test_what_fits_another_base_is_not_waited_for(tmp_path) -> None:
     """After a rollback the same number comes again; who gave to the old base may be away."""
     _, first = make(tmp_path)
     start(first)
-    grid, lines = FakeGrid(trained, ROSTER.values()), []
-    second = Inbox(
-        grid, tmp_path, ROSTER, lambda i: ["ann", "bob"], poll=0.001, say=lines.append
-    )  # fmt: skip
+    lines: list[str] = []
+    _, second = make(tmp_path, participants=Here("ann", "bob"), say=lines.append)
     moved = {key: tensor + 1 for key, tensor in BASE.items()}
     result = ColDFusion(load("average"), inbox=second).start(
         second, records.pack(moved.items()), num_rounds=1
@@ -402,8 +418,7 @@ def test_without_a_quorum_all_that_count_must_be_good(tmp_path) -> None:
     _, first = make(tmp_path)
     start(first)
     (tmp_path / "0001" / "ann.safetensors").unlink()  # ann is asked again, and fails
-    grid = FakeGrid(lambda m: error_reply(m, "no"), ROSTER.values())
-    second = Inbox(grid, tmp_path, ROSTER, lambda i: ["ann"], poll=0.001)
+    _, second = make(tmp_path, lambda m: error_reply(m, "no"), participants=Here("ann"))
     with pytest.raises(QuorumError, match="2 of 3 contributions are good"):
         start(second)
 
@@ -455,15 +470,12 @@ def test_a_reply_that_flower_cannot_read_is_refused(tmp_path, error) -> None:
                 raise error
             return replies
 
-    inbox = Inbox(
-        Hostile(trained, ROSTER.values()), tmp_path, ROSTER, lambda i: sorted(ROSTER),
-        quorum=2, poll=0.001,
-    )  # fmt: skip
+    inbox = Inbox(Hostile(trained, ROSTER.values()), tmp_path, Here(), quorum=2)
     assert torch.equal(start(inbox)["w"], torch.full((2, 2), 1.5))
-    assert inbox.arrivals["cat"].reason.startswith(
+    assert inbox.contributions["cat"].reason.startswith(
         f"error reply: the reply cannot be read: {type(error).__name__}"
     )
-    assert inbox.arrivals["cat"].reason.isprintable()
+    assert inbox.contributions["cat"].reason.isprintable()
 
 
 def test_a_connection_that_fails_is_nobodys_reply(tmp_path) -> None:
@@ -471,7 +483,7 @@ def test_a_connection_that_fails_is_nobodys_reply(tmp_path) -> None:
         def pull_messages(self, message_ids):
             raise httpx.ReadTimeout("slow")
 
-    inbox = Inbox(Cut(trained, ROSTER.values()), tmp_path, ROSTER, lambda i: sorted(ROSTER))
+    inbox = Inbox(Cut(trained, ROSTER.values()), tmp_path, Here())
     with pytest.raises(httpx.ReadTimeout):
         start(inbox)
 
@@ -484,7 +496,7 @@ def test_a_site_cannot_stop_the_others_by_a_word(tmp_path) -> None:
     _, simulated = make(tmp_path / "a", client, quorum=2)
     with pytest.raises(DeadActorError):
         start(simulated)
-    _, at_sites = make(tmp_path / "b", client, quorum=2, actors=False)
+    _, at_sites = make(tmp_path / "b", client, quorum=2, participants=Here(simulated=False))
     assert torch.equal(start(at_sites)["w"], torch.full((2, 2), 1.5))
 
 
@@ -501,12 +513,12 @@ def test_reasons_are_short_and_can_be_shown(tmp_path) -> None:
 
     _, inbox = make(tmp_path, client, quorum=2)
     start(inbox)
-    reason = inbox.arrivals["cat"].reason
+    reason = inbox.contributions["cat"].reason
     assert reason.startswith("w is ?[2Jxxx")
     assert len(reason) == 500
 
 
-def referring(tmp_path, spoil=lambda name, shelf, about: None, **options):
+def referring(tmp_path, spoil=lambda name, store, about: None, **options):
     """An inbox by reference, and contributors that leave their bodies in its folder."""
 
     def client(message):
@@ -515,12 +527,12 @@ def referring(tmp_path, spoil=lambda name, shelf, about: None, **options):
         assert config[records.REFERENCE] == 7
         name = NAMES[message.metadata.dst_node_id]
         metrics, where = {"num-examples": 10.0, "seconds": 0.5}, {"device": "cpu"}
-        shelf = Shelf(tmp_path / "incoming", int(config["iteration"]))
+        store = Store(tmp_path / "incoming", int(config["iteration"]))
         body = {key: tensor + STEP[name] for key, tensor in BASE.items()}
         about = {"contributor": name, "iteration": config["iteration"], "base": config["base"]}
         about |= where
-        about["sha256"] = shelf.offer(name, body, str(config["base"]), metrics, where)
-        spoil(name, shelf, about)
+        about["sha256"] = store.offer(name, body, str(config["base"]), metrics, where)
+        spoil(name, store, about)
         return Message(records.train_reply(None, metrics, about), reply_to=message)
 
     return make(tmp_path / "incoming", client, reference=lambda: 7, **options)
@@ -529,7 +541,7 @@ def referring(tmp_path, spoil=lambda name, shelf, about: None, **options):
 def test_by_reference_no_weights_travel(tmp_path) -> None:
     _, inbox = referring(tmp_path)
     assert torch.equal(start(inbox)["w"], torch.full((2, 2), 3.0))
-    assert inbox.arrivals["bob"].where == {"device": "cpu"}
+    assert inbox.contributions["bob"].whereabouts == {"device": "cpu"}
     folder = tmp_path / "incoming" / "0001"
     assert sorted(p.name for p in folder.iterdir()) == FILES
     grid, again = referring(tmp_path)  # what is there is not asked for again
@@ -537,47 +549,47 @@ def test_by_reference_no_weights_travel(tmp_path) -> None:
     assert grid.sent == []
 
 
-def rewrite(shelf, name, **changes):
+def rewrite(store, name, **changes):
     """Offer another body than was said."""
-    shelf.offer(name, {**BASE, **changes}, "", {}, {})
+    store.offer(name, {**BASE, **changes}, "", {}, {})
 
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda shelf, about: shelf._offered("cat").unlink(), "it left no body in "),
-        (lambda shelf, about: about.update(sha256="0" * 64), "is not what its message says"),
-        (lambda shelf, about: about.pop("sha256"), "is not what its message says"),
-        (lambda shelf, about: rewrite(shelf, "cat"), "is not what its message says"),
-        (lambda shelf, about: rewrite(shelf, "cat", b=torch.zeros(3)), "b has shape (3,)"),
-        (lambda shelf, about: rewrite(shelf, "cat", c=torch.zeros(3)), "unexpected tensor 'c'"),
-        (lambda shelf, about: rewrite(shelf, "cat", w=torch.full((2, 2), math.nan)), "holds NaN"),
-        (lambda shelf, about: shelf._offered("cat").write_bytes(b"x" * 99), "cannot be read"),
+        (lambda store, about: store._offered("cat").unlink(), "it left no body in "),
+        (lambda store, about: about.update(sha256="0" * 64), "is not what its message says"),
+        (lambda store, about: about.pop("sha256"), "is not what its message says"),
+        (lambda store, about: rewrite(store, "cat"), "is not what its message says"),
+        (lambda store, about: rewrite(store, "cat", b=torch.zeros(3)), "b has shape (3,)"),
+        (lambda store, about: rewrite(store, "cat", c=torch.zeros(3)), "unexpected tensor 'c'"),
+        (lambda store, about: rewrite(store, "cat", w=torch.full((2, 2), math.nan)), "holds NaN"),
+        (lambda store, about: store._offered("cat").write_bytes(b"x" * 99), "cannot be read"),
     ],
 )
 def test_by_reference_a_file_that_is_not_as_said_is_refused(tmp_path, spoil, reason) -> None:
-    def one(name, shelf, about):
+    def one(name, store, about):
         if name == "cat":
-            spoil(shelf, about)
+            spoil(store, about)
 
     _, inbox = referring(tmp_path, one, quorum=2)
     assert torch.equal(start(inbox)["w"], torch.full((2, 2), 1.5))
-    assert reason in inbox.arrivals["cat"].reason
+    assert reason in inbox.contributions["cat"].reason
 
 
 def test_by_reference_a_link_is_not_followed(tmp_path) -> None:
-    def link(name, shelf, about):
+    def link(name, store, about):
         if name == "cat":
-            file = shelf._offered("cat")
+            file = store._offered("cat")
             file.symlink_to(file.rename(tmp_path / "elsewhere"))
 
     _, inbox = referring(tmp_path, link, quorum=2)
     start(inbox)
-    assert "it left no body" in inbox.arrivals["cat"].reason
+    assert "it left no body" in inbox.contributions["cat"].reason
 
 
 def test_by_reference_nothing_is_left_after_the_iteration(tmp_path) -> None:
-    shelf = Shelf(tmp_path / "incoming", 1)
+    store = Store(tmp_path / "incoming", 1)
     with pytest.raises(Refused, match="the iteration is over"):
-        shelf.offer("ann", BASE, "", {}, {})
+        store.offer("ann", BASE, "", {}, {})
     assert not (tmp_path / "incoming").exists()

@@ -6,6 +6,7 @@ from flwr.proto.node_pb2 import NodeInfo
 
 from cold_flower.config import Config
 from cold_flower.errors import ConfigError, RunError
+from cold_flower.repository.journal import PROGRESS, SITES, Journal
 from cold_flower.server import sites
 from tests.conftest import FakeGrid, error_reply
 
@@ -15,13 +16,12 @@ KEYS = {"sites.allow": "ann,bob,cat", "wait.nodes": 0.3, "contributors-per-itera
 class Field:
     """A SuperLink whose nodes a test turns on and off."""
 
-    def __init__(self, monkeypatch, **keys) -> None:
+    def __init__(self, monkeypatch, folder, **keys) -> None:
         monkeypatch.setattr(sites, "POLL", 0.01)
         self.config = Config.from_flat({**KEYS, **keys})
         self.nodes: dict[int, tuple[str, str]] = {}  # id: registered name, when it connected
         self.about: dict[str, dict] = {}  # by registered name: what differs in its answer
-        self.lines: list[str] = []
-        self.rows: list[dict] = []
+        self.journal = Journal(folder)
         self.grid = FakeGrid(self._answer, [])
         self.grid.get_nodes = lambda: [
             NodeInfo(node_id=i, name=name, last_activated_at=at)
@@ -47,20 +47,29 @@ class Field:
         del self.nodes[sum(map(ord, name))]
 
     def open(self) -> sites.Sites:
-        return sites.Sites(self.grid, self.config, "m", self.lines.append, self.rows.append)
+        return sites.Sites(self.grid, self.config, "m", self.journal)
+
+    @property
+    def lines(self) -> list[str]:
+        return [event["line"] for event in self.journal.rows(PROGRESS)]
+
+    @property
+    def rows(self) -> list[dict]:
+        return self.journal.rows(SITES)
 
 
 @pytest.fixture
-def field(monkeypatch):
-    return lambda **keys: Field(monkeypatch, **keys)
+def field(monkeypatch, tmp_path_factory):
+    return lambda **keys: Field(monkeypatch, tmp_path_factory.mktemp("run"), **keys)
 
 
-def test_the_roster_is_by_registered_name_and_says_what_each_runs(field) -> None:
+def test_members_are_by_registered_name_and_say_what_they_run(field) -> None:
     world = field()
     world.on("cat", "ann")
     made = world.open()
     assert list(made.members) == ["ann", "cat"]
-    assert made.roster == {"ann": sum(map(ord, "ann")), "cat": sum(map(ord, "cat"))}
+    nodes = {name: member.node for name, member in made.members.items()}
+    assert nodes == {"ann": sum(map(ord, "ann")), "cat": sum(map(ord, "cat"))}
     assert made.plan.seen == made.plan.evaluated == ("ann", "cat")
     joined = [(r["site"], r["event"], r["code"]) for r in world.rows]
     assert sorted(joined) == [("ann", "joined", "of ann"), ("cat", "joined", "of cat")]
@@ -104,7 +113,7 @@ def test_a_stranger_is_not_even_asked(field) -> None:
 def test_two_nodes_under_one_name(field) -> None:
     world = field()
     world.nodes = {1: ("ann", "1"), 2: ("ann", "1")}
-    assert world.open().roster == {"ann": 1}
+    assert {name: member.node for name, member in world.open().members.items()} == {"ann": 1}
     assert "another node is registered as ann" in "\n".join(world.lines)
 
 

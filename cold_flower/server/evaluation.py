@@ -6,6 +6,7 @@ or an evaluation that was cut off, costs nothing again.
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -15,13 +16,25 @@ from cold_flower.config import Config
 from cold_flower.data.schedule import evaluated
 from cold_flower.reporting.tables import summary
 from cold_flower.repository.journal import SCORES, VALIDATION, Journal
-from cold_flower.server.attendance import Attendance
-from cold_flower.server.roster import Member, longest_first
+from cold_flower.server.participants import Contributors, longest_first
 from strategies import records
 from strategies.errors import Refused, RunStopped
 from strategies.exchange import exchange, reason_of
+from strategies.participants import Member
 
 COSTLY_FIRST = ("finetuned", "few-shot", "frozen")
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is scored."""
+
+    iteration: int
+    """That it is the base of, or that it is a candidate for."""
+    sha256: str
+    arrays: ArrayRecord
+    candidate: bool = False
+    """It is not published, and is scored on the dev split, for the gate."""
 
 
 class Evaluation:
@@ -30,73 +43,66 @@ class Evaluation:
     Args:
         grid: Flower's.
         config: the run's; with ``transport = "shared-dir"`` a message names a published base.
-        attendance: who is there, who evaluates, and whose task is unseen.
-        journal: where the scores go.
+        participants: who is there, who evaluates, and whose task is unseen. In a simulation the
+            run stops where one cannot score; a site is then left out.
+        journal: where the scores go, and what is said of the progress.
         spread: ask for one protocol at a time, so that the workers of a simulation share
             the work; a site of its own gets one message with all of them.
-        strict: stop where one cannot score; else say so and go on.
     """
 
     def __init__(
         self,
         grid: Grid,
         config: Config,
-        attendance: Attendance,
+        participants: Contributors,
         journal: Journal,
         *,
         spread: bool,
-        strict: bool = True,
     ) -> None:
         self._grid = grid
         self._config = config
+        self._participants = participants
         self._journal = journal
         self._spread = spread
-        self._strict = strict
-        self._attendance = attendance
 
     def due(self, iteration: int) -> bool:
         """Return whether this iteration's base is evaluated."""
         config = self._config
         return evaluated(iteration, every=config.evaluate.every, last=config.iterations)
 
-    def evaluate(
-        self, iteration: int, arrays: ArrayRecord, sha256: str, say: Callable[..., None]
-    ) -> None:
+    def left(self, iteration: int, evaluations_from: int) -> dict[str, int]:
+        """Return how many phases of each kind are to come."""
+        last = self._config.iterations
+        evaluations = sum(map(self.due, range(evaluations_from, last + 1)))
+        return {"finetune": last - iteration, "evaluate": evaluations}
+
+    def evaluate(self, iteration: int, arrays: ArrayRecord, sha256: str) -> None:
         """Score one base; the rows are in the journal as soon as each reply is there.
 
         Raises:
             RunStopped: a contributor did not answer, or not as it should.
         """
+        self._participants.refresh()
         self._reuse(iteration, sha256)
-        asked = [p for p in COSTLY_FIRST if p in self._config.protocols()]
-        known = {
-            (row["task"], row["protocol"])
-            for row in self._journal.rows(SCORES)
-            if row["iteration"] == iteration
-        }
-        plan = self._attendance.plan
+        plan, rows = self._participants.plan, self._journal.rows(SCORES)
+        known = {(r["task"], r["protocol"]) for r in rows if r["iteration"] == iteration}
         due = {
             (member, protocol)
-            for member in self._attendance.members.values()
-            if member.name in plan.evaluated
-            for protocol in asked
-            if (plan.tasks[member.name].name, protocol) not in known
+            for name, member in self._participants.members.items()
+            if name in plan.evaluated
+            for protocol in self._config.protocols()
+            if (plan.tasks[name].name, protocol) not in known
         }
         if not due:
             return
-        say(f"evaluating {iteration}", done=0, of=self._messages(due))
-        for _ in self._ask(iteration, arrays, sha256, due, say, SCORES):
+        model = _Model(iteration, sha256, arrays)
+        for _ in self._ask(model, due, f"evaluating {iteration}"):
             pass
-        trained = self._config.iterations > 0
-        scores = summary(self._journal.rows(SCORES), iteration, trained=trained)
-        say(f"base {iteration}: {scores}", scores=scores)
+        scores = summary(self._journal.rows(SCORES), iteration)
+        self._say(model, f"base {iteration}: {scores}", scores=scores)
 
     def validate(
-        self,
-        iteration: int,
-        sha256: str,
-        arrays: Callable[[], ArrayRecord],
-        say: Callable[..., None],
+        self, iteration: int, sha256: str, arrays: Callable[[], ArrayRecord]
     ) -> dict[str, float]:
         """Score a base or a candidate on the contributors' own validation data, for the gate.
 
@@ -104,7 +110,6 @@ class Evaluation:
             iteration: that is being made.
             sha256: of the model to score.
             arrays: returns the model, if it has to be sent.
-            say: takes each line of progress.
 
         Returns:
             The score by contributor, of those that are there and contribute. What is known of the
@@ -113,142 +118,137 @@ class Evaluation:
         Raises:
             RunStopped: a contributor did not answer, or not as it should.
         """
-        there, plan = self._attendance.members, self._attendance.plan
-        seen = {name: member for name, member in there.items() if name in plan.seen}
-        found = {
+        training = self._participants.training
+        scores: dict[str, float] = {
             row["contributor"]: row["value"]
             for row in self._journal.rows(VALIDATION)
             if row["base"] == sha256
-            and row["contributor"] in seen
+            and row["contributor"] in training
             and (row["iteration"] == iteration or not self._config.partition.fresh)
         }
-        due = {(m, self._config.gate.protocol) for name, m in seen.items() if name not in found}
+        protocol = self._config.gate.protocol
+        due = {(member, protocol) for name, member in training.items() if name not in scores}
         if due:
-            say(f"validating a candidate for iteration {iteration}", done=0, of=len(due))
-            for row in self._ask(iteration, arrays(), sha256, due, say, VALIDATION):
-                found[row["contributor"]] = row["value"]
-        return dict(sorted(found.items()))
-
-    def _messages(self, due: Collection[tuple[Member, str]]) -> int:
-        return len(due) if self._spread else len({member for member, _ in due})
-
-    def _ask(
-        self,
-        iteration: int,
-        arrays: ArrayRecord,
-        sha256: str,
-        due: Collection[tuple[Member, str]],
-        say: Callable[..., None],
-        file: str,
-    ) -> Iterator[dict[str, Any]]:
-        """Have members score under a protocol each; yield each row once it is in the file."""
-        about: dict[str, int | str] = {"split": "dev" if file == VALIDATION else "test"}
-        # A candidate that is validated is not published.
-        if self._config.transport == "shared-dir" and file == SCORES:
-            about |= {"base": sha256, records.REFERENCE: iteration}
-        work = self._work(iteration, about, arrays, due)
-        replies = exchange(
-            self._grid,
-            {key: message for key, (_, _, message) in work.items()},
-            timeout=self._config.wait.replies,
-            actors=self._strict,
-        )
-        busy = 0.0
-        for done, (key, reply) in enumerate(replies, start=1):
-            member, asked, _ = work[key]
-            try:
-                rows = self._rows(iteration, member, asked, reply, sha256)
-            except Refused as reason:
-                said = f"iteration {iteration} was not evaluated at {member.name}: {reason}"
-                if self._strict:
-                    raise RunStopped(said) from reason
-                say(f"{done}/{len(work)} {said}", done=done, of=len(work), busy=busy)
-                continue
-            assert reply is not None  # else refused
-            if file == VALIDATION:
-                rows = [{**row, "contributor": member.name} for row in rows]
-            self._journal.append(file, rows)
-            seconds = records.config_of(reply.content, records.CONTRIBUTOR).get("seconds")
-            busy += seconds if isinstance(seconds, float) and 0 <= seconds < math.inf else 0.0
-            figures = ", ".join(f"{row['protocol']} {row['value']:.3f}" for row in rows)
-            line = f"{done}/{len(work)} {member.name} {figures}"
-            say(line, done=done, of=len(work), busy=busy)
-            yield from rows
+            model = _Model(iteration, sha256, arrays(), candidate=True)
+            for row in self._ask(model, due, f"validating a candidate for iteration {iteration}"):
+                scores[row["contributor"]] = row["value"]
+        return dict(sorted(scores.items()))
 
     def _reuse(self, iteration: int, sha256: str) -> None:
         """Copy the rows of an earlier iteration with the same base."""
         if self._config.partition.fresh:
             return  # every iteration is evaluated with training examples of its own
         rows = self._journal.rows(SCORES)
-        there = {(r["task"], r["protocol"]) for r in rows if r["iteration"] == iteration}
+        known = {(r["task"], r["protocol"]) for r in rows if r["iteration"] == iteration}
         same = {(r["task"], r["protocol"]): r for r in rows if r["base"] == sha256}
-        copies = [{**row, "iteration": iteration} for k, row in same.items() if k not in there]
+        copies = [{**row, "iteration": iteration} for k, row in same.items() if k not in known]
         self._journal.append(SCORES, copies)
 
-    def _work(
-        self,
-        iteration: int,
-        about: Mapping[str, int | str],
-        arrays: ArrayRecord,
-        due: Collection[tuple[Member, str]],
+    def _ask(
+        self, model: _Model, due: Collection[tuple[Member, str]], what: str
+    ) -> Iterator[dict[str, Any]]:
+        """Have members score under a protocol each; yield each row once it is in the file."""
+        asked = self._messages(model, due)
+        strict = self._participants.simulated
+        busy = 0.0
+        self._say(model, what, done=0, of=len(asked))
+        replies = exchange(
+            self._grid,
+            {key: message for key, (_, _, message) in asked.items()},
+            timeout=self._config.wait.replies,
+            simulated=strict,
+        )
+        for done, (key, reply) in enumerate(replies, start=1):
+            member, protocols, _ = asked[key]
+            try:
+                rows, seconds = self._read(model, member, protocols, reply)
+            except Refused as reason:
+                text = f"iteration {model.iteration} was not evaluated at {member.name}: {reason}"
+                if strict:
+                    raise RunStopped(text) from reason
+                rows = []
+            else:
+                busy += seconds
+                figures = ", ".join(f"{row['protocol']} {row['value']:.3f}" for row in rows)
+                text = f"{member.name} {figures}"
+                self._journal.append(VALIDATION if model.candidate else SCORES, rows)
+            self._say(model, f"{done}/{len(asked)} {text}", done=done, of=len(asked), busy=busy)
+            yield from rows
+
+    def _messages(
+        self, model: _Model, due: Collection[tuple[Member, str]]
     ) -> dict[str, tuple[Member, list[str], Message]]:
         """Return whom to ask for which protocols, what takes longest first."""
-        asked = [p for p in COSTLY_FIRST if any(p == protocol for _, protocol in due)]
-        batches: Sequence[Sequence[str]] = [[p] for p in asked] if self._spread else [asked]
-        work = {}
+        protocols = [p for p in COSTLY_FIRST if any(p == protocol for _, protocol in due)]
+        batches = [[p] for p in protocols] if self._spread else [protocols]
+        members = longest_first({member for member, _ in due})
+        messages = {}
         for batch in batches:
-            for member in longest_first({member for member, _ in due}):
-                chosen = [p for p in batch if (member, p) in due]
-                if chosen:
-                    protocols = ",".join(chosen)
-                    config: dict[str, int | str] = {
-                        "protocols": protocols,
-                        "seed": self._config.seed,
-                        "iteration": iteration,
-                        **about,
-                    }
-                    content = RecordDict({records.CONFIG: ConfigRecord(dict(config))})
-                    if records.REFERENCE not in about:
-                        content[records.ARRAYS] = arrays
+            for member in members:
+                if chosen := [p for p in batch if (member, p) in due]:
+                    content = self._question(model, ",".join(chosen))
                     message = Message(content, member.node, MessageType.EVALUATE)
-                    work[f"{member.name} {protocols}"] = (member, chosen, message)
-        return work
+                    messages[f"{member.name} {','.join(chosen)}"] = (member, chosen, message)
+        return messages
 
-    def _rows(
-        self,
-        iteration: int,
-        member: Member,
-        asked: Sequence[str],
-        reply: Message | None,
-        sha256: str,
-    ) -> list[dict[str, Any]]:
+    def _question(self, model: _Model, protocols: str) -> RecordDict:
+        config: dict[str, int | str] = {
+            "protocols": protocols,
+            "seed": self._config.seed,
+            "iteration": model.iteration,
+            "split": "dev" if model.candidate else "test",
+        }
+        if self._config.transport == "shared-dir" and not model.candidate:
+            config |= {"base": model.sha256, records.REFERENCE: model.iteration}
+            return RecordDict({records.CONFIG: ConfigRecord(dict(config))})
+        return RecordDict(
+            {records.CONFIG: ConfigRecord(dict(config)), records.ARRAYS: model.arrays}
+        )
+
+    def _read(
+        self, model: _Model, member: Member, asked: Sequence[str], reply: Message | None
+    ) -> tuple[list[dict[str, Any]], float]:
+        """Return a reply's rows, and the seconds that it took."""
         if reply is None or reply.has_error():
             raise Refused("no reply" if reply is None else reason_of(reply))
         records.check_size(reply.content)
         metrics = records.metrics_of(reply.content)
         size = int(metrics.pop(records.EXAMPLES))
-        plan = self._attendance.plan
-        metric = plan.tasks[member.name].metric
-        if differing := metrics.keys() ^ set(asked):
-            name = min(differing)
-            kind = "unexpected" if name in metrics else "missing"
-            raise Refused(
-                f"{kind} protocol {records.text_of(name)!r}, asked for {', '.join(asked)}"
-            )
-        for protocol, value in metrics.items():
-            if not (0 if metric == "accuracy" else -1) <= value <= 1:
-                raise Refused(f"{protocol} is {value}, which no {metric} can be")
-        return [
+        plan = self._participants.plan
+        task = plan.tasks[member.name]
+        _check_scores(metrics, asked, task.metric)
+        rows = [
             {
-                "iteration": iteration,
-                "task": plan.tasks[member.name].name,
+                "iteration": model.iteration,
+                "task": task.name,
                 "protocol": protocol,
                 "group": "unseen" if member.name in plan.unseen else "seen",
-                "metric": metric,
+                "metric": task.metric,
                 "value": value,
                 "n_test": size,
                 "seed": self._config.seed,
-                "base": sha256,
+                "base": model.sha256,
+                **({"contributor": member.name} if model.candidate else {}),
             }
             for protocol, value in metrics.items()
         ]
+        seconds = records.config_of(reply.content, records.CONTRIBUTOR).get("seconds")
+        return rows, seconds if isinstance(seconds, float) and 0 <= seconds < math.inf else 0.0
+
+    def _say(self, model: _Model, line: str, **event: Any) -> None:
+        iteration = model.iteration
+        if model.candidate:
+            self._journal.say(line, phase="validate", iteration=iteration, **event)
+        else:
+            left = self.left(iteration, evaluations_from=iteration + 1)
+            self._journal.say(line, phase="evaluate", iteration=iteration, left=left, **event)
+
+
+def _check_scores(scores: Mapping[str, float], asked: Sequence[str], metric: str) -> None:
+    if differing := scores.keys() ^ set(asked):
+        name = min(differing)
+        kind = "unexpected" if name in scores else "missing"
+        raise Refused(f"{kind} protocol {records.text_of(name)!r}, asked for {', '.join(asked)}")
+    for protocol, value in scores.items():
+        if not (0 if metric == "accuracy" else -1) <= value <= 1:
+            raise Refused(f"{protocol} is {value}, which no {metric} can be")

@@ -1,13 +1,14 @@
-"""What is recorded of an iteration: the body of its manifest.json."""
+"""What is recorded of an iteration: the body of its manifest.json, and what is read out of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from cold_flower.config import Config
+from cold_flower.repository.bases import Repository, rejected
 from cold_flower.server.strategy import stages
 from strategies import records
-from strategies.arrivals import Arrival
+from strategies.contributions import Contribution
 from strategies.diagnostics import Diagnosis
 from strategies.gate import Judgement
 
@@ -16,28 +17,28 @@ _UNKNOWN: dict[str, Any] = {"diff-norm": None, "cosine": None, "leave-one-out": 
 
 def manifest(
     config: Config,
-    arrivals: Iterable[Arrival],
-    found: Diagnosis,
-    judged: Judgement | None,
+    contributions: Iterable[Contribution],
+    diagnosis: Diagnosis,
+    judgement: Judgement | None,
 ) -> dict[str, Any]:
     """Describe an iteration: rule, stages, each contributor's part, the gate's decision.
 
     Args:
         config: the run's.
-        arrivals: what became of each one's answer.
-        found: what the accepted ones measure, by name.
-        judged: the gate's judgement, if there is a gate.
+        contributions: what became of each one's answer.
+        diagnosis: what the accepted ones measure, by name.
+        judgement: the gate's, if there is a gate.
     """
-    arrivals = sorted(arrivals, key=lambda arrival: arrival.name)
-    accepted = [arrival for arrival in arrivals if arrival.verdict == "accepted"]
+    contributions = sorted(contributions, key=lambda one: one.name)
+    accepted = [one.name for one in contributions if one.verdict == "accepted"]
     measured = {
-        arrival.name: {
-            "diff-norm": found.norms[i],
-            "cosine": found.cosines[i],
-            "leave-one-out": found.without[i],
-            "layers": {layer: norms[i] for layer, norms in found.layers.items()},
+        name: {
+            "diff-norm": diagnosis.norms[i],
+            "cosine": diagnosis.cosines[i],
+            "leave-one-out": diagnosis.without[i],
+            "layers": {layer: norms[i] for layer, norms in diagnosis.layers.items()},
         }
-        for i, arrival in enumerate(accepted)
+        for i, name in enumerate(accepted)
     }
     return {
         "rule": config.fusion.strategy or config.fusion.rule,
@@ -45,20 +46,42 @@ def manifest(
         "stages": {k.replace("_", "-"): v for k, v in asdict(stages(config)).items()},
         "contributors": [
             {
-                **{k: v for k, v in arrival.metrics.items() if k != records.EXAMPLES},
-                "name": arrival.name,
-                "verdict": arrival.verdict,
-                "reason": arrival.reason,
-                "examples": int(arrival.metrics.get(records.EXAMPLES, 0)),
-                "sha256": arrival.sha256,
+                **{k: v for k, v in one.metrics.items() if k != records.EXAMPLES},
+                "name": one.name,
+                "verdict": one.verdict,
+                "reason": one.reason,
+                "examples": int(one.metrics.get(records.EXAMPLES, 0)),
+                "sha256": one.sha256,
                 **_UNKNOWN,
-                **arrival.figures,
-                **measured.get(arrival.name, {}),
-                **arrival.where,
+                **one.figures,
+                **measured.get(one.name, {}),
+                **one.whereabouts,
             }
-            for arrival in arrivals
+            for one in contributions
         ],
-        "cosines": {arrival.name: found.pairwise[i] for i, arrival in enumerate(accepted)},
-        "sign-conflicts": found.conflicts,
-        "gate": asdict(judged) if judged else {},
+        "cosines": dict(zip(accepted, diagnosis.pairwise, strict=True)),
+        "sign-conflicts": diagnosis.conflicts,
+        "gate": asdict(judgement) if judgement else {},
     }
+
+
+def contribution_rows(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a manifest's contributors as the rows of contributions.jsonl."""
+    rows = []
+    for row in manifest.get("contributors", []):
+        plain = {key.replace("-", "_"): value for key, value in row.items() if key != "name"}
+        rows.append({**plain, "iteration": manifest["iteration"], "contributor": row["name"]})
+    return rows
+
+
+def accepted_norms(repository: Repository) -> dict[str, list[float]]:
+    """Return the norms of what each contributor gave along the lineage, if it was fused."""
+    norms: dict[str, list[float]] = {}
+    for iteration in repository.lineage():
+        manifest = repository.manifest(iteration)
+        if rejected(manifest):
+            continue
+        for row in manifest.get("contributors", []):
+            if row["verdict"] == "accepted":
+                norms.setdefault(row["name"], []).append(row["diff-norm"])
+    return norms

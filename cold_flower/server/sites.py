@@ -7,109 +7,102 @@ asked again when its SuperNode has reconnected.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Container, Mapping
 from typing import Any
 
-from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from cold_flower.config import Config, split
 from cold_flower.data.plan import Plan
-from cold_flower.data.schedule import cohort
 from cold_flower.data.task import Task
 from cold_flower.errors import ConfigError, RunError
-from cold_flower.server.roster import Member, ask, examine
+from cold_flower.repository.journal import SITES, Journal
+from cold_flower.server.handshake import answer_of, examine, query
+from cold_flower.server.participants import Contributors
 from strategies.errors import Refused
 from strategies.exchange import exchange
 from strategies.names import NAME
+from strategies.participants import Member
 
 POLL = 3.0  # seconds between two looks for sites that are waited for
 
 
-class Sites:
+class Sites(Contributors):
     """The sites of one run.
 
     Args:
         grid: Flower's.
         config: the run's.
         model: sha256 of the base model's shape and tokenizer; a site's must be the same.
-        say: called with each line of progress.
-        record: called with a row for each site that came, left, or was refused.
+        journal: where it stands who came, left, or was refused.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        config: Config,
-        model: str,
-        say: Callable[[str], object],
-        record: Callable[[dict[str, Any]], object] = lambda row: None,
-    ) -> None:
+    simulated = False
+
+    def __init__(self, grid: Grid, config: Config, model: str, journal: Journal) -> None:
         check(config)
+        super().__init__(config, Plan({}, (), (), ()), ())
         self._grid = grid
-        self._config = config
         self._model = model
-        self._say = say
-        self._record = record
-        self._allow = split(config.sites.allow)
-        self._unseen = split(config.unseen)
-        self._stamps: dict[int, str] = {}  # of nodes that were asked: when they connected
-        self._cohort: tuple[int, list[str]] = (0, [])
-        self.members: dict[str, Member] = {}
-        self.roster: dict[str, int] = {}
+        self._journal = journal
+        self._asked: dict[int, str] = {}  # nodes that were asked, and when they connected
+        self._drawn: tuple[int, list[str]] = (0, [])
         self._wait()
 
-    @property
-    def plan(self) -> Plan:
-        """Return the role of each site that is there."""
-        names = tuple(self.members)
-        seen = tuple(name for name in names if name not in self._unseen)
-        unseen = tuple(name for name in names if name in self._unseen)
-        tasks = {name: _task_of(member) for name, member in self.members.items()}
-        return Plan(tasks, seen, unseen, names)
+    def allowed(self, name: str) -> bool:
+        """Return whether sites.allow has it."""
+        allow = split(self._config.sites.allow)
+        return allow == ["*"] or name in allow
+
+    def cohort(self, iteration: int) -> list[str]:
+        """Draw an iteration's cohort of the sites that are there when it begins."""
+        if self._drawn[0] != iteration:
+            self._wait()
+            size = min(self._config.contributors_per_iteration, len(self.training))
+            self._drawn = (iteration, self._draw(iteration, size))
+        return self._drawn[1]
 
     def refresh(self) -> None:
         """Let newcomers in, and those go that are no longer online."""
         nodes = {node.node_id: node for node in self._grid.get_nodes()}
-        stamps = {i: str(node.last_activated_at) for i, node in nodes.items()}
-        for name, member in list(self.members.items()):
-            if self._stamps[member.node] != stamps.get(member.node):
-                here = member.node in nodes
-                self._leave(name, "reconnected" if here else "is no longer online")
-        self._stamps = {i: s for i, s in self._stamps.items() if stamps.get(i) == s}
-        taken = set(self.members)
-        asked: dict[str, int] = {}
-        for node in sorted(stamps.keys() - self._stamps.keys()):
-            self._stamps[node] = stamps[node]
+        connected = {i: str(node.last_activated_at) for i, node in nodes.items()}
+        staying = dict(self.members)
+        for name, member in self.members.items():
+            if self._asked[member.node] != connected.get(member.node):
+                del staying[name]
+                cause = "reconnected" if member.node in nodes else "is no longer online"
+                self._journal.say(f"site {name} {cause}")
+                self._record(name, "left", reason=cause)
+        self._asked = {i: at for i, at in self._asked.items() if connected.get(i) == at}
+        newcomers: dict[str, int] = {}
+        for node in sorted(connected.keys() - self._asked.keys()):
+            self._asked[node] = connected[node]
             name = str(nodes[node].name)
-            if cause := self._unfit(name, {*taken, *asked}):
+            if cause := self._unfit(name, {*staying, *newcomers}):
                 self._refuse(name or f"node {node}", cause)
             else:
-                asked[name] = node
-        self._ask(asked)
+                newcomers[name] = node
+        self.members = dict(sorted({**staying, **self._ask(newcomers)}.items()))
+        self.plan = self._roles()
 
-    def allowed(self, name: str) -> bool:
-        """Return whether sites.allow has it."""
-        return self._allow == ["*"] or name in self._allow
-
-    def cohort(self, iteration: int) -> list[str]:
-        """Draw an iteration's cohort of the sites that are there when it begins."""
-        if self._cohort[0] != iteration:
-            self._wait()
-            seen, config = self.plan.seen, self._config
-            size = config.contributors_per_iteration
-            size = 0 if size >= len(seen) else size
-            drawn = cohort(seen, iteration, size=size, schedule=config.schedule, seed=config.seed)
-            self._cohort = (iteration, drawn)
-        return self._cohort[1]
+    def _roles(self) -> Plan:
+        """Return the role of each site that is there."""
+        unseen = split(self._config.unseen)
+        tasks = {name: _task_of(member) for name, member in self.members.items()}
+        return Plan(
+            tasks,
+            seen=tuple(name for name in tasks if name not in unseen),
+            unseen=tuple(name for name in tasks if name in unseen),
+            evaluated=tuple(tasks),
+        )
 
     def _wait(self) -> None:
         """Wait until enough sites are ready."""
         needed = max(self._config.sites.minimum, self._config.quorum)
-        wait, started, said = self._config.wait.nodes, time.monotonic(), False
+        wait, started, told = self._config.wait.nodes, time.monotonic(), False
         while True:
             self.refresh()
-            ready = self.plan.seen
+            ready = self.training
             if len(ready) >= needed:
                 return
             if time.monotonic() - started > wait:
@@ -118,12 +111,12 @@ class Sites:
                     f"ready: {', '.join(ready) or 'none'}; needed: sites.minimum and quorum). "
                     "Why a site was left out stands in sites.jsonl"
                 )
-            if not said:
-                self._say(f"{len(ready)} of {needed} sites are ready, waiting for more")
-                said = True
+            if not told:
+                self._journal.say(f"{len(ready)} of {needed} sites are ready, waiting for more")
+                told = True
             time.sleep(min(POLL, wait))
 
-    def _unfit(self, name: str, there: Iterable[str]) -> str:
+    def _unfit(self, name: str, taken: Container[str]) -> str:
         """Say why a node may not even be asked; empty where it may."""
         if not name:
             return "has no registered name: flwr supernode register KEY.pub --name NAME"
@@ -131,42 +124,38 @@ class Sites:
             return f"a registered name is {NAME.pattern}"
         if not self.allowed(name):
             return "is not in sites.allow"
-        return f"another node is registered as {name}" if name in there else ""
+        return f"another node is registered as {name}" if name in taken else ""
 
-    def _ask(self, asked: dict[str, int]) -> None:
+    def _ask(self, newcomers: Mapping[str, int]) -> dict[str, Member]:
         """Ask newcomers who they are; in the time that sites are waited for."""
-        messages = {n: Message(RecordDict(), i, MessageType.QUERY) for n, i in asked.items()}
-        for name, reply in exchange(
-            self._grid, messages, timeout=self._config.wait.nodes, actors=False
-        ):
+        joined: dict[str, Member] = {}
+        timeout = self._config.wait.nodes
+        asked = {name: query(node) for name, node in newcomers.items()}
+        for name, reply in exchange(self._grid, asked, timeout=timeout, simulated=False):
             try:
                 if reply is None:
-                    del self._stamps[asked[name]]  # it may only be slow: asked again
-                    raise Refused(f"no answer within {self._config.wait.nodes:g} s (wait.nodes)")
-                about = ask(reply)
-                member = examine(about, asked[name], model=self._model)
+                    del self._asked[newcomers[name]]  # it may only be slow: asked again
+                    raise Refused(f"no answer within {timeout:g} s (wait.nodes)")
+                answer = answer_of(reply)
+                member = examine(answer, newcomers[name], model=self._model)
                 if member.name != name:
                     raise Refused(f"it calls itself {member.name!r}: name in its site.toml")
             except Refused as reason:
                 self._refuse(name, str(reason))
-            else:
-                self.members[name], self.roster[name] = member, asked[name]
-                self.members = dict(sorted(self.members.items()))
-                self._say(f"site {name} takes part: {member.examples} training examples")
-                told = {key: str(about.get(key, ""))[:200] for key in ("versions", "code")}
-                self._note(name, "joined", examples=member.examples, **told)
-
-    def _leave(self, name: str, cause: str) -> None:
-        del self.members[name], self.roster[name]
-        self._say(f"site {name} {cause}")
-        self._note(name, "left", reason=cause)
+                continue
+            joined[name] = member
+            self._journal.say(f"site {name} takes part: {member.examples} training examples")
+            runs = {key: str(answer.get(key, ""))[:200] for key in ("versions", "code")}
+            self._record(name, "joined", examples=member.examples, **runs)
+        return joined
 
     def _refuse(self, name: str, cause: str) -> None:
-        self._say(f"site {name[:80]} is left out: {cause}")
-        self._note(name[:80], "refused", reason=cause)
+        self._journal.say(f"site {name[:80]} is left out: {cause}")
+        self._record(name[:80], "refused", reason=cause)
 
-    def _note(self, name: str, event: str, **about: Any) -> None:
-        self._record({"time": round(time.time(), 3), "site": name, "event": event, **about})
+    def _record(self, name: str, event: str, **details: Any) -> None:
+        row = {"time": round(time.time(), 3), "site": name, "event": event, **details}
+        self._journal.append(SITES, [row])
 
 
 def _task_of(member: Member) -> Task:
@@ -180,9 +169,9 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: a key about suites, or a name that no site can have.
     """
-    alone = Config()
+    default = Config()
     for key in ("tasks", "pool", "folds", "fold", "baseline", "partition"):
-        if getattr(config, key) != getattr(alone, key):
+        if getattr(config, key) != getattr(default, key):
             raise ConfigError(
                 f"{key} is about the tasks of a suite, but sites.allow is set: sites bring "
                 f"tasks of their own; leave {key} alone"

@@ -2,10 +2,9 @@
 
 import importlib
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from cold_flower.config import Config, Fusion, split
@@ -22,7 +21,7 @@ from strategies.stages import Stages, staged
 
 
 def strategy(
-    config: Config, inbox: Inbox, repository: Repository, gate: Gate[ArrayRecord] | None = None
+    config: Config, inbox: Inbox, repository: Repository, gate: Gate | None = None
 ) -> Strategy:
     """Return ColDFusion with the chosen rule and stages, or the Flower strategy that is named.
 
@@ -73,25 +72,17 @@ def screen(config: Config) -> Screen | None:
     """
     chosen = config.screen
     checks = tuple(split(chosen.checks))
-    made = Screen(checks, norm=chosen.norm, cosine=chosen.cosine, similarity=chosen.similarity)
-    return made if checks else None
+    screen = Screen(checks, norm=chosen.norm, cosine=chosen.cosine, similarity=chosen.similarity)
+    return screen if checks else None
 
 
 def stages(config: Config) -> Stages:
-    """Return the stages around the rule.
+    """Return the stages around the rule; each is a key of ``fusion``.
 
     Raises:
         FusionError: an option out of its range.
     """
-    chosen = config.fusion
-    return Stages(
-        clip=chosen.clip,
-        learning_rate=chosen.learning_rate,
-        optimizer=chosen.optimizer,
-        momentum=chosen.momentum,
-        nesterov=chosen.nesterov,
-        anchor=chosen.anchor,
-    )
+    return Stages(**{field.name: getattr(config.fusion, field.name) for field in fields(Stages)})
 
 
 def stock_strategy(config: Config) -> Strategy:
@@ -105,7 +96,11 @@ def stock_strategy(config: Config) -> Strategy:
     name = config.fusion.strategy
     module, _, attribute = name.partition(":")
     try:
-        made = _in_float32(getattr(importlib.import_module(module), attribute))(
+        kind = getattr(importlib.import_module(module), attribute)
+        if not (isinstance(kind, type) and issubclass(kind, Strategy)):
+            raise TypeError("it is no flwr.serverapp.strategy.Strategy")
+        in_float32: Callable[..., Strategy] = type(kind.__name__, (_InFloat32, kind), {})
+        return in_float32(
             fraction_evaluate=0.0,
             min_train_nodes=1,
             min_available_nodes=1,
@@ -116,27 +111,19 @@ def stock_strategy(config: Config) -> Strategy:
             f"fusion.strategy {name!r} is not usable: {error}. Expected module:class, such as "
             "flwr.serverapp.strategy:FedAvg; its options go into fusion.options"
         ) from error
-    return made
 
 
-def _in_float32(kind: Any) -> Callable[..., Strategy]:
-    """Return a Flower strategy whose results are bases: FedAdam and others compute in 64 bit.
+class _InFloat32(Strategy):
+    """Put before a Flower strategy: FedAdam and others compute in 64 bit, a base has 32."""
 
-    Raises:
-        TypeError: it is no strategy.
-    """
-    if not (isinstance(kind, type) and issubclass(kind, Strategy)):
-        raise TypeError("it is no flwr.serverapp.strategy.Strategy")
-
-    class InFloat32(kind):  # type: ignore[misc]  # known at run time
-        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
-            arrays, metrics = super().aggregate_train(server_round, replies)
-            if arrays is None:
-                return arrays, metrics
-            body = ((key, tensor.float()) for key, tensor in records.unpack(arrays))
-            try:
-                return records.pack(finite(body)), metrics
-            except Refused as error:
-                raise FusionError(f"what {kind.__name__} made: {error}") from error
-
-    return InFloat32
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        arrays, metrics = super().aggregate_train(server_round, replies)  # type: ignore[safe-super]
+        if arrays is None:
+            return None, metrics
+        body = ((key, tensor.float()) for key, tensor in records.unpack(arrays))
+        try:
+            return records.pack(finite(body)), metrics
+        except Refused as error:
+            raise FusionError(f"what {type(self).__name__} made: {error}") from error

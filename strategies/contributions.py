@@ -1,4 +1,4 @@
-"""An iteration's contributions on disk: ``<folder>/<iteration>/<name>.safetensors``.
+"""An iteration's contributions, on disk: ``<folder>/<iteration>/<name>.safetensors``.
 
 They are read back soon and deleted then, so nobody waits until a disk has them: beside each lies
 its sha256, and one that a power cut left in pieces is asked for again.
@@ -30,7 +30,7 @@ INCOMING = "incoming"  # the folder, in a run directory
 
 
 @dataclass(frozen=True)
-class Arrival:
+class Contribution:
     """What became of one contributor's answer in this iteration."""
 
     name: str
@@ -40,7 +40,7 @@ class Arrival:
     metrics: Mapping[str, float] = field(default_factory=dict)
     sha256: str = ""
     path: Path | None = None
-    where: Mapping[str, str] = field(default_factory=dict)
+    whereabouts: Mapping[str, str] = field(default_factory=dict)
     """What it was computed on: see `records.WHEREABOUTS`."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """What screening measured."""
@@ -53,8 +53,8 @@ class Arrival:
         return Weights(self.path, name=self.name, examples=examples)
 
 
-class Shelf:
-    """Holds the bodies of one iteration until they are fused.
+class Store:
+    """Holds the contributions of one iteration until they are fused.
 
     Args:
         folder: of all iterations; ``quarantine`` lies beside it.
@@ -70,6 +70,10 @@ class Shelf:
         """Where a rule's stages leave their memory; no contributor can have that name."""
         return self._folder / "_state.safetensors"
 
+    def open(self) -> None:
+        """Make the folder: from now on contributors may `offer`."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+
     def put(
         self,
         name: str,
@@ -77,9 +81,9 @@ class Shelf:
         template: Template,
         base: str,
         metrics: Mapping[str, float],
-        where: Mapping[str, str],
-    ) -> Arrival:
-        """Write a contribution, tensor by tensor.
+        whereabouts: Mapping[str, str],
+    ) -> Contribution:
+        """Write a body that came in a message, tensor by tensor.
 
         Args:
             name: the contributor's.
@@ -87,18 +91,15 @@ class Shelf:
             template: the base's form.
             base: the base's fingerprint.
             metrics: with ``num-examples``.
-            where: it was computed.
+            whereabouts: of the contributor.
 
         Raises:
             Refused: a tensor holds NaN or infinity.
         """
-        about = _about(base, metrics, where)
-        seen = Fingerprint()
-        path = self._path(name)
-        self.open()
-        write_safetensors(path, template, seen.passing(finite(body)), about, durable=False)
-        self._seal(name).write_text(seen.hexdigest())
-        return Arrival(name, "accepted", "", metrics, seen.hexdigest(), path, where)
+        path, hashed = self._path(name), Fingerprint()
+        metadata = _metadata(base, metrics, whereabouts)
+        write_safetensors(path, template, hashed.passing(finite(body)), metadata, durable=False)
+        return self._keep(name, hashed.hexdigest(), metrics, whereabouts)
 
     def offer(
         self,
@@ -106,7 +107,7 @@ class Shelf:
         body: Mapping[str, Tensor],
         base: str,
         metrics: Mapping[str, float],
-        where: Mapping[str, str],
+        whereabouts: Mapping[str, str],
     ) -> str:
         """Leave a body for the server to `take`; called by a contributor. Return its sha256.
 
@@ -115,11 +116,11 @@ class Shelf:
         """
         if not self._folder.is_dir():
             raise Refused(f"{self._folder} is gone: the iteration is over")
-        form, seen = Weights(body).template(), Fingerprint()
-        about = _about(base, metrics, where)
-        passing = seen.passing(body.items())
-        write_safetensors(self._offered(name), form, passing, about, durable=False)
-        return seen.hexdigest()
+        path, hashed = self._offered(name), Fingerprint()
+        metadata = _metadata(base, metrics, whereabouts)
+        template = Weights(body).template()
+        write_safetensors(path, template, hashed.passing(body.items()), metadata, durable=False)
+        return hashed.hexdigest()
 
     def take(
         self,
@@ -127,9 +128,9 @@ class Shelf:
         template: Template,
         base: str,
         metrics: Mapping[str, float],
-        where: Mapping[str, str],
+        whereabouts: Mapping[str, str],
         sha256: str,
-    ) -> Arrival:
+    ) -> Contribution:
         """Check a body that was left here, and keep it.
 
         Raises:
@@ -140,7 +141,7 @@ class Shelf:
         if offered.is_symlink() or not offered.is_file():
             raise Refused(f"it left no body in {offered.parent}")
         try:
-            weights, about = Weights(offered), read_metadata(offered)
+            weights, metadata = Weights(offered), read_metadata(offered)
             form = {
                 key: (str(dtype).removeprefix("torch."), shape)
                 for key, (dtype, shape) in weights.template().items()
@@ -148,35 +149,28 @@ class Shelf:
         except (SafetensorError, KeyError, ValueError) as error:
             raise Refused(f"its file cannot be read: {error}") from error
         check_template(form, template)
-        seen = Fingerprint()
-        for _ in seen.passing(finite((key, weights.get(key)) for key in template)):
-            pass
-        if (seen.hexdigest(), about) != (sha256, _about(base, metrics, where)):
+        found = fingerprint(finite((key, weights.get(key)) for key in template))
+        if (found, metadata) != (sha256, _metadata(base, metrics, whereabouts)):
             raise Refused("its file is not what its message says")
         offered.replace(self._path(name))
-        self._seal(name).write_text(sha256)
-        return Arrival(name, "accepted", "", metrics, sha256, self._path(name), where)
+        return self._keep(name, sha256, metrics, whereabouts)
 
-    def open(self) -> None:
-        """Make the folder."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-
-    def find(self, name: str, base: str) -> Arrival | None:
+    def find(self, name: str, base: str) -> Contribution | None:
         """Return what was put there for this base, whole, before a run was stopped."""
         path = self._path(name)
         try:
-            about, sha256 = read_metadata(path), self._seal(name).read_text()
-            if about.get("base") != base or fingerprint(Weights(path).items()) != sha256:
+            metadata, sha256 = read_metadata(path), self._sha256_of(name).read_text()
+            if metadata.get("base") != base or fingerprint(Weights(path).items()) != sha256:
                 return None
         except (OSError, SafetensorError):
             return None
-        metrics, where = json.loads(about["metrics"]), json.loads(about["where"])
-        return Arrival(name, "accepted", "", metrics, sha256, path, where)
+        metrics, whereabouts = json.loads(metadata["metrics"]), json.loads(metadata["where"])
+        return Contribution(name, "accepted", "", metrics, sha256, path, whereabouts)
 
     def names(self) -> list[str]:
         """Return whose bodies are there."""
-        there = (path.stem for path in self._folder.glob("*.safetensors"))
-        return sorted(name for name in there if NAME.fullmatch(name))
+        stems = (path.stem for path in self._folder.glob("*.safetensors"))
+        return sorted(stem for stem in stems if NAME.fullmatch(stem))
 
     def quarantine(self, name: str) -> None:
         """Put a refused body aside, if it was written at all."""
@@ -189,7 +183,15 @@ class Shelf:
         """Delete what is there."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _seal(self, name: str) -> Path:
+    def _keep(
+        self, name: str, sha256: str, metrics: Mapping[str, float], whereabouts: Mapping[str, str]
+    ) -> Contribution:
+        """Write the sha256 beside a body that is there: now it counts."""
+        self._sha256_of(name).write_text(sha256)
+        path = self._path(name)
+        return Contribution(name, "accepted", "", metrics, sha256, path, whereabouts)
+
+    def _sha256_of(self, name: str) -> Path:
         return self._path(name).with_suffix(".sha256")
 
     def _offered(self, name: str) -> Path:
@@ -202,10 +204,12 @@ class Shelf:
         return self._folder / f"{name}.safetensors"
 
 
-def _about(base: str, metrics: Mapping[str, float], where: Mapping[str, str]) -> dict[str, str]:
+def _metadata(
+    base: str, metrics: Mapping[str, float], whereabouts: Mapping[str, str]
+) -> dict[str, str]:
     """Return what a body's file says of it, so that a resumed run need not ask again."""
     return {
         "base": base,
         "metrics": json.dumps(dict(metrics), sort_keys=True),
-        "where": json.dumps(dict(where), sort_keys=True),
+        "where": json.dumps(dict(whereabouts), sort_keys=True),
     }

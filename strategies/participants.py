@@ -1,0 +1,56 @@
+"""Who takes part, as the `Inbox` asks it: once before each iteration, and as answers arrive."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from strategies.names import NAME
+
+
+@dataclass(frozen=True)
+class Member:
+    """A contributor that is there, as it describes itself (docs/messages.md, ``query``).
+
+    Raises:
+        ValueError: its name is none; it would become a file name.
+    """
+
+    name: str
+    node: int
+    examples: int = 0
+    """For training; 0 if it did not say."""
+    tokens: int = 0
+    """Of its training examples: how long its work takes, relative to the others'."""
+    device: str = "cpu"
+    """What it computes on."""
+    metric: str = "accuracy"
+    """Of its task."""
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"not a contributor name: {self.name!r} (expected {NAME.pattern})")
+
+
+class Participants:
+    """Everybody who is there takes part in every iteration; override what differs.
+
+    Args:
+        members: who is there.
+    """
+
+    simulated = True
+    """Whether they are Ray actors of a simulation. There a death is the run's end, for it would
+    fail every later message, too; of sites, none can stop the others."""
+
+    def __init__(self, members: Iterable[Member]) -> None:
+        self.members: Mapping[str, Member] = {member.name: member for member in members}
+        """Who is there now, by name."""
+        self.norms: Mapping[str, Sequence[float]] = {}
+        """By name, of the contributions that were fused: what `strategies.screening` compares."""
+
+    def cohort(self, iteration: int) -> list[str]:
+        """Return whom an iteration asks, in that order; the same for the same iteration."""
+        return sorted(self.members)
+
+    def allowed(self, name: str) -> bool:
+        """Return whether a contributor may take part, also where it is away now."""
+        return True

@@ -1,0 +1,113 @@
+"""Who takes part in a simulation: the handshake, and whom an iteration asks."""
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from cold_flower.config import Config
+from cold_flower.data.plan import plan
+from cold_flower.errors import ConfigError, RunError
+from cold_flower.server import participants
+from strategies.participants import Member
+from tests.conftest import FakeGrid, error_reply
+
+ABOUT = {"task": "t", "examples": 5, "tokens": 50, "protocol": 1, "code": "c", "model": "m"}
+NAMES = {1: "ann", 2: "bob"}
+TASKS = "music,market,travel"
+
+
+@pytest.fixture(autouse=True)
+def same_code(monkeypatch) -> None:
+    monkeypatch.setattr(participants, "code_sha256", lambda: "c")
+
+
+def planned(number: int, **keys) -> Config:
+    """A run of so many contributors."""
+    tasks = ",".join(TASKS.split(",")[:number])
+    return Config.from_flat({"tasks": tasks, "wait.nodes": 0.3, "wait.replies": 0.3, **keys})
+
+
+def gather(client=None, nodes=(1, 2), number=2, say=lambda line: None):
+    def answer(message: Message) -> Message:
+        name = NAMES[message.metadata.dst_node_id]
+        changes = client(name) if client else {}
+        content = RecordDict({"contributor": ConfigRecord({**ABOUT, "name": name, **changes})})
+        return Message(content, reply_to=message)
+
+    grid = FakeGrid(answer, nodes)
+    return participants.gather(grid, planned(number), "m", say).members
+
+
+def test_everybody_by_name() -> None:
+    assert gather() == {
+        "ann": Member("ann", 1, 5, 50),
+        "bob": Member("bob", 2, 5, 50),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "ann"}, "two nodes call themselves ann"),
+        ({"name": "../../x"}, "calls itself '../../x'"),
+        ({"protocol": 2}, "another protocol: '2', the server has 1"),
+        ({"code": "old"}, "another code: 'old'"),
+        ({"model": "other"}, "another model: 'other'"),
+        ({"examples": 0}, "it has '0' examples, expected a number from 1"),
+        ({"examples": 1e9}, "it has '1000000000.0' examples"),
+        ({"examples": True}, "it has 'True' examples"),
+    ],
+)
+def test_who_does_not_fit_is_refused(changes, words) -> None:
+    with pytest.raises(RunError, match=words):
+        gather(lambda name: changes if name == "bob" else {})
+
+
+def test_a_node_without_a_task_is_left_out() -> None:
+    lines: list[str] = []
+    found = gather(lambda name: {"name": ""} if name == "bob" else {}, number=1, say=lines.append)
+    assert list(found) == ["ann"]
+    assert "node 2 has no task" in lines[0]
+
+
+def test_the_longest_work_is_handed_out_first() -> None:
+    members = [Member(n, 1, 5, t) for n, t in (("a", 10), ("c", 30), ("b", 30))]
+    assert [member.name for member in participants.longest_first(members)] == ["b", "c", "a"]
+
+
+def test_nobody_comes() -> None:
+    with pytest.raises(RunError, match=r"no contributor came online within 0.3 s \(wait.nodes\)"):
+        gather(nodes=())
+
+
+def test_fewer_than_planned_is_said_with_the_way_to_raise_it(monkeypatch) -> None:
+    monkeypatch.setattr(participants, "SETTLED", 0.1)
+    lines: list[str] = []
+    assert list(gather(nodes=(1,), number=2, say=lines.append)) == ["ann"]
+    assert "1 of 2 contributors are online" in lines[0]
+    assert "num-supernodes=2" in lines[0]
+
+
+def test_a_contributor_that_cannot_start_says_why() -> None:
+    grid = FakeGrid(lambda m: error_reply(m, "TaskError: no column 'x'"), [1])
+    with pytest.raises(RunError, match="cannot start: TaskError: no column 'x'"):
+        participants.gather(grid, planned(1), "m", print)
+
+
+def test_what_one_gave_that_is_away_counts() -> None:
+    """A run by `flwr run` is resumed with fewer nodes than it was begun with."""
+    config = planned(3, unseen="travel")
+    here = participants.Contributors(config, plan(config), [Member("music", 1, 5, 50)])
+    assert here.cohort(1) == ["music"]
+    assert [name for name in ("music", "market", "travel") if here.allowed(name)] == [
+        "music", "market",
+    ]  # fmt: skip
+
+
+def test_more_asked_than_planned_is_an_error_fewer_there_is_not() -> None:
+    config = planned(3, **{"contributors-per-iteration": 9})
+    members = [Member(name, node) for node, name in enumerate(TASKS.split(","))]
+    with pytest.raises(ConfigError, match="is 9, but only 3 contributors are seen"):
+        participants.Contributors(config, plan(config), members).cohort(1)
+    assert participants.Contributors(config, plan(config), members[:2]).cohort(1) == [
+        "market", "music",
+    ]  # fmt: skip
