@@ -23,7 +23,7 @@ from cold_flower.identity import code_sha256, versions
 from cold_flower.models.classifier import device
 from cold_flower.repository import by_reference
 from strategies import records
-from strategies.contributions import INCOMING, Store
+from strategies.contributions import INCOMING, Contribution, Store
 from strategies.fusion import fingerprint
 from strategies.names import unknown
 
@@ -193,8 +193,8 @@ def train(message: Message, context: Context) -> RecordDict:
     if records.REFERENCE not in config:
         return records.train_reply(answer.body.items(), metrics, about)
     store = Store(Path(me.config.run_dir) / INCOMING, iteration)
-    where = records.whereabouts(about)
-    about["sha256"] = store.offer(me.name, answer.body, about["base"], metrics, where)
+    mine = Contribution(me.name, metrics=metrics, whereabouts=records.whereabouts(about))
+    about["sha256"] = store.offer(mine, answer.body, about["base"])
     return records.train_reply(None, metrics, about)
 
 

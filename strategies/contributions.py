@@ -7,7 +7,7 @@ its sha256, and one that a power cut left in pieces is asked for again.
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -34,7 +34,7 @@ class Contribution:
     """What became of one contributor's answer in this iteration."""
 
     name: str
-    verdict: str
+    verdict: str = "accepted"
     """``accepted``, ``refused`` or ``missing``."""
     reason: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -76,39 +76,27 @@ class Store:
 
     def put(
         self,
-        name: str,
+        stated: Contribution,
         body: Iterable[tuple[str, Tensor]],
         template: Template,
         base: str,
-        metrics: Mapping[str, float],
-        whereabouts: Mapping[str, str],
     ) -> Contribution:
-        """Write a body that came in a message, tensor by tensor.
+        """Write a body that came in a message, tensor by tensor; return what is here now.
 
         Args:
-            name: the contributor's.
+            stated: what its message says, without sha256.
             body: its tensors, in the order of the template.
             template: the base's form.
             base: the base's fingerprint.
-            metrics: with ``num-examples``.
-            whereabouts: of the contributor.
 
         Raises:
             Refused: a tensor holds NaN or infinity.
         """
-        path, hashed = self._path(name), Fingerprint()
-        metadata = _metadata(base, metrics, whereabouts)
+        path, metadata, hashed = self._path(stated.name), _metadata(stated, base), Fingerprint()
         write_safetensors(path, template, hashed.passing(finite(body)), metadata, durable=False)
-        return self._keep(name, hashed.hexdigest(), metrics, whereabouts)
+        return self._sealed(replace(stated, sha256=hashed.hexdigest()))
 
-    def offer(
-        self,
-        name: str,
-        body: Mapping[str, Tensor],
-        base: str,
-        metrics: Mapping[str, float],
-        whereabouts: Mapping[str, str],
-    ) -> str:
+    def offer(self, stated: Contribution, body: Mapping[str, Tensor], base: str) -> str:
         """Leave a body for the server to `take`; called by a contributor. Return its sha256.
 
         Raises:
@@ -116,28 +104,24 @@ class Store:
         """
         if not self._folder.is_dir():
             raise Refused(f"{self._folder} is gone: the iteration is over")
-        path, hashed = self._offered(name), Fingerprint()
-        metadata = _metadata(base, metrics, whereabouts)
+        path, metadata, hashed = self._offered(stated.name), _metadata(stated, base), Fingerprint()
         template = Weights(body).template()
         write_safetensors(path, template, hashed.passing(body.items()), metadata, durable=False)
         return hashed.hexdigest()
 
-    def take(
-        self,
-        name: str,
-        template: Template,
-        base: str,
-        metrics: Mapping[str, float],
-        whereabouts: Mapping[str, str],
-        sha256: str,
-    ) -> Contribution:
+    def take(self, stated: Contribution, template: Template, base: str) -> Contribution:
         """Check a body that was left here, and keep it.
+
+        Args:
+            stated: what its message says.
+            template: the base's form.
+            base: the base's fingerprint.
 
         Raises:
             Refused: there is none, it has another form or other values than was said, or it
                 holds NaN or infinity.
         """
-        offered = self._offered(name)
+        offered = self._offered(stated.name)
         if offered.is_symlink() or not offered.is_file():
             raise Refused(f"it left no body in {offered.parent}")
         try:
@@ -149,11 +133,11 @@ class Store:
         except (SafetensorError, KeyError, ValueError) as error:
             raise Refused(f"its file cannot be read: {error}") from error
         check_template(form, template)
-        found = fingerprint(finite((key, weights.get(key)) for key in template))
-        if (found, metadata) != (sha256, _metadata(base, metrics, whereabouts)):
+        sha256 = fingerprint(finite((key, weights.get(key)) for key in template))
+        if (sha256, metadata) != (stated.sha256, _metadata(stated, base)):
             raise Refused("its file is not what its message says")
-        offered.replace(self._path(name))
-        return self._keep(name, sha256, metrics, whereabouts)
+        offered.replace(self._path(stated.name))
+        return self._sealed(stated)
 
     def find(self, name: str, base: str) -> Contribution | None:
         """Return what was put there for this base, whole, before a run was stopped."""
@@ -164,8 +148,13 @@ class Store:
                 return None
         except (OSError, SafetensorError):
             return None
-        metrics, whereabouts = json.loads(metadata["metrics"]), json.loads(metadata["where"])
-        return Contribution(name, "accepted", "", metrics, sha256, path, whereabouts)
+        return Contribution(
+            name,
+            metrics=json.loads(metadata["metrics"]),
+            sha256=sha256,
+            path=path,
+            whereabouts=json.loads(metadata["where"]),
+        )
 
     def names(self) -> list[str]:
         """Return whose bodies are there."""
@@ -183,13 +172,10 @@ class Store:
         """Delete what is there."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _keep(
-        self, name: str, sha256: str, metrics: Mapping[str, float], whereabouts: Mapping[str, str]
-    ) -> Contribution:
-        """Write the sha256 beside a body that is there: now it counts."""
-        self._sha256_of(name).write_text(sha256)
-        path = self._path(name)
-        return Contribution(name, "accepted", "", metrics, sha256, path, whereabouts)
+    def _sealed(self, contribution: Contribution) -> Contribution:
+        """Write the sha256 beside a body that is here: now it counts."""
+        self._sha256_of(contribution.name).write_text(contribution.sha256)
+        return replace(contribution, path=self._path(contribution.name))
 
     def _sha256_of(self, name: str) -> Path:
         return self._path(name).with_suffix(".sha256")
@@ -204,12 +190,10 @@ class Store:
         return self._folder / f"{name}.safetensors"
 
 
-def _metadata(
-    base: str, metrics: Mapping[str, float], whereabouts: Mapping[str, str]
-) -> dict[str, str]:
+def _metadata(stated: Contribution, base: str) -> dict[str, str]:
     """Return what a body's file says of it, so that a resumed run need not ask again."""
     return {
         "base": base,
-        "metrics": json.dumps(dict(metrics), sort_keys=True),
-        "where": json.dumps(dict(whereabouts), sort_keys=True),
+        "metrics": json.dumps(dict(stated.metrics), sort_keys=True),
+        "where": json.dumps(dict(stated.whereabouts), sort_keys=True),
     }

@@ -190,8 +190,8 @@ class Inbox(Grid):
             simulated=self._participants.simulated,
         ):
             if reply is None:
-                late = f"no reply within {timeout:g} s; one that comes later is dropped"
-                one = Contribution(name, "missing", late if timeout else "lost")
+                late = "no reply within {:g} s; one that comes later is dropped"
+                one = Contribution(name, "missing", late.format(timeout) if timeout else "lost")
             else:
                 one = self._received(name, reply, template, base)
             self.contributions[name] = one
@@ -214,12 +214,11 @@ class Inbox(Grid):
                 if stated.get(key) != value:
                     got = records.text_of(stated.get(key))
                     raise Refused(f"{key} is {got!r}, expected {value!r}")
-            whereabouts = records.whereabouts(stated)
+            one = Contribution(name, metrics=metrics, whereabouts=records.whereabouts(stated))
             if self._reference:
-                sha256 = str(stated.get("sha256", ""))
-                return self._store.take(name, template, base, metrics, whereabouts, sha256)
-            body = records.body_of(reply.content, template)
-            return self._store.put(name, body, template, base, metrics, whereabouts)
+                one = replace(one, sha256=str(stated.get("sha256", "")))
+                return self._store.take(one, template, base)
+            return self._store.put(one, records.body_of(reply.content, template), template, base)
         except Refused as reason:
             return Contribution(name, "refused", records.text_of(reason, 500))
 
@@ -227,14 +226,14 @@ class Inbox(Grid):
         """Screen what was accepted so far, all together."""
         if not self._screen:
             return
-        joined, norms = self._participants.members, self._participants.norms
+        promised = {name: m.examples for name, m in self._participants.members.items()}
         candidates = [
             Candidate(
                 one.name,
                 one.sha256,
                 one.metrics,
-                joined[one.name].examples if one.name in joined else 0,
-                norms.get(one.name, ()),
+                promised.get(one.name, 0),
+                self._participants.norms.get(one.name, ()),
             )
             for one in self.accepted()
         ]

@@ -14,7 +14,7 @@ from cold_flower.config import Config
 from cold_flower.server import strategy
 from strategies import exchange, records
 from strategies.cold_fusion import ColDFusion
-from strategies.contributions import Store
+from strategies.contributions import Contribution, Store
 from strategies.diagnostics import diagnose
 from strategies.errors import DeadActorError, FusionError, QuorumError, Refused
 from strategies.fusion import Weights, fingerprint, load, read_metadata
@@ -155,6 +155,18 @@ def test_one_that_never_answers_is_missing_after_the_deadline(tmp_path) -> None:
     assert (
         inbox.contributions["cat"].reason == "no reply within 1 s; one that comes later is dropped"
     )
+
+
+def test_a_message_that_the_superlink_refuses_is_lost(tmp_path) -> None:
+    class Full(FakeGrid):
+        def push_messages(self, messages):
+            (message,) = messages
+            return [] if message.metadata.dst_node_id == 33 else super().push_messages([message])
+
+    inbox = Inbox(Full(trained, ROSTER.values()), tmp_path, Here(), quorum=2)
+    start(inbox, timeout=None)
+    cat = inbox.contributions["cat"]
+    assert (cat.verdict, cat.reason) == ("missing", "lost")
 
 
 def test_an_error_without_a_node_id_is_mapped_by_its_message(tmp_path) -> None:
@@ -531,7 +543,8 @@ def referring(tmp_path, spoil=lambda name, store, about: None, **options):
         body = {key: tensor + STEP[name] for key, tensor in BASE.items()}
         about = {"contributor": name, "iteration": config["iteration"], "base": config["base"]}
         about |= where
-        about["sha256"] = store.offer(name, body, str(config["base"]), metrics, where)
+        stated = Contribution(name, metrics=metrics, whereabouts=where)
+        about["sha256"] = store.offer(stated, body, str(config["base"]))
         spoil(name, store, about)
         return Message(records.train_reply(None, metrics, about), reply_to=message)
 
@@ -551,7 +564,7 @@ def test_by_reference_no_weights_travel(tmp_path) -> None:
 
 def rewrite(store, name, **changes):
     """Offer another body than was said."""
-    store.offer(name, {**BASE, **changes}, "", {}, {})
+    store.offer(Contribution(name), {**BASE, **changes}, "")
 
 
 @pytest.mark.parametrize(
@@ -591,5 +604,5 @@ def test_by_reference_a_link_is_not_followed(tmp_path) -> None:
 def test_by_reference_nothing_is_left_after_the_iteration(tmp_path) -> None:
     store = Store(tmp_path / "incoming", 1)
     with pytest.raises(Refused, match="the iteration is over"):
-        store.offer("ann", BASE, "", {}, {})
+        store.offer(Contribution("ann"), BASE, "")
     assert not (tmp_path / "incoming").exists()

@@ -126,5 +126,5 @@ def resolve(config: Config) -> Config:
         return config
     recipe = load_suite(config.suite, config.seed).recipe
     defaults, values = Config().flat(), config.flat()
-    alone = {k: v for k, v in recipe.items() if values.get(k) == defaults.get(k)}
-    return Config.from_flat({**values, **alone, "recipe": False})
+    untouched = {k: v for k, v in recipe.items() if values.get(k) == defaults.get(k)}
+    return Config.from_flat({**values, **untouched, "recipe": False})
