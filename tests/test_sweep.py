@@ -34,16 +34,16 @@ def begin(cell: sweep.Cell, status: str, iterations: int) -> None:
 
 
 def test_a_cell_for_each_combination(tmp_path) -> None:
-    made = cells(tmp_path, "seed=0,1", "fusion.clip=median,0.5")
-    assert [cell.name for cell in made] == [
+    planned = cells(tmp_path, "seed=0,1", "fusion.clip=median,0.5")
+    assert [cell.name for cell in planned] == [
         "seed=0,fusion.clip=median",
         "seed=0,fusion.clip=0.5",
         "seed=1,fusion.clip=median",
         "seed=1,fusion.clip=0.5",
     ]
-    assert (made[3].config.seed, made[3].config.fusion.clip) == (1, "0.5")
-    assert Path(made[0].config.run_dir) == tmp_path / made[0].name
-    assert not any(cell.done or cell.config.resume for cell in made)
+    assert (planned[3].config.seed, planned[3].config.fusion.clip) == (1, "0.5")
+    assert Path(planned[0].config.run_dir) == tmp_path / planned[0].name
+    assert not any(cell.done or cell.config.resume for cell in planned)
     with pytest.raises(ConfigError, match="Did you mean 'seed'"):
         cells(tmp_path, "sed=1,2")
 
@@ -74,6 +74,12 @@ def test_a_cell_of_another_run_is_refused(tmp_path) -> None:
     begin(cells(tmp_path, "seed=0,1")[0], "completed", 2)
     with pytest.raises(RunError, match="changed finetune.batch-size"):
         cells(tmp_path, "seed=0,1", **{"finetune.batch-size": 5})
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that is read-only")
+def test_a_folder_without_permission_is_named_once() -> None:
+    with pytest.raises(RunError, match=r"cannot write into /proc .*--run-dir"):
+        sweep.run(cells(Path("/proc/runs"), "seed=0..4"), pytest.fail, pytest.fail)
 
 
 def test_the_command_shows_what_is_to_do(tmp_path) -> None:

@@ -28,13 +28,22 @@ def preview(
         footprint: bytes of one finetuning.
     """
     yield _configuration(config)
-    cohorts = _cohorts(config, checked)
-    made = Table("iteration", "contributors", title="Cohorts", **_STYLE)
+    cohorts = [
+        cohort(
+            checked.plan.seen,
+            iteration,
+            size=config.contributors_per_iteration,
+            schedule=config.schedule,
+            seed=config.seed,
+        )
+        for iteration in range(1, config.iterations + 1)
+    ]
+    listed = Table("iteration", "contributors", title="Cohorts", **_STYLE)
     for iteration, names in enumerate(cohorts, start=1):
-        made.add_row(str(iteration), ", ".join(names))
-    yield made
+        listed.add_row(str(iteration), ", ".join(names))
+    yield listed
     yield f"Evaluated at {len(checked.plan.evaluated)}: {', '.join(checked.plan.evaluated)}"
-    yield _cost(config, checked, cohorts, 4 * parameters, allocation, footprint)
+    yield _cost(config, checked, cohorts, 4 * parameters, allocation.workers, footprint)
     yield say_allocation(allocation)
 
 
@@ -51,63 +60,71 @@ def _configuration(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cohorts(config: Config, checked: Checked) -> list[list[str]]:
-    size = config.contributors_per_iteration
-    return [
-        cohort(checked.plan.seen, i, size=size, schedule=config.schedule, seed=config.seed)
-        for i in range(1, config.iterations + 1)
-    ]
-
-
 def _cost(
     config: Config,
     checked: Checked,
     cohorts: list[list[str]],
     body: int,
-    allocation: Allocation,
+    workers: int,
     footprint: float,
 ) -> Table:
-    train, test, last = checked.train, checked.test, config.iterations
-    epochs, few = config.finetune.max_epochs, config.few_shot
+    """Count what a run takes at most; ``body`` and ``footprint`` are bytes."""
+    plan, last = checked.plan, config.iterations
+    table = Table("cost", "at most", "", title="Cost", **_STYLE)
+
+    contributions = sum(len(names) for names in cohorts)
+    trained = sum(checked.train[name] for names in cohorts for name in names)
+    trained *= config.finetune.max_epochs
+    table.add_row(
+        "contributions", f"{contributions:,}", f"{trained:,} training examples, repeats counted"
+    )
+
     every = config.evaluate.every
-    evaluations = sum(evaluated(i, every=every, last=last) for i in range(last + 1))
-    finetunes = sum(map(len, cohorts))
-    trained = epochs * sum(train[name] for names in cohorts for name in names)
-    passes = {
-        "finetuned": epochs * sum(train[n] for n in checked.plan.evaluated),
-        "few-shot": few.draws * few.epochs * few.examples * len(checked.plan.evaluated),
-        "frozen": 0,  # the body runs forward only
-    }
-    scored = sum(train[n] + test[n] for n in checked.plan.evaluated)
-    protocols = config.protocols()
-    asked = evaluations * len(checked.plan.evaluated) * len(protocols)  # a message each
-    made = Table("cost", "at most", "", title="Cost", **_STYLE)
-    made.add_row(
-        "contributions", f"{finetunes:,}", f"{trained:,} training examples, repeats counted"
-    )
-    made.add_row(
+    bases = sum(evaluated(iteration, every=every, last=last) for iteration in range(last + 1))
+    evaluations = bases * len(plan.evaluated) * len(config.protocols())
+    trained, forward = _evaluation(config, checked)
+    table.add_row(
         "evaluations",
-        f"{asked:,}",
-        f"{evaluations * sum(passes[p] for p in protocols):,} training examples; "
-        f"{evaluations * scored:,} forward",
+        f"{evaluations:,}",
+        f"{bases * trained:,} training examples; {bases * forward:,} forward",
     )
+
+    bodies = 2 * contributions + evaluations  # sent: there and back, or there alone
     if config.gate.protocol:
-        validated = len(checked.plan.seen) * (last + 1)
-        most = last * config.gate.budget
-        note = f"and for each further candidate {len(checked.plan.seen)}; at most {most} of those"
-        made.add_row("validations", f"{validated:,}", note)
-        asked += len(checked.plan.seen) * (last + 1 + most)
-    made.add_row("messages", _bytes(body * (2 * finetunes + asked)), f"{_bytes(body)} a body")
-    state = len(stages(config).memory) if not config.fusion.strategy else 0
-    stored = (last + 1) + last * state + max(map(len, cohorts), default=0)
-    made.add_row("disk", _bytes(body * stored), "bodies of the bases, optimizer, inbox")
-    workers = allocation.workers
-    made.add_row(
+        seen = len(plan.seen)
+        validations = seen * (last + 1)
+        candidates = last * config.gate.budget
+        table.add_row(
+            "validations",
+            f"{validations:,}",
+            f"and for each further candidate {seen}; at most {candidates} of those",
+        )
+        bodies += validations + seen * candidates
+    table.add_row("messages", _bytes(body * bodies), f"{_bytes(body)} a body")
+
+    optimizer = 0 if config.fusion.strategy else len(stages(config).memory)  # bodies, each time
+    bodies = (last + 1) + last * optimizer + max(map(len, cohorts), default=0)
+    table.add_row("disk", _bytes(body * bodies), "bodies of the bases, optimizer, inbox")
+
+    table.add_row(
         "memory",
         _bytes(workers * footprint + 6 * body),
         f"{workers} x {_bytes(footprint)} at work, six bodies at the server; estimated",
     )
-    return made
+    return table
+
+
+def _evaluation(config: Config, checked: Checked) -> tuple[int, int]:
+    """Return how many examples scoring one base takes: to train on, and run forward alone."""
+    names, few_shot = checked.plan.evaluated, config.few_shot
+    train = sum(checked.train[name] for name in names)
+    trained = {
+        "finetuned": config.finetune.max_epochs * train,
+        "few-shot": few_shot.draws * few_shot.epochs * few_shot.examples * len(names),
+        "frozen": 0,
+    }
+    test = sum(checked.test[name] for name in names)
+    return sum(trained[protocol] for protocol in config.protocols()), train + test
 
 
 def _bytes(number: float) -> str:

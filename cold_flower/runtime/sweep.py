@@ -1,7 +1,6 @@
 """Many runs of one experiment: a cell for each combination of values, none run twice."""
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import Any
 
 from cold_flower.config import Config
 from cold_flower.errors import ColdFlowerError, ConfigError, RunError
-from cold_flower.repository.journal import CONFIG, RESULT, check_same
+from cold_flower.repository.journal import CONFIG, check_same
 from cold_flower.runtime import experiments
+from cold_flower.runtime.flower import result_of
+from cold_flower.runtime.writable import check_writable
 from strategies.errors import StrategyError
 
 
@@ -30,7 +31,7 @@ def parse(axes: Sequence[str]) -> dict[str, list[str]]:
     Raises:
         ConfigError: no values, or a key twice.
     """
-    found: dict[str, list[str]] = {}
+    parsed: dict[str, list[str]] = {}
     for axis in axes:
         key, _, text = axis.partition("=")
         first, dots, last = text.partition("..")
@@ -38,12 +39,12 @@ def parse(axes: Sequence[str]) -> dict[str, list[str]]:
             values = [str(value) for value in range(int(first), int(last) + 1)]
         else:
             values = [value.strip() for value in text.split(",") if value.strip()]
-        if not values or key in found:
+        if not values or key in parsed:
             raise ConfigError(
                 f"--sweep expects key=first..last or key=a,b,c, each key once; got {axis!r}"
             )
-        found[key] = values
-    return found
+        parsed[key] = values
+    return parsed
 
 
 def cells(
@@ -57,23 +58,18 @@ def cells(
     for values in itertools.product(*axes.values()):
         pairs = [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
         name = ",".join(pairs).replace("/", "_")
-        there = folder / name
-        begun = (there / CONFIG).exists()
+        run_dir = (folder / name).resolve()
+        begun = (run_dir / CONFIG).exists()
         chosen = {**settings, **experiments.parse_settings(pairs)}
-        given = {**chosen, "run-dir": str(there.resolve()), "resume": begun}
-        config = experiments.configure(experiment, given)
+        config = experiments.configure(
+            experiment, {**chosen, "run-dir": str(run_dir), "resume": begun}
+        )
         if begun:
-            check_same(there, config)
+            check_same(run_dir, config)
         experiments.check_keys(config)  # a typo is found before the first cell's hours
-        yield Cell(name, config, begun and _completed(there, config))
-
-
-def _completed(folder: Path, config: Config) -> bool:
-    try:
-        result = json.loads((folder / RESULT).read_text())
-    except (OSError, ValueError):
-        return False
-    return bool(result["status"] == "completed" and result["iterations"] >= config.iterations)
+        result = result_of(run_dir)
+        done = result["status"] == "completed" and result["iterations"] >= config.iterations
+        yield Cell(name, config, begun and done)
 
 
 def run(
@@ -82,8 +78,10 @@ def run(
     """Run the cells that are not done, one after the other; a failed one stops no other.
 
     Raises:
-        RunError: naming the cells that failed.
+        RunError: naming the cells that failed; or nothing can be written where they are to go.
     """
+    if to_do := [cell for cell in planned if not cell.done]:
+        check_writable(Path(to_do[0].config.run_dir))
     failed = []
     for number, cell in enumerate(planned, start=1):
         where = f"{number}/{len(planned)} {cell.name}"
