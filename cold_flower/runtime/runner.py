@@ -20,6 +20,7 @@ from cold_flower.runtime.experiments import Checked
 from cold_flower.runtime.preview import preview
 from cold_flower.runtime.processes import Stopped, stoppable
 from cold_flower.runtime.simulate import simulate
+from cold_flower.runtime.writable import check_writable
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def run(config: Config, sharing: Sharing, again: str = "") -> None:
         check_same(folder, config)
     else:
         check_new(folder)
+    check_writable(folder)
     ready = prepare(config, sharing)
     progress = Progress(started)
     try:
