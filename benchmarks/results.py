@@ -1,9 +1,10 @@
-"""What was measured, kept: benchmarks/results/<date>.json and the table of docs/performance.md."""
+"""What was measured, kept: benchmarks/results/<date>.json and the tables of docs/results.md."""
 
 import json
 import os
 import platform
 import sys
+import textwrap
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 import torch
 
 FOLDER = Path(__file__).parent / "results"
-PAGE = FOLDER.parents[1] / "docs" / "performance.md"
+PAGE = FOLDER.parents[1] / "docs" / "results.md"
 BEGIN, END = "<!-- written by benchmarks/results.py -->", "<!-- end -->"
 HEADER = ("| what | ours | peer | better by | | measured |", "|---|---|---|---|---|---|")
 MEASURED = "measured"  # the peer of an estimate, which is to be equal, not better
+WIDTH = 100  # of the page
 VERSIONS = ("torch", "transformers", "flwr", "ray")
 
 
@@ -39,7 +41,7 @@ def keep(what: str, ours: float, peer: str, theirs: float, unit: str, note: str 
         "note": note,
         "command": _command(),
         "machine": _machine(),
-        "versions": {name: found for name in VERSIONS if (found := _version(name))},
+        "versions": {name: number for name in VERSIONS if (number := _version(name))},
     }
     FOLDER.mkdir(exist_ok=True)
     today = FOLDER / f"{time.strftime('%Y-%m-%d')}.json"
@@ -65,16 +67,16 @@ def _same(row: dict[str, Any]) -> tuple[str, ...]:
 def _command() -> str:
     name = sys.modules["__main__"].__spec__
     module = name.name if name else Path(sys.argv[0]).stem
-    given = ["COLD_FLOWER_REAL=..."] if "COLD_FLOWER_REAL" in os.environ else []
-    said = [a if not a.startswith(os.sep) else "..." for a in sys.argv[1:]]
-    return " ".join([*given, "python -m", module, *said])
+    real = ["COLD_FLOWER_REAL=..."] if "COLD_FLOWER_REAL" in os.environ else []
+    arguments = ["..." if a.startswith(os.sep) else a for a in sys.argv[1:]]
+    return " ".join([*real, "python -m", module, *arguments])
 
 
 def _machine() -> str:
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    known = Path("/proc/cpuinfo")
-    lines = known.read_text().splitlines() if known.exists() else []
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0))
     bf16 = " with AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else ""
@@ -89,20 +91,34 @@ def table() -> str:
             newest[_same(row)] = {**row, "date": path.stem}
     lines = []
     for machine in dict.fromkeys(row["machine"] for row in newest.values()):
-        lines += [f"**{machine}**", "", *HEADER]
         rows = [row for row in newest.values() if row["machine"] == machine]
-        for row in rows:
-            ours, theirs, unit = row["ours"], row["theirs"], row["unit"]
-            better = ours / theirs if unit.endswith("/s") else theirs / ours
-            ratio = "" if row["peer"] == MEASURED else f"{better:.3g}"
-            lines.append(
-                f"| {row['what']} | {ours:.4g} {unit} | {row['peer']}: {theirs:.4g} | {ratio} "
-                f"| {row['note']} | {row['date']} |"
-            )
-        lines += ["", "Commands and versions:", ""]
-        for command in dict.fromkeys(row["command"] for row in rows):
-            last = [row for row in rows if row["command"] == command][-1]
-            said = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
-            lines.append(f"- `{command}` ({said})")
-        lines.append("")
+        lines += [f"**{machine}**", "", *HEADER, *map(_line, rows), "", *_commands(rows)]
     return "\n".join(lines) + "\n" if lines else ""
+
+
+def _line(row: dict[str, Any]) -> str:
+    ours, theirs, unit = row["ours"], row["theirs"], row["unit"]
+    better = ours / theirs if unit.endswith("/s") else theirs / ours
+    ratio = "" if row["peer"] == MEASURED else f"{better:.3g}"
+    return (
+        f"| {row['what']} | {ours:.4g} {unit} | {row['peer']}: {theirs:.4g} | {ratio} "
+        f"| {row['note']} | {row['date']} |"
+    )
+
+
+def _commands(rows: list[dict[str, Any]]) -> list[str]:
+    """List the commands of some rows under the versions that they ran with."""
+    newest = {row["command"]: row["versions"] for row in rows}
+    by_versions: dict[str, list[str]] = {}
+    for command, versions in newest.items():
+        named = ", ".join(f"{name} {number}" for name, number in versions.items())
+        by_versions.setdefault(named, []).append(command)
+    lines = []
+    for named, commands in by_versions.items():
+        lines += [f"With {named}:", ""]
+        for command in commands:
+            lines += textwrap.wrap(
+                f"- `{command}`", WIDTH, subsequent_indent="  ", break_on_hyphens=False
+            )
+        lines.append("")
+    return lines

@@ -13,7 +13,7 @@ from tests.test_encode import some
 
 
 def test_a_comparison_is_kept_and_shown(tmp_path, monkeypatch) -> None:
-    page = tmp_path / "performance.md"
+    page = tmp_path / "results.md"
     page.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(results, "PAGE", page)
@@ -40,6 +40,18 @@ def test_the_newest_figure_counts(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     assert "| w | 1 s | p: 2 | 2 |  | 2026-01-02 |" in results.table()
     assert "4 s" not in results.table()
+
+
+def test_commands_stand_under_their_versions_and_are_wrapped() -> None:
+    rows = [
+        {"command": "python -m one", "versions": {"torch": "1"}},
+        {"command": "python -m two " + "--tasks mrpc " * 10, "versions": {"torch": "2"}},
+        {"command": "python -m one", "versions": {"torch": "2"}},  # again, later
+    ]
+    lines = results._commands(rows)
+    assert lines[:3] == ["With torch 2:", "", "- `python -m one`"]
+    assert not [line for line in lines if "torch 1" in line or len(line) > results.WIDTH]
+    assert " ".join(line.strip() for line in lines[3:-1]).count("--tasks mrpc") == 10
 
 
 def test_the_page_shows_what_is_kept() -> None:
