@@ -85,13 +85,7 @@ class Coordinator:
         train = ConfigRecord({"seed": config.seed, "run": run})
         if abandoned := self._repository.abandoned():
             train["abandoned"] = abandoned
-        training = self._participants.training.values()
-        self._say(
-            f"{len(self._participants.members)} contributors are ready, {len(training)} of them "
-            f"contribute ({sum(member.examples for member in training)} training examples); "
-            f"iterations {self._first} to {config.iterations}",
-            iterations=config.iterations,
-        )
+        self._say(self._introduction(), iterations=config.iterations)
         with trackers.open(config, self._journal.run_dir, run) as self._tracker:
             strategy(config, self._inbox, self._repository, self._gate).start(
                 self._inbox,
@@ -101,6 +95,17 @@ class Coordinator:
                 train_config=train,
                 evaluate_fn=self.after_round,
             )
+
+    def _introduction(self) -> str:
+        ready = f"{len(self._participants.members)} contributors are ready"
+        if not self._config.iterations:
+            return f"{ready} to evaluate the model"
+        training = self._participants.training.values()
+        examples = sum(member.examples for member in training)
+        return (
+            f"{ready}, {len(training)} of them contribute ({examples} training examples); "
+            f"iterations {self._first} to {self._config.iterations}"
+        )
 
     def after_round(self, server_round: int, arrays: ArrayRecord) -> None:
         """Publish what the round made, then evaluate it if that is due."""
@@ -165,24 +170,25 @@ class Coordinator:
         self._participants.norms = accepted_norms(self._repository)
 
     def _make_gate(self) -> Gate:
-        def candidate_scores(candidate: ArrayRecord) -> dict[str, float]:
-            sha256 = fingerprint(records.unpack(candidate))
-            return self._evaluation.validate(self._inbox.iteration, sha256, lambda: candidate)
-
-        def base_scores() -> dict[str, float]:
-            body = self._repository.body(self._head)
-            sha256 = self._repository.manifest(self._head)["sha256"]
-            packed = lambda: records.pack(body.items())  # noqa: E731
-            return self._evaluation.validate(self._inbox.iteration, sha256, packed)
-
         limits = self._config.gate
         return Gate(
-            candidate_scores,
-            base_scores,
+            self._validate_candidate,
+            self._validate_base,
             tolerance=limits.tolerance,
             task_tolerance=limits.task_tolerance,
             budget=limits.budget,
             voters=lambda: len(self._participants.training),
+        )
+
+    def _validate_candidate(self, candidate: ArrayRecord) -> dict[str, float]:
+        sha256 = fingerprint(records.unpack(candidate))
+        return self._evaluation.validate(self._inbox.iteration, sha256, lambda: candidate)
+
+    def _validate_base(self) -> dict[str, float]:
+        body = self._repository.body(self._head)
+        sha256 = self._repository.manifest(self._head)["sha256"]
+        return self._evaluation.validate(
+            self._inbox.iteration, sha256, lambda: records.pack(body.items())
         )
 
     def _say_of_finetuning(self, line: str) -> None:

@@ -5,7 +5,7 @@ or an evaluation that was cut off, costs nothing again.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,18 +86,17 @@ class Evaluation:
         self._reuse(iteration, sha256)
         plan, rows = self._participants.plan, self._journal.rows(SCORES)
         known = {(r["task"], r["protocol"]) for r in rows if r["iteration"] == iteration}
+        protocols = [p for p in COSTLY_FIRST if p in self._config.protocols()]
         due = {
-            (member, protocol)
+            member: missing
             for name, member in self._participants.members.items()
             if name in plan.evaluated
-            for protocol in self._config.protocols()
-            if (plan.tasks[name].name, protocol) not in known
+            and (missing := [p for p in protocols if (plan.tasks[name].name, p) not in known])
         }
         if not due:
             return
         model = _Model(iteration, sha256, arrays)
-        for _ in self._ask(model, due, f"evaluating {iteration}"):
-            pass
+        self._ask(model, due, f"evaluating {iteration}")
         scores = summary(self._journal.rows(SCORES), iteration)
         self._say(model, f"base {iteration}: {scores}", scores=scores)
 
@@ -126,8 +125,8 @@ class Evaluation:
             and row["contributor"] in training
             and (row["iteration"] == iteration or not self._config.partition.fresh)
         }
-        protocol = self._config.gate.protocol
-        due = {(member, protocol) for name, member in training.items() if name not in scores}
+        protocols = [self._config.gate.protocol]
+        due = {member: protocols for name, member in training.items() if name not in scores}
         if due:
             model = _Model(iteration, sha256, arrays(), candidate=True)
             for row in self._ask(model, due, f"validating a candidate for iteration {iteration}"):
@@ -145,65 +144,55 @@ class Evaluation:
         self._journal.append(SCORES, copies)
 
     def _ask(
-        self, model: _Model, due: Collection[tuple[Member, str]], what: str
-    ) -> Iterator[dict[str, Any]]:
-        """Have members score under a protocol each; yield each row once it is in the file."""
-        asked = self._messages(model, due)
-        strict = self._participants.simulated
-        busy = 0.0
+        self, model: _Model, due: Mapping[Member, list[str]], what: str
+    ) -> list[dict[str, Any]]:
+        """Have members score under protocols; return the rows, which are in the file then."""
+        members = longest_first(due)
+        if self._spread:
+            pairs = [(m, [p]) for p in COSTLY_FIRST for m in members if p in due[m]]
+        else:
+            pairs = [(m, due[m]) for m in members]
+        asked = {f"{m.name} {','.join(protocols)}": (m, protocols) for m, protocols in pairs}
         self._say(model, what, done=0, of=len(asked))
+        strict = self._participants.simulated
         replies = exchange(
             self._grid,
-            {key: message for key, (_, _, message) in asked.items()},
+            {key: self._question(model, *pair) for key, pair in asked.items()},
             timeout=self._config.wait.replies,
             simulated=strict,
         )
+        busy, scored = 0.0, []
         for done, (key, reply) in enumerate(replies, start=1):
-            member, protocols, _ = asked[key]
+            member, protocols = asked[key]
             try:
                 rows, seconds = self._read(model, member, protocols, reply)
             except Refused as reason:
                 text = f"iteration {model.iteration} was not evaluated at {member.name}: {reason}"
                 if strict:
                     raise RunStopped(text) from reason
-                rows = []
             else:
+                self._journal.append(VALIDATION if model.candidate else SCORES, rows)
+                scored += rows
                 busy += seconds
                 figures = ", ".join(f"{row['protocol']} {row['value']:.3f}" for row in rows)
                 text = f"{member.name} {figures}"
-                self._journal.append(VALIDATION if model.candidate else SCORES, rows)
             self._say(model, f"{done}/{len(asked)} {text}", done=done, of=len(asked), busy=busy)
-            yield from rows
+        return scored
 
-    def _messages(
-        self, model: _Model, due: Collection[tuple[Member, str]]
-    ) -> dict[str, tuple[Member, list[str], Message]]:
-        """Return whom to ask for which protocols, what takes longest first."""
-        protocols = [p for p in COSTLY_FIRST if any(p == protocol for _, protocol in due)]
-        batches = [[p] for p in protocols] if self._spread else [protocols]
-        members = longest_first({member for member, _ in due})
-        messages = {}
-        for batch in batches:
-            for member in members:
-                if chosen := [p for p in batch if (member, p) in due]:
-                    content = self._question(model, ",".join(chosen))
-                    message = Message(content, member.node, MessageType.EVALUATE)
-                    messages[f"{member.name} {','.join(chosen)}"] = (member, chosen, message)
-        return messages
-
-    def _question(self, model: _Model, protocols: str) -> RecordDict:
+    def _question(self, model: _Model, member: Member, protocols: Sequence[str]) -> Message:
         config: dict[str, int | str] = {
-            "protocols": protocols,
+            "protocols": ",".join(protocols),
             "seed": self._config.seed,
             "iteration": model.iteration,
             "split": "dev" if model.candidate else "test",
         }
+        content = RecordDict()
         if self._config.transport == "shared-dir" and not model.candidate:
             config |= {"base": model.sha256, records.REFERENCE: model.iteration}
-            return RecordDict({records.CONFIG: ConfigRecord(dict(config))})
-        return RecordDict(
-            {records.CONFIG: ConfigRecord(dict(config)), records.ARRAYS: model.arrays}
-        )
+        else:
+            content[records.ARRAYS] = model.arrays
+        content[records.CONFIG] = ConfigRecord(dict(config))
+        return Message(content, member.node, MessageType.EVALUATE)
 
     def _read(
         self, model: _Model, member: Member, asked: Sequence[str], reply: Message | None
