@@ -1,9 +1,17 @@
-"""The ClientApp: Flower messages in, a contributor's answers out."""
+"""The ClientApp: what a contributor answers, and thereby all that leaves it.
+
+- query: who this is, what it runs, how many examples and tokens it has;
+- train: the finetuned body and a few numbers (`records.LISTED`), never data, never the head;
+- evaluate: scores.
+
+At a site of its own (`cold_flower.contributors.site`) every answer passes `Egress` on its way out,
+and of an error only the kind leaves.
+"""
 
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -11,15 +19,16 @@ from typing import Any
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from cold_flower.config import PROTOCOLS, Config, split
-from cold_flower.contributors import attacks
 from cold_flower.contributors.contributor import Contributor
-from cold_flower.contributors.egress import Outgoing, only_listed
+from cold_flower.contributors.egress import Egress, only_listed
 from cold_flower.contributors.site import Site, imported, load_site
 from cold_flower.data.plan import resolve
 from cold_flower.errors import ColdFlowerError, ConfigError, NoTaskError, SiteError
 from cold_flower.identity import code_sha256, versions
+from cold_flower.models.body import State
 from cold_flower.models.classifier import device
 from cold_flower.repository import by_reference
 from strategies import records
@@ -30,69 +39,59 @@ from strategies.names import unknown
 app = ClientApp()
 
 _CLIENT_RAISED = 2  # flwr's code for an app that raised
+Handler = Callable[[Message, Context, Site | None], RecordDict]
 
 
-def _answer(handle: Callable[[Message, Context], RecordDict]) -> Callable[..., Message]:
-    """Turn an error the user can mend into a one-line error reply.
-
-    At a site of its own (`cold_flower.contributors.site`) the answer passes its gate
-    (`Outgoing`), and no error's details leave.
-    """
+def _answer(handle: Handler) -> Callable[[Message, Context], Message]:
+    """Send what a handler returns; of an error that the user can mend, one line."""
 
     @wraps(handle)
     def reply(message: Message, context: Context) -> Message:
-        full, gate = False, None
+        egress = None
         try:
             site = _site(context)
-            gate = Outgoing(site) if site else None
-            if site and site.app:
-                content = _ask(site, message, context)
+            if site is None:
+                content = handle(message, context, None)
             else:
-                content = handle(message, context)
-            if gate:
-                _pass(gate, message, content)
+                egress = Egress(site)
+                site.apply_limits()
+                if site.app:
+                    content = _own_app(site, message, context)
+                else:
+                    content = handle(message, context, site)
+                kind = str(message.metadata.message_type).partition(".")[0]
+                egress.release(kind, content, message.content)
             return Message(content, reply_to=message)
-        except ColdFlowerError as error:
-            text = gate.error(error) if gate else f"{type(error).__name__}: {error}"
-        except torch.OutOfMemoryError as error:
-            full = True
-            if gate:
-                gate.error(error)
-            text = (
-                f"out of GPU memory ({str(error).split('. ')[0]}): lower "
-                "finetune.micro-batch-size or finetune.max-length, or let fewer contributors "
-                "share a GPU: a higher --gpus-per-contributor"
-            )
         except Exception as error:
-            if gate is None:
+            line = _line(error)
+            if egress:
+                line = egress.redact(error, line)
+            elif not isinstance(error, ColdFlowerError | torch.OutOfMemoryError):
                 raise
-            text = gate.error(error)  # Flower would send its text, which may quote data
-        if full:  # now the traceback no longer keeps the model alive; others share this GPU
-            torch.cuda.empty_cache()
-        return Message(Error(_CLIENT_RAISED, text), reply_to=message)
+        torch.cuda.empty_cache()  # not above, where the error's traceback still holds the model
+        return Message(Error(_CLIENT_RAISED, line), reply_to=message)
 
     return reply
 
 
-def _ask(site: Site, message: Message, context: Context) -> RecordDict:
-    """Have the ClientApp of a site's own answer instead (docs/messages.md)."""
-    site.apply_limits()
+def _line(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"out of GPU memory ({str(error).split('. ')[0]}): lower "
+            "finetune.micro-batch-size or finetune.max-length, or let fewer contributors "
+            "share a GPU: a higher --gpus-per-contributor"
+        )
+    return f"{type(error).__name__}: {error}"
+
+
+def _own_app(site: Site, message: Message, context: Context) -> RecordDict:
+    """Have the ClientApp of a site's own answer instead of ours (docs/messages.md)."""
     answer = imported(site.app, site.path.parent)(message, context)
     if not isinstance(answer, Message) or answer.has_error():
-        said = answer.error.reason if isinstance(answer, Message) else type(answer).__name__
-        raise SiteError(f"app {site.app!r} gave no answer: {said}")
+        reason = answer.error.reason if isinstance(answer, Message) else type(answer).__name__
+        raise SiteError(f"app {site.app!r} gave no answer: {reason}")
     content: RecordDict = answer.content
     return content
-
-
-def _pass(gate: Outgoing, message: Message, content: RecordDict) -> None:
-    """Check and write down an answer before it leaves the site."""
-    kind = str(message.metadata.message_type).partition(".")[0]
-    gate.check(kind, content, message.content)
-    config = records.config_of(message.content, records.CONFIG)
-    about: dict[str, Any] = {k: v for k, v in config.items() if k in ("run", "iteration")}
-    bodies = content.array_records.values()
-    gate.record(kind, content, about, "".join(fingerprint(records.unpack(b)) for b in bodies))
 
 
 def _site(context: Context) -> Site | None:
@@ -102,18 +101,17 @@ def _site(context: Context) -> Site | None:
         return None
     try:
         return load_site(Path(path))
-    except ColdFlowerError as error:
-        print(f"cold-flower: {error}", file=sys.stderr, flush=True)
+    except Exception as error:
+        print(f"cold-flower: {_line(error)}", file=sys.stderr, flush=True)
         raise SiteError(  # what does not fit may be a label, or another word of the site's own
             "this node's site.toml cannot be used: the details are in the site's own log"
         ) from error
 
 
-def _contributor(context: Context) -> Contributor:
+def _contributor(context: Context, site: Site | None) -> Contributor:
     # Another team's ServerApp may have keys of its own.
     config = Config.from_flat(context.run_config, strict=False)
-    if site := _site(context):
-        site.apply_limits()
+    if site:
         return Contributor(config, site=site)
     index = context.node_config.get("partition-id")
     if not isinstance(index, int):
@@ -124,14 +122,14 @@ def _contributor(context: Context) -> Contributor:
     return Contributor(resolve(config), index)
 
 
-def _body(message: Message, me: Contributor) -> dict[str, Any]:
+def _base(message: Message, me: Contributor) -> dict[str, Tensor]:
     """Return the base that a message carries, or names (`cold_flower.repository.by_reference`)."""
-    about = records.config_of(message.content, records.CONFIG)
-    if records.REFERENCE not in about:
+    asked = records.config_of(message.content, records.CONFIG)
+    if records.REFERENCE not in asked:
         return dict(records.unpack(message.content.array_records[records.ARRAYS]))
     if me.site:  # the run directory's path comes from the coordinator
         raise ConfigError("bodies by reference (transport = 'shared-dir') are for simulations")
-    return by_reference.base(me.config.run_dir, int(about[records.REFERENCE]), str(about["base"]))
+    return by_reference.base(me.config.run_dir, int(asked[records.REFERENCE]), str(asked["base"]))
 
 
 def _whereabouts() -> dict[str, str | int]:
@@ -142,14 +140,14 @@ def _whereabouts() -> dict[str, str | int]:
 
 @app.query()
 @_answer
-def query(message: Message, context: Context) -> RecordDict:
+def query(message: Message, context: Context, site: Site | None) -> RecordDict:
     """Say who this is and what it runs; reads and tokenises the data, to count it."""
     try:
-        me = _contributor(context)
+        me = _contributor(context, site)
     except NoTaskError:
         return RecordDict({records.CONTRIBUTOR: ConfigRecord({"protocol": records.PROTOCOL})})
     train = me.splits().train
-    about: dict[str, Any] = {
+    stated: dict[str, Any] = {
         "name": me.name,
         "task": me.task.name,
         "examples": len(train),
@@ -161,62 +159,66 @@ def query(message: Message, context: Context) -> RecordDict:
         "model": me.base.sha256,
         **_whereabouts(),
     }
-    return RecordDict({records.CONTRIBUTOR: ConfigRecord(about)})
+    return RecordDict({records.CONTRIBUTOR: ConfigRecord(stated)})
 
 
 @app.train()
 @_answer
-def train(message: Message, context: Context) -> RecordDict:
-    """Finetune from the base on the own task; send back the body, never the head."""
+def train(message: Message, context: Context, site: Site | None) -> RecordDict:
+    """Finetune from the base on the own task; send back the body."""
     started = time.perf_counter()
-    me = _contributor(context)
-    config = records.config_of(message.content, records.CONFIG)
-    body = _body(message, me)
-    iteration = int(config.get("iteration", config.get("server-round", 1)))
-    seed = int(config.get("seed", me.config.seed))
+    me = _contributor(context, site)
+    asked = records.config_of(message.content, records.CONFIG)
+    base = _base(message, me)
+    iteration = int(asked.get("iteration", asked.get("server-round", 1)))
+    seed = int(asked.get("seed", me.config.seed))
+    run, abandoned = str(asked.get("run", "")), asked.get("abandoned", ())
 
-    def honest(who: Contributor, start: Mapping[str, torch.Tensor]) -> attacks.Answer:
-        options = {"run": str(config.get("run", "")), "abandoned": config.get("abandoned", ())}
-        return attacks.Answer(*who.finetune(start, iteration=iteration, seed=seed, **options))
+    def finetune(who: Contributor, start: State) -> tuple[dict[str, Tensor], dict[str, float]]:
+        return who.finetune(start, iteration=iteration, seed=seed, run=run, abandoned=abandoned)
 
-    attack = attacks.of(me, iteration)
-    answer = attack.answer(me, body, seed, honest) if attack else honest(me, body)
-    answer.metrics["seconds"] = time.perf_counter() - started
-    metrics = only_listed(answer.metrics)
-    about = {
+    claims: dict[str, Any] = {}
+    if me.config.attacks and not site:  # a rehearsal; a site never loads what does harm
+        from cold_flower.contributors import attacks
+
+        harmful = attacks.answer(me, base, finetune, iteration=iteration, seed=seed)
+        body, metrics, claims = harmful.body, harmful.metrics, harmful.claims
+    else:
+        body, metrics = finetune(me, base)
+    metrics = only_listed({**metrics, "seconds": time.perf_counter() - started})
+    stated = {
         "contributor": me.name,
         "iteration": iteration,
-        "base": config.get("base") or fingerprint(body.items()),
+        "base": asked.get("base") or fingerprint(base.items()),
         **_whereabouts(),
-        **answer.about,
+        **claims,
     }
-    if records.REFERENCE not in config:
-        return records.train_reply(answer.body.items(), metrics, about)
+    if records.REFERENCE not in asked:
+        return records.train_reply(body.items(), metrics, stated)
     store = Store(Path(me.config.run_dir) / INCOMING, iteration)
-    mine = Contribution(me.name, metrics=metrics, whereabouts=records.whereabouts(about))
-    about["sha256"] = store.offer(mine, answer.body, about["base"])
-    return records.train_reply(None, metrics, about)
+    mine = Contribution(me.name, metrics=metrics, whereabouts=records.whereabouts(stated))
+    stated["sha256"] = store.offer(mine, body, stated["base"])
+    return records.train_reply(None, metrics, stated)
 
 
 @app.evaluate()
 @_answer
-def evaluate(message: Message, context: Context) -> RecordDict:
-    """Score the body on the own test data; only the scores leave."""
+def evaluate(message: Message, context: Context, site: Site | None) -> RecordDict:
+    """Score the base on the own test data, or dev data; only the scores leave."""
     started = time.perf_counter()
-    me = _contributor(context)
-    config = records.config_of(message.content, records.CONFIG)
-    chosen = split(str(config.get("protocols", me.config.evaluate.protocols)))
-    for name in chosen:
+    me = _contributor(context, site)
+    asked = records.config_of(message.content, records.CONFIG)
+    protocols = split(str(asked.get("protocols", me.config.evaluate.protocols)))
+    for name in protocols:
         if name not in PROTOCOLS:
             raise ConfigError(unknown("protocol", name, PROTOCOLS))
-    seed = int(config.get("seed", me.config.seed))
-    iteration = int(config.get("iteration", config.get("server-round", 0)))
-    split_name = str(config.get("split", "test"))
-    if split_name not in ("test", "dev"):
-        raise ConfigError(unknown("split", split_name, ("test", "dev")))
-    body = _body(message, me)
-    scores = me.evaluate(body, chosen, iteration=iteration, seed=seed, split=split_name)
-    about = {
+    rows = str(asked.get("split", "test"))
+    if rows not in ("test", "dev"):
+        raise ConfigError(unknown("split", rows, ("test", "dev")))
+    iteration = int(asked.get("iteration", asked.get("server-round", 0)))
+    seed = int(asked.get("seed", me.config.seed))
+    scores = me.evaluate(_base(message, me), protocols, iteration=iteration, seed=seed, split=rows)
+    stated: dict[str, Any] = {
         "contributor": me.name,
         "task": me.task.name,
         "metric": me.task.metric,
@@ -224,8 +226,5 @@ def evaluate(message: Message, context: Context) -> RecordDict:
         **_whereabouts(),
     }
     return RecordDict(
-        {
-            records.METRICS: MetricRecord(dict(scores)),
-            records.CONTRIBUTOR: ConfigRecord(dict(about)),
-        }
+        {records.METRICS: MetricRecord(dict(scores)), records.CONTRIBUTOR: ConfigRecord(stated)}
     )

@@ -22,12 +22,14 @@ def config(table: str) -> Config:
 
 def test_who_does_what_from_when() -> None:
     chosen = config("{music = {kind = 'scale', size = 100.0, from = 2}, travel = 'label-flip'}")
-    found = attacks.parse(chosen)
-    assert found["music"] == Attack("scale", size=100.0, first=2)
-    assert (found["travel"].kind, found["travel"].first) == ("label-flip", 1)
-    me = Contributor(chosen, plan(chosen).names.index("music"))
-    assert attacks.of(me, 1) is None
-    assert attacks.of(me, 2) == attacks.of(me, 3) == Attack("scale", size=100.0, first=2)
+    parsed = attacks.parse(chosen)
+    assert parsed["music"] == Attack("scale", size=100.0, first=2)
+    assert (parsed["travel"].kind, parsed["travel"].first) == ("label-flip", 1)
+    moved = {
+        iteration: float(answer(chosen, "music", iteration).body["b"][0]) for iteration in range(4)
+    }
+    assert moved == {0: 1.0, 1: 1.0, 2: 100.0, 3: 100.0}
+    assert answer(chosen, "kitchen", 3).body["b"][0] == 2.0  # an honest one
 
 
 @pytest.mark.parametrize(
@@ -50,55 +52,59 @@ def test_what_cannot_be_rehearsed(table, words) -> None:
 BASE = {"w": torch.ones(4, 3), "b": torch.zeros(3)}
 
 
-def honest(who, start) -> Answer:
-    """Moves everything by 1; by 2 if it is another contributor's work."""
+def finetune(who, start):
+    """Move everything by 1; by 2 if it is another contributor's work."""
     by = 1.0 if who.name == "music" else 2.0
-    return Answer({key: t + by for key, t in start.items()}, {"num-examples": 10.0})
+    return {key: t + by for key, t in start.items()}, {"num-examples": 10.0}
 
 
-def answer(kind: str, **options) -> Answer:
-    chosen = config("")
-    me = Contributor(chosen, plan(chosen).names.index("music"))
-    return Attack(kind, **options).answer(me, BASE, 0, honest)
+def answer(chosen: Config, name: str = "music", iteration: int = 1, work=finetune) -> Answer:
+    me = Contributor(chosen, plan(chosen).names.index(name))
+    return attacks.answer(me, BASE, work, iteration=iteration, seed=0)
+
+
+def harm(kind: str, **options) -> Answer:
+    """Have music do harm."""
+    listed = "".join(f", {key} = {value!r}" for key, value in options.items())
+    return answer(config(f"{{music = {{kind = '{kind}'{listed}}}}}"))
 
 
 def test_directions_by_hand() -> None:
-    assert torch.equal(answer("scale").body["b"], torch.full((3,), 10.0))
-    assert torch.equal(answer("scale", size=100.0).body["b"], torch.full((3,), 100.0))
-    assert torch.equal(answer("sign-flip").body["w"], torch.zeros(4, 3))
-    assert torch.equal(answer("copy", of="travel").body["b"], torch.full((3,), 2.0))
+    assert torch.equal(harm("scale").body["b"], torch.full((3,), 10.0))
+    assert torch.equal(harm("scale", size=100.0).body["b"], torch.full((3,), 100.0))
+    assert torch.equal(harm("sign-flip").body["w"], torch.zeros(4, 3))
+    assert torch.equal(harm("copy", of="travel").body["b"], torch.full((3,), 2.0))
 
 
 def test_the_forms_that_are_wrong() -> None:
-    assert math.isnan(answer("nan").body["w"][0, 0])
-    assert answer("shape").body["w"].shape == (12,)
-    assert answer("huge").body["w"].numel() == attacks.HUGE
-    hostile = answer("names")
+    assert math.isnan(harm("nan").body["w"][0, 0])
+    assert harm("shape").body["w"].shape == (12,)
+    assert harm("huge").body["w"].numel() == attacks.HUGE
+    hostile = harm("names")
     assert "../../x" in hostile.body
-    assert hostile.about == {"contributor": "../../x"}
-    assert answer("metrics").metrics == {"num-examples": 10_000_000}
+    assert hostile.claims == {"contributor": "../../x"}
+    assert harm("metrics").metrics == {"num-examples": 10_000_000}
 
 
 def test_noise_and_random_weights_are_drawn_from_the_seed() -> None:
     for kind in ("noise", "random"):
-        one, same = answer(kind).body["w"], answer(kind).body["w"]
+        one, same = harm(kind).body["w"], harm(kind).body["w"]
         assert torch.equal(one, same)
         assert one.shape == (4, 3)
         assert torch.isfinite(one).all()
 
 
 def test_labels_are_flipped_in_training_data_alone() -> None:
-    chosen = config("")
-    index = plan(chosen).names.index("music")
+    chosen = config("{music = 'label-flip'}")
     seen = []
 
-    def spy(who, start) -> Answer:
+    def spy(who, start):
         seen.append(who.splits())
-        return Answer(dict(start), {"num-examples": 1.0})
+        return dict(start), {"num-examples": 1.0}
 
-    me = Contributor(chosen, index)
-    Attack("label-flip").answer(me, BASE, 0, spy)
-    own, flipped = me.splits(), seen[0]
+    answer(chosen, work=spy)
+    own = Contributor(chosen, plan(chosen).names.index("music")).splits()
+    (flipped,) = seen
     assert len(own.labels) == 3
     assert torch.equal(flipped.train.labels, 2 - own.train.labels)
     assert torch.equal(flipped.dev.labels, 2 - own.dev.labels)
@@ -106,5 +112,5 @@ def test_labels_are_flipped_in_training_data_alone() -> None:
 
 
 def test_a_stale_base_is_named_or_not() -> None:
-    assert answer("stale").about["base"]
-    assert answer("stale-lie").about == {}
+    assert harm("stale").claims["base"]
+    assert harm("stale-lie").claims == {}

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, 
 from cold_flower.client_app import app
 from cold_flower.commands.rehearsal import rehearse
 from cold_flower.config import Config
-from cold_flower.contributors.egress import Outgoing
+from cold_flower.contributors.egress import Egress
 from cold_flower.contributors.site import Limits, load_site
 from cold_flower.errors import ColdFlowerError, SiteError
 from cold_flower.models.starting import starting_model
@@ -51,6 +51,35 @@ def site(tmp_path):
         return path
 
     return write
+
+
+LOADED = """
+import pathlib, sys
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from cold_flower.client_app import app
+from cold_flower.config import Config
+from cold_flower.models.base import load_base
+from cold_flower.models.starting import starting_model
+from strategies import records
+
+TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+keys = {
+    "recipe": False, "tasks": "travel,music", "attacks": "{music = 'sign-flip'}",
+    "finetune.max-examples": 24, "finetune.max-epochs": 1, "finetune.precision": "fp32",
+    "evaluate.protocols": "frozen", "evaluate.max-test-examples": 20,
+}
+node = {"site": sys.argv[1]} if sys.argv[1:] else {"partition-id": 0}
+arrays = records.pack(starting_model(load_base("demo"), seed=0)[1].items())
+config = ConfigRecord({"iteration": 1})
+for kind in (MessageType.QUERY, MessageType.TRAIN, MessageType.EVALUATE):
+    message = Message(RecordDict({"arrays": arrays, "config": config}), 1, kind)
+    message.metadata.__dict__["_message_id"] = "m"
+    reply = app(message, Context(1, 1, node, RecordDict(), Config.from_flat(keys).flat()))
+    assert not reply.has_error(), reply.error.reason
+print("cold_flower.contributors.attacks" in sys.modules)
+"""  # a contributor's process: answers each kind of message, says whether it can do harm
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +166,15 @@ def test_dry_run_trains_and_keeps_the_answer(site, arrays, own_home) -> None:
     assert (kept["sent"], kept["kind"], len(kept["sha256"])) == (False, "train", 64)
 
 
+def test_a_site_never_loads_what_does_harm(site) -> None:
+    def loaded(*arguments: str) -> str:
+        command = [sys.executable, "-c", LOADED, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert loaded(str(site(limits="max-examples = 20"))) == "False"
+    assert loaded() == "True"  # a simulation that rehearses it
+
+
 @pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.EVALUATE])
 def test_a_path_from_the_coordinator_is_neither_read_nor_written(site, tmp_path, kind) -> None:
     (tmp_path / "run" / "incoming" / "0001").mkdir(parents=True)
@@ -176,6 +214,17 @@ def test_an_unexpected_error_does_not_leave_either(site, arrays, monkeypatch) ->
     assert reply.error.reason == "ValueError: the details are in the site's own log"
 
 
+def test_a_gpu_that_is_full_is_said_and_written_down(site, arrays, own_home, monkeypatch) -> None:
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has")
+
+    monkeypatch.setattr("cold_flower.contributors.contributor.Contributor.finetune", full)
+    reason = train(site(), arrays).error.reason
+    assert reason.startswith("out of GPU memory (CUDA out of memory): lower finetune.micro-batch")
+    assert log(own_home)[0]["error"] == reason  # what left is what the log has
+    assert "Tried to allocate" in (own_home / "clinic-a" / "errors.log").read_text()
+
+
 def test_a_broken_site_file_does_not_leave(site) -> None:
     path = site()
     path.write_text("name = 'x")
@@ -194,11 +243,11 @@ def test_a_broken_site_file_does_not_leave(site) -> None:
     ],
 )
 def test_what_is_not_listed_is_not_sent(site, arrays, kind, change, words) -> None:
-    gate = Outgoing(load_site(site()))
+    egress = Egress(load_site(site()))
     good = {"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}
     content = RecordDict({**(good if kind == "train" else {}), **change})
     with pytest.raises(SiteError, match=words):
-        gate.check(kind, content, RecordDict({"arrays": arrays}))
+        egress.check(kind, content, RecordDict({"arrays": arrays}))
 
 
 TRAINER = """

@@ -125,11 +125,11 @@ def log(
 
     Run it with COLD_FLOWER_HOME as the SuperNode had it.
     """
-    from cold_flower.contributors.egress import Outgoing
+    from cold_flower.contributors.egress import Egress
     from cold_flower.contributors.site import load_site
     from cold_flower.identity import code_sha256
 
-    sent = Outgoing(load_site(file.resolve())).log
+    sent = Egress(load_site(file.resolve())).log
     for line in sent.read_text().splitlines() if sent.exists() else []:
         row = json.loads(line)
         state = "" if row["sent"] else " (dry-run: not sent)"

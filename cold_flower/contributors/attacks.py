@@ -3,6 +3,7 @@
 The key ``attacks`` says who does what, from which iteration on: a TOML inline table, such as
 ``{music = {kind = "scale", size = 10.0, from = 2}, travel = "label-flip"}``. Attackers
 answer queries and evaluations honestly; what they do is done to the answer to a train message.
+The ClientApp loads this file in a simulation whose ``attacks`` are set, and never at a site.
 """
 
 import math
@@ -30,15 +31,16 @@ HUGE = 1 << 24  # numbers: 64 MB
 
 @dataclass
 class Answer:
-    """What a contributor sends back: body, metrics, and what it says of itself."""
+    """What a contributor sends back."""
 
     body: dict[str, Tensor]
     metrics: dict[str, float]
-    about: dict[str, Any] = field(default_factory=dict)
+    claims: dict[str, Any] = field(default_factory=dict)
+    """What it says of itself that a good contributor would not."""
 
 
-Honest = Callable[[Contributor, State], Answer]
-"""Finetunes as a good contributor does."""
+Finetune = Callable[[Contributor, State], tuple[dict[str, Tensor], dict[str, float]]]
+"""Finetunes a contributor's task from a base, honestly; returns body and metrics."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,28 @@ class Attack:
     of: str = ""
     """Whose weights ``copy`` sends."""
 
-    def answer(self, me: Contributor, base: State, seed: int, honest: Honest) -> Answer:
-        """Return the harmful answer."""
-        return KINDS[self.kind](self, me, base, derive(seed, me.name, "attack"), honest)
 
-    def sized(self, default: float) -> float:
-        """Return the size, or the kind's own default."""
-        return default if math.isnan(self.size) else self.size
+@dataclass(frozen=True)
+class Case:
+    """An attack at work in one iteration."""
+
+    attack: Attack
+    me: Contributor
+    base: State
+    seed: int
+    finetune: Finetune
+
+    def honest(self, who: Contributor | None = None, base: State | None = None) -> Answer:
+        """Answer as a good contributor does, or as another one, or from another base."""
+        return Answer(*self.finetune(who or self.me, self.base if base is None else base))
+
+    def size(self, default: float) -> float:
+        """Return how large the attack is; by default as large as its kind is."""
+        return default if math.isnan(self.attack.size) else self.attack.size
+
+    def index(self, name: str) -> int:
+        """Return the partition id of a contributor."""
+        return plan(self.me.config).names.index(name)
 
 
 def parse(config: Config) -> dict[str, Attack]:
@@ -111,70 +128,84 @@ def check(config: Config, plan: Plan) -> None:
                 raise ConfigError(unknown("contributor in attacks", who, plan.seen))
 
 
-def of(me: Contributor, iteration: int) -> Attack | None:
-    """Return what this contributor does in this iteration, if not its best."""
+def answer(
+    me: Contributor, base: State, finetune: Finetune, *, iteration: int, seed: int
+) -> Answer:
+    """Answer a train message, harmfully where the key ``attacks`` says so.
+
+    Args:
+        me: who answers.
+        base: what it is to finetune.
+        finetune: how anybody finetunes from a base in this iteration.
+        iteration: which.
+        seed: the run's.
+    """
     attack = parse(me.config).get(me.name)
-    return attack if attack and iteration >= attack.first else None
+    if attack is None or iteration < attack.first:
+        return Answer(*finetune(me, base))
+    seed = derive(seed, me.name, "attack")
+    return KINDS[attack.kind](Case(attack, me, base, seed, finetune))
 
 
-def _moved(answer: Answer, base: State, by: float) -> Answer:
-    return replace(answer, body={k: base[k] + by * (t - base[k]) for k, t in answer.body.items()})
+def _moved(case: Case, by: float) -> Answer:
+    sent, base = case.honest(), case.base
+    return replace(sent, body={k: base[k] + by * (t - base[k]) for k, t in sent.body.items()})
 
 
-def scale(attack: Attack, me: Contributor, base: State, seed: int, honest: Honest) -> Answer:
+def scale(case: Case) -> Answer:
     """Go so many times as far (x10)."""
-    return _moved(honest(me, base), base, attack.sized(10.0))
+    return _moved(case, case.size(10.0))
 
 
-def sign_flip(attack: Attack, me: Contributor, base: State, seed: int, honest: Honest) -> Answer:
+def sign_flip(case: Case) -> Answer:
     """Go the other way."""
-    return _moved(honest(me, base), base, -attack.sized(1.0))
+    return _moved(case, -case.size(1.0))
 
 
-def nan(attack: Attack, me: Contributor, base: State, seed: int, honest: Honest) -> Answer:
+def nan(case: Case) -> Answer:
     """Put one NaN into the largest tensor."""
-    answer = honest(me, base)
-    largest = max(answer.body, key=lambda key: answer.body[key].numel())
-    answer.body[largest].view(-1)[0] = math.nan
-    return answer
+    sent = case.honest()
+    largest = max(sent.body, key=lambda key: sent.body[key].numel())
+    sent.body[largest].view(-1)[0] = math.nan
+    return sent
 
 
-def noise(attack: Attack, me: Contributor, base: State, seed: int, honest: Honest) -> Answer:
+def noise(case: Case) -> Answer:
     """Add noise as large as the weights themselves, or so many times that."""
-    answer = honest(me, base)
-    generator = torch.Generator().manual_seed(seed)
-    for key, tensor in answer.body.items():
-        spread = float(base[key].std(unbiased=False))
+    sent = case.honest()
+    generator = torch.Generator().manual_seed(case.seed)
+    for key, tensor in sent.body.items():
+        spread = float(case.base[key].std(unbiased=False))
         drawn = torch.randn(tensor.shape, generator=generator)
-        answer.body[key] = tensor + attack.sized(1.0) * spread * drawn
-    return answer
+        sent.body[key] = tensor + case.size(1.0) * spread * drawn
+    return sent
 
 
-def random(attack: Attack, me: Contributor, base: State, seed: int, honest: Honest) -> Answer:
+def random(case: Case) -> Answer:
     """Send weights drawn anew, each tensor with the base's mean and spread."""
-    answer = honest(me, base)
-    generator = torch.Generator().manual_seed(seed)
-    for key, tensor in answer.body.items():
+    sent = case.honest()
+    generator = torch.Generator().manual_seed(case.seed)
+    for key, tensor in sent.body.items():
         drawn = torch.randn(tensor.shape, generator=generator)
-        answer.body[key] = base[key].mean() + base[key].std(unbiased=False) * drawn
-    return answer
+        base = case.base[key]
+        sent.body[key] = base.mean() + base.std(unbiased=False) * drawn
+    return sent
 
 
-def stale(attack: Attack, me: Contributor, base: State, seed: int, honest: Honest) -> Answer:
+def stale(case: Case) -> Answer:
     """Finetune the starting model instead of the base, and say so."""
-    start = starting_model(me.base, me.config.seed)[1]
-    return replace(honest(me, start), about={"base": fingerprint(start.items())})
+    start = starting_model(case.me.base, case.me.config.seed)[1]
+    return replace(case.honest(base=start), claims={"base": fingerprint(start.items())})
 
 
-def stale_lie(attack: Attack, me: Contributor, base: State, seed: int, honest: Honest) -> Answer:
+def stale_lie(case: Case) -> Answer:
     """Finetune the starting model, and say that it was the base."""
-    return replace(stale(attack, me, base, seed, honest), about={})
+    return replace(stale(case), claims={})
 
 
-def copy(attack: Attack, me: Contributor, base: State, seed: int, honest: Honest) -> Answer:
+def copy(case: Case) -> Answer:
     """Send another contributor's weights."""
-    names = plan(me.config).names
-    return honest(Contributor(me.config, names.index(attack.of)), base)
+    return case.honest(Contributor(case.me.config, case.index(case.attack.of)))
 
 
 class _Flipped(Contributor):
@@ -188,41 +219,41 @@ class _Flipped(Contributor):
         return replace(data, train=flipped(data.train), dev=flipped(data.dev))
 
 
-def label_flip(attack: Attack, me: Contributor, base: State, seed: int, honest: Honest) -> Answer:
+def label_flip(case: Case) -> Answer:
     """Train on labels in the reverse order."""
-    return honest(_Flipped(me.config, plan(me.config).names.index(me.name)), base)
+    return case.honest(_Flipped(case.me.config, case.index(case.me.name)))
 
 
-def shape(attack: Attack, me: Contributor, base: State, seed: int, honest: Honest) -> Answer:
+def shape(case: Case) -> Answer:
     """Send a tensor flat."""
-    answer = honest(me, base)
-    matrix = next(key for key, tensor in answer.body.items() if tensor.dim() > 1)
-    answer.body[matrix] = answer.body[matrix].flatten()
-    return answer
+    sent = case.honest()
+    matrix = next(key for key, tensor in sent.body.items() if tensor.dim() > 1)
+    sent.body[matrix] = sent.body[matrix].flatten()
+    return sent
 
 
-def huge(attack: Attack, me: Contributor, base: State, seed: int, honest: Honest) -> Answer:
+def huge(case: Case) -> Answer:
     """Send a tensor of 64 MB in the place of one."""
-    answer = honest(me, base)
-    answer.body[next(iter(answer.body))] = torch.zeros(HUGE)
-    return answer
+    sent = case.honest()
+    sent.body[next(iter(sent.body))] = torch.zeros(HUGE)
+    return sent
 
 
-def names(attack: Attack, me: Contributor, base: State, seed: int, honest: Honest) -> Answer:
+def names(case: Case) -> Answer:
     """Call itself, and a tensor, by a path."""
-    answer = honest(me, base)
-    answer.body["../../x"] = torch.zeros(1)
-    return replace(answer, about={"contributor": "../../x"})
+    sent = case.honest()
+    sent.body["../../x"] = torch.zeros(1)
+    return replace(sent, claims={"contributor": "../../x"})
 
 
-def metrics(attack: Attack, me: Contributor, base: State, seed: int, honest: Honest) -> Answer:
+def metrics(case: Case) -> Answer:
     """Claim a million times as many examples."""
-    answer = honest(me, base)
-    answer.metrics["num-examples"] *= 1_000_000
-    return answer
+    sent = case.honest()
+    sent.metrics["num-examples"] *= 1_000_000
+    return sent
 
 
-KINDS: Mapping[str, Callable[[Attack, Contributor, State, int, Honest], Answer]] = {
+KINDS: Mapping[str, Callable[[Case], Answer]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         scale, sign_flip, nan, noise, random, stale, stale_lie, copy, label_flip, shape, huge,

@@ -110,8 +110,6 @@ def check_keys(config: Config) -> Plan:
     Raises:
         ColdFlowerError, FusionError: the first thing that is wrong.
     """
-    from cold_flower.contributors import attacks
-
     whole = plan(config)
     asked = cohort(
         whole.seen,
@@ -132,7 +130,10 @@ def check_keys(config: Config) -> Plan:
             f"iterations = {config.iterations}: expected {wanted!r} and iterations = 1, "
             "for what is trained on the union becomes iteration 1"
         )
-    attacks.check(config, whole)
+    if config.attacks:
+        from cold_flower.contributors import attacks
+
+        attacks.check(config, whole)
     return whole
 
 
