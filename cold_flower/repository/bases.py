@@ -5,18 +5,18 @@
     <run-dir>/iterations/0000/  0001/ ...   a transformers folder + manifest.json each
     <run-dir>/iterations/latest             symbolic link to the head of the lineage
 
-Iteration 0 is the starting model. A published folder holds all tensors of the starting
-model, those of the body replaced, so it loads as the starting model did. A folder is
-written under a temporary name, fsynced and renamed: nothing is ever half visible.
+Iteration 0 is the starting model. A published folder holds all tensors of the starting model,
+with those of the body replaced, so it loads as the starting model did.
 
-A number is used once: after a rollback the next iteration is the largest number there is
-plus one, and its parent tells the lineage.
+A number is used once. After a rollback the next iteration is the largest number there is plus
+one, and the parent in its manifest tells the lineage.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from cold_flower.errors import RunError
 from cold_flower.identity import timestamp
 from cold_flower.models.folder import WEIGHTS
 from cold_flower.repository.journal import Journal
-from strategies.fusion import Fingerprint, Template, Weights, fingerprint, write_safetensors
+from cold_flower.repository.publish import add_body, fsync, new_folder, replace_body
+from strategies.fusion import Weights
 
 MANIFEST = "manifest.json"
-STATE = "fusion-state.safetensors"  # the memory of the fusion's optimizer, where it has one
+STATE = "fusion-state.safetensors"  # momentum or Adam's moments, where the fusion has them
 ROLLBACKS = "rollbacks.jsonl"
 
 
@@ -40,33 +41,32 @@ class Repository:
         self.folder = run_dir / "iterations"
 
     def latest(self) -> int | None:
-        """Return the head of the lineage; None before the start is published."""
+        """Return the head of the lineage; None before iteration 0 is published."""
         link = self.folder / "latest"
         return int(os.readlink(link)) if link.is_symlink() else None
 
     def numbers(self) -> list[int]:
-        """Return every iteration there is, also those that a rollback left behind."""
+        """Return all iterations, also those that a rollback left behind."""
         return sorted(int(path.name) for path in self.folder.glob("[0-9]*"))
 
     def lineage(self) -> list[int]:
         """Return the iterations from the start to the head."""
-        found, at = [], self.latest()
-        while at is not None:
-            found.append(at)
-            at = self.manifest(at)["parent"]
-        return found[::-1]
+        backwards, iteration = [], self.latest()
+        while iteration is not None:
+            backwards.append(iteration)
+            iteration = self.manifest(iteration)["parent"]
+        return backwards[::-1]
 
     def abandoned(self) -> list[int]:
         """Return the iterations that rollbacks left behind."""
         return sorted({*self.numbers()} - {*self.lineage()})
 
     def recover(self) -> int | None:
-        """Finish a publish that was cut off between its last two steps; return the head."""
-        latest, numbers = self.latest(), self.numbers()
+        """Finish a publish that was cut off before it moved ``latest``; return the head."""
         left_behind = max((row["newest"] for row in self.rollbacks()), default=-1)
-        for newest in numbers[-1:]:
-            if newest > left_behind and self.manifest(newest)["parent"] == latest:
-                self._point(newest)
+        for newest in self.numbers()[-1:]:
+            if newest > left_behind and self.manifest(newest)["parent"] == self.latest():
+                self._point_latest_to(newest)
         return self.latest()
 
     def rollback(self, iteration: int) -> None:
@@ -76,18 +76,21 @@ class Repository:
             RunError: there is no such iteration, or only its manifest was kept.
         """
         self.with_weights(iteration)
-        about = {"from": self.latest(), "to": iteration, "newest": self.numbers()[-1]}
-        Journal(self.folder).append(ROLLBACKS, [{**about, "time": timestamp()}])
-        self._point(iteration)
+        row = {"from": self.latest(), "to": iteration, "newest": self.numbers()[-1]}
+        Journal(self.folder).append(ROLLBACKS, [{**row, "time": timestamp()}])
+        self._point_latest_to(iteration)
 
     def rollbacks(self) -> list[dict[str, Any]]:
-        """Return what was rolled back: from, to, the newest number then, time."""
+        """Return each rollback: from, to, the newest number then, time."""
         return Journal(self.folder).rows(ROLLBACKS)
 
     def prune(self, keep: int) -> None:
-        """Leave of all but the newest ``keep`` iterations, the start and the head the manifest."""
-        spared = {0, self.latest(), *self.numbers()[-keep:]}
-        for number in set(self.numbers()) - spared:
+        """Delete all but the manifest of old iterations.
+
+        The newest ``keep`` iterations stay whole, and so do the start and the head.
+        """
+        kept = {0, self.latest(), *self.numbers()[-keep:]}
+        for number in set(self.numbers()) - kept:
             for file in self.path(number).iterdir():
                 if file.name != MANIFEST:
                     file.unlink()
@@ -115,26 +118,32 @@ class Repository:
         """
         path = self.path(iteration) / MANIFEST
         try:
-            found: dict[str, Any] = json.loads(path.read_text())
-            if not _is_manifest(found, iteration):
+            manifest: dict[str, Any] = json.loads(path.read_text())
+            if not _is_manifest(manifest, iteration):
                 raise ValueError("not as it was written")
         except FileNotFoundError as error:
-            there = ", ".join(map(str, self.numbers())) or "none"
-            raise RunError(f"no iteration {iteration} in {self.folder}; there: {there}") from error
+            numbers = ", ".join(map(str, self.numbers())) or "none"
+            raise RunError(
+                f"no iteration {iteration} in {self.folder}; there: {numbers}"
+            ) from error
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path} is damaged: {error}") from error
-        return found
+        return manifest
 
     def state(self) -> Path | None:
-        """Return where the fusion's memory of the latest base lies.
+        """Return the file of the fusion's optimizer state that goes with the latest base.
 
-        None at the start, and while the gate has rejected every iteration since.
+        None if no base was accepted yet and no file came with the latest: then there is nothing
+        to go on from. Otherwise the file should be there; if it is not, whoever reads it says so.
         """
-        at = latest = self.latest()
-        while at and rejected(self.manifest(at)):
-            at = self.manifest(at)["parent"]
-        there = latest and (at or (self.path(latest) / STATE).exists())
-        return self.path(latest) / STATE if latest and there else None
+        latest = self.latest()
+        if not latest:
+            return None
+        path = self.path(latest) / STATE
+        accepted = latest  # the newest of the lineage that the gate let through, or 0
+        while accepted and rejected(self.manifest(accepted)):
+            accepted = self.manifest(accepted)["parent"]
+        return path if accepted or path.exists() else None
 
     def body(self, iteration: int) -> Weights:
         """Open an iteration's body, lazily."""
@@ -157,18 +166,11 @@ class Repository:
             prefix: what stands before the body's names in the model's file.
             manifest: what to record beside the lineage and the body's sha256.
         """
-
-        def fill(folder: Path) -> str:
+        lineage = {"iteration": 0, "parent": None, "prefix": prefix, "body": list(body)}
+        with self._new_iteration(0) as folder:
             save(folder)
-            kept = Weights(folder / WEIGHTS)
-            tensors = {prefix + name: tensor for name, tensor in body.items()}
-            tensors |= {n: kept.get(n) for n in kept.keys() if n not in tensors}  # noqa: SIM118 - no dict
-            form = Weights(tensors).template()
-            write_safetensors(folder / WEIGHTS, form, tensors.items(), {"format": "pt"})
-            return fingerprint(body.items())  # once a run: not beside the writing
-
-        about = {"iteration": 0, "parent": None, "prefix": prefix, "body": list(body)}
-        self._publish(0, fill, {**about, **manifest})
+            sha256 = add_body(folder / WEIGHTS, body, prefix)
+            _write_manifest(folder, {**lineage, **manifest}, sha256)
 
     def publish(
         self,
@@ -186,94 +188,64 @@ class Repository:
             parent: the iteration it was made from.
             body: the new body, matched by name.
             manifest: what to record beside the lineage and the body's sha256.
-            state: the fusion's memory after this iteration, to be kept with it.
+            state: the file of the fusion's optimizer state after this iteration, kept with it.
         """
-        start = self.manifest(0)
-        prefix, names = start["prefix"], start["body"]
-        known = Weights(self.path(parent) / WEIGHTS)
-
-        def fill(folder: Path) -> str:
-            for file in self.path(parent).iterdir():
+        start, source = self.manifest(0), self.path(parent)
+        with self._new_iteration(iteration) as folder:
+            for file in source.iterdir():
                 if file.name not in (WEIGHTS, MANIFEST, STATE):
                     shutil.copy2(file, folder)
             if state:
                 shutil.copy2(state, folder / STATE)
-            template = known.template()
-            fused = {prefix + name for name in names}
-            rest = [name for name in template if name not in fused]
-            ordered: Template = {prefix + n: template[prefix + n] for n in names}
-            ordered |= {name: template[name] for name in rest}
-            seen = Fingerprint()
+            sha256 = replace_body(
+                Weights(source / WEIGHTS), folder / WEIGHTS, body, start["body"], start["prefix"]
+            )
+            lineage = {"iteration": iteration, "parent": parent}
+            _write_manifest(folder, {**lineage, **manifest}, sha256)
 
-            def tensors() -> Iterator[tuple[str, Tensor]]:
-                passing = seen.passing((name, body.get(name)) for name in names)
-                yield from ((prefix + name, tensor) for name, tensor in passing)
-                yield from ((name, known.get(name)) for name in rest)
-
-            write_safetensors(folder / WEIGHTS, ordered, tensors(), {"format": "pt"})
-            return seen.hexdigest()
-
-        self._publish(iteration, fill, {"iteration": iteration, "parent": parent, **manifest})
-
-    def _publish(
-        self, iteration: int, fill: Callable[[Path], str], manifest: Mapping[str, Any]
-    ) -> None:
+    @contextmanager
+    def _new_iteration(self, iteration: int) -> Iterator[Path]:
+        """Yield a folder to fill; publish it as this iteration, and make it the head."""
         target = self.path(iteration)
         if target.exists():
             raise RunError(f"iteration {iteration} exists in {self.folder}: numbers are used once")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{target.name}"
-        shutil.rmtree(temporary, ignore_errors=True)  # what an interrupted attempt left
-        temporary.mkdir()
-        try:
-            whole = {**manifest, "time": timestamp(), "sha256": fill(temporary)}
-            (temporary / MANIFEST).write_text(json.dumps(whole, indent=2) + "\n")
-            for file in temporary.iterdir():
-                _fsync(file)
-            _fsync(temporary)
-            temporary.rename(target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        _fsync(self.folder)
-        self._point(iteration)
+        with new_folder(target) as folder:
+            yield folder
+        self._point_latest_to(iteration)
 
-    def _point(self, iteration: int) -> None:
+    def _point_latest_to(self, iteration: int) -> None:
         link = self.folder / ".latest"
         link.unlink(missing_ok=True)
         link.symlink_to(self.path(iteration).name)
         link.replace(self.folder / "latest")
-        _fsync(self.folder)
+        fsync(self.folder)
 
 
-def _is_manifest(found: Any, iteration: int) -> bool:
-    """Return whether the lineage can be followed through this; a parent comes before its child."""
-    if not isinstance(found, dict) or found.get("iteration") != iteration:
+def _write_manifest(folder: Path, manifest: Mapping[str, Any], sha256: str) -> None:
+    full = {**manifest, "time": timestamp(), "sha256": sha256}
+    (folder / MANIFEST).write_text(json.dumps(full, indent=2) + "\n")
+
+
+def _is_manifest(read: Any, iteration: int) -> bool:
+    """Return whether what was read has all that following the lineage needs."""
+    if not isinstance(read, dict) or read.get("iteration") != iteration:
         return False
-    contributors, parent = found.get("contributors", []), found.get("parent")
+    contributors, parent = read.get("contributors", []), read.get("parent")
     if not isinstance(contributors, list) or not all(
         isinstance(row, dict) and {"name", "verdict"} <= row.keys() for row in contributors
     ):
         return False
     if iteration == 0:
-        names = found.get("body")
+        names = read.get("body")
         return (
             parent is None
-            and isinstance(found.get("prefix"), str)
+            and isinstance(read.get("prefix"), str)
             and isinstance(names, list)
             and all(isinstance(name, str) for name in names)
         )
-    return isinstance(parent, int) and 0 <= parent < iteration
+    return isinstance(parent, int) and 0 <= parent < iteration  # so that the lineage ends
 
 
 def rejected(manifest: Mapping[str, Any]) -> bool:
     """Return whether the gate rejected an iteration: its base is its parent's."""
     return manifest.get("gate", {}).get("accepted") is False
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

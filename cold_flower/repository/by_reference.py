@@ -1,9 +1,9 @@
-"""Bodies by reference, over a run directory that server and contributors share.
+"""Bodies by reference, through a run directory that server and contributors share.
 
-With ``transport = "shared-dir"`` a message names an iteration instead of carrying its weights;
-the contributor reads that base from the run directory, and leaves its own body in the inbox
-there. Each side checks the other's sha256. Who can write into the run directory is trusted with
-it, so this is for simulations, on one machine or a cluster, and not for sites.
+With ``transport = "shared-dir"`` a message names an iteration instead of carrying its weights.
+The contributor reads that base from the run directory and leaves its own body in the inbox
+there. Each side checks the other's sha256. Whoever can write into the run directory has to be
+trusted, so this is for simulations, on one machine or a cluster, and not for sites.
 """
 
 import functools
@@ -19,10 +19,10 @@ from strategies.fusion import fingerprint
 
 
 def check(config: Config) -> None:
-    """Check that a run can go by reference, if it is to.
+    """Check that a run can send bodies by reference, if it is to.
 
     Raises:
-        ConfigError: it has no directory that contributors know, or it is of sites.
+        ConfigError: the contributors would not know its directory, or they are sites.
     """
     if config.transport == "message":
         return
@@ -33,18 +33,18 @@ def check(config: Config) -> None:
 
 
 def base(run_dir: str, iteration: int, sha256: str) -> dict[str, Tensor]:
-    """Open a published base, mapped; it is the one that the server means.
+    """Open a published base, mapped into memory; it has the sha256 that the server gave.
 
     Raises:
-        RunError: it is not there, or is another.
+        RunError: it is not there, or has another sha256.
     """
     repository = Repository(Path(run_dir))
     body = repository.body(iteration)
     file = (repository.path(iteration) / WEIGHTS).stat()
-    found = _fingerprint(run_dir, iteration, file.st_mtime_ns)
-    if found != sha256:
+    actual = _fingerprint(run_dir, iteration, file.st_mtime_ns)
+    if actual != sha256:
         raise RunError(
-            f"iteration {iteration} in {run_dir} is {found[:12]}, the server means {sha256[:12]}: "
+            f"iteration {iteration} in {run_dir} is {actual[:12]}, the server means {sha256[:12]}: "
             "is the run directory the same one here?"
         )
     return dict(body.items())
@@ -52,5 +52,5 @@ def base(run_dir: str, iteration: int, sha256: str) -> dict[str, Tensor]:
 
 @functools.lru_cache(maxsize=4)
 def _fingerprint(run_dir: str, iteration: int, changed: int) -> str:
-    """Hash a base once for each worker; ``changed`` tells a file from one that replaced it."""
+    """Hash a base, once in each process; again if ``changed``, the file's time, is another."""
     return fingerprint(Repository(Path(run_dir)).body(iteration).items())

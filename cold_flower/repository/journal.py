@@ -1,7 +1,7 @@
 """What a run leaves behind besides its iterations: config, scores, contributions, result.
 
-Every file is written whole or appended by lines, so a run that is stopped at any moment
-leaves what it had.
+Every file is either replaced in one step or grows by lines. So a run that is stopped at any
+moment leaves what it had.
 """
 
 import fcntl
@@ -17,15 +17,16 @@ from cold_flower.config import Config
 from cold_flower.errors import RunError
 
 CONFIG, SCORES, CONTRIBUTIONS = "config.json", "scores.jsonl", "contributions.jsonl"
-VALIDATION = "validation.jsonl"  # of the gate
+VALIDATION = "validation.jsonl"  # of the gate's candidates
 RESULT, PROGRESS = "result.json", "progress.jsonl"
 LOG = "flower.log"
+SITES = "sites.jsonl"  # which came, left or was refused; with versions and code
 FULL = "no space left on the disk of the run directory: make room there"
-SITES = "sites.jsonl"  # who came, left, was refused; with versions and code
-# Environment: the runner tells the ServerApp of its workers, and of itself.
+# Environment variables by which the runner tells the ServerApp its number of workers and its
+# process id.
 WORKERS, RUNNER = "COLD_FLOWER_WORKERS", "COLD_FLOWER_RUNNER"
 _MAY_CHANGE = ("iterations", "resume", "run-dir", "log", "sites.allow", "sites.minimum")
-_locks: list[int] = []  # open for as long as the process lives
+_locks: list[int] = []  # file descriptors, open for as long as the process lives
 
 
 class Journal:
@@ -34,31 +35,35 @@ class Journal:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
 
-    def open(self, config: Config, about: Mapping[str, Any]) -> None:
+    def open(self, config: Config, facts: Mapping[str, Any]) -> None:
         """Start the records of a new run, or check that a resumed one is the same run.
+
+        Args:
+            config: the run's.
+            facts: to be kept beside it, such as versions.
 
         Raises:
             RunError: the directory exists and ``resume`` is not set, or the other way
                 round; or a key changed.
         """
-        path = self.run_dir / CONFIG
         if not config.resume:
             check_new(self.run_dir)
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.lock()
-            about = {"run": secrets.token_hex(8), **about}
-            self.write(CONFIG, {"config": config.flat(), **about})
+            run_id = secrets.token_hex(8)
+            self.write(CONFIG, {"config": config.flat(), "run": run_id, **facts})
             return
         check_same(self.run_dir, config)
         self.lock()
         (self.run_dir / RESULT).unlink(missing_ok=True)
-        self.write(CONFIG, {**json.loads(path.read_text()), "config": config.flat()})
+        before = json.loads((self.run_dir / CONFIG).read_text())
+        self.write(CONFIG, {**before, "config": config.flat()})
 
     def lock(self) -> None:
         """Keep others out of this directory for as long as this process lives.
 
         Raises:
-            RunError: a run is at work there.
+            RunError: a run is at work in it.
         """
         file = os.open(self.run_dir / ".lock", os.O_CREAT | os.O_RDWR)
         try:
@@ -69,7 +74,7 @@ class Journal:
         _locks.append(file)
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
-        """Write a JSON file whole."""
+        """Write a JSON file, or replace it, in one step."""
         temporary = self.run_dir / f".{name}"
         with temporary.open("w") as file:
             file.write(json.dumps(value, indent=2) + "\n")
@@ -78,20 +83,20 @@ class Journal:
         temporary.replace(self.run_dir / name)
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append JSON lines and make them durable; who appends holds the lock."""
-        with self._end_of(name) as file:
+        """Append JSON lines and make them durable. Only for the process that holds the lock."""
+        with self._open_at_end(name) as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
             file.flush()
             os.fsync(file.fileno())
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """Read JSON lines; a last one that is cut off, or just being written, does not count."""
+        """Read JSON lines, without a last one that is cut off or is just being written."""
         path = self.run_dir / name
         text = path.read_bytes() if path.exists() else b""
         return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
 
-    def _end_of(self, name: str) -> BinaryIO:
-        """Open a file behind its last whole line."""
+    def _open_at_end(self, name: str) -> BinaryIO:
+        """Open a file to append lines; a last line that was cut off is removed."""
         file = (self.run_dir / name).open("a+b")
         end = file.tell()
         file.seek(max(0, end - 1))
@@ -100,27 +105,29 @@ class Journal:
             file.truncate(file.read().rfind(b"\n") + 1)
         return file
 
-    def say(self, line: str, **about: Any) -> dict[str, Any]:
-        """Record an event: a line to read, and what a progress display needs beside it."""
-        event = {"time": round(time.time(), 3), "line": line, **about}
-        with self._end_of(PROGRESS) as file:
+    def say(self, line: str, **facts: Any) -> dict[str, Any]:
+        """Record an event: a line to read, and the facts that a progress display needs."""
+        event = {"time": round(time.time(), 3), "line": line, **facts}
+        with self._open_at_end(PROGRESS) as file:
             file.write(json.dumps(event).encode() + b"\n")
         return event
 
 
 def run_id(run_dir: Path) -> str:
-    """Return what tells this run from any other, also where another had its folder before."""
+    """Return the run's own id: it differs also from that of an earlier run in this folder."""
     return str(json.loads((run_dir / CONFIG).read_text())["run"])
 
 
 def check_new(run_dir: Path) -> None:
-    """Refuse a directory that holds anything but what a start leaves that was cut off.
+    """Refuse a directory with anything in it, but for what a start that was cut off leaves.
 
     Raises:
         RunError: naming the way out.
     """
-    begun = {".lock", f".{CONFIG}", LOG}
-    if run_dir.exists() and (not run_dir.is_dir() or {p.name for p in run_dir.iterdir()} - begun):
+    leftovers = {".lock", f".{CONFIG}", LOG}
+    if run_dir.exists() and (
+        not run_dir.is_dir() or {path.name for path in run_dir.iterdir()} - leftovers
+    ):
         raise RunError(
             f"run directory {run_dir} exists: add --resume to continue that run, or name "
             "another with --run-dir"
@@ -131,8 +138,8 @@ def check_same(run_dir: Path, config: Config) -> None:
     """Check that ``config`` resumes the run that lies in ``run_dir``.
 
     Raises:
-        RunError: no run lies there; a key changed that may not; or fewer iterations than
-            there were to be.
+        RunError: no run lies there; a key changed that may not; or there are to be fewer
+            iterations than before.
     """
     before = load_config(run_dir)
     changed = [
@@ -150,13 +157,13 @@ def check_same(run_dir: Path, config: Config) -> None:
 
 
 def load_config(run_dir: Path) -> dict[str, Any]:
-    """Return the flat configuration that a run was started with.
+    """Return the flat configuration that a run was started with, or last resumed with.
 
     Raises:
         RunError: the folder holds no run.
     """
     try:
-        found: dict[str, Any] = json.loads((run_dir / CONFIG).read_text())["config"]
+        config: dict[str, Any] = json.loads((run_dir / CONFIG).read_text())["config"]
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{run_dir} holds no run (no readable {CONFIG})") from error
-    return found
+    return config
