@@ -8,7 +8,7 @@ their own: the start is iteration 0, "fused" is a run of one iteration with all 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 
 from cold_flower.config import Config
 from cold_flower.contributors.contributor import Contributor
-from cold_flower.data.encode import Encoded, concatenate, training_batches
+from cold_flower.data.encode import Encoded, EncodedSplits, concatenate, training_batches
 from cold_flower.data.plan import plan
 from cold_flower.models.body import State, body_of
 from cold_flower.models.classifier import classifier
@@ -26,7 +26,7 @@ from cold_flower.seeds import derive, seeded
 from cold_flower.training.finetune import EarlyStopping, accumulate_gradients, check_finite
 from cold_flower.training.optimizer import Optimizer
 from cold_flower.training.scoring import score
-from cold_flower.training.vocabulary import TrimmedEmbedding, trimmed_embedding
+from cold_flower.training.vocabulary import trimmed_embedding
 from strategies.fusion import Weights
 
 
@@ -52,9 +52,8 @@ def train(config: Config, say: Callable[[str], None]) -> None:
     examples = sum(len(task.train) for task in tasks.values())
     say(f"{config.baseline}: {len(tasks)} tasks, {examples} training examples")
     dev_score = _finetune(tasks, config, say)
-    first = next(iter(tasks.values()))
-    body = body_of(first.model)
-    del tasks, first
+    body = body_of(next(iter(tasks.values())).model)
+    del tasks
     torch.cuda.empty_cache()  # the contributors that evaluate need the room
     manifest = {
         "rule": config.baseline,
@@ -67,26 +66,25 @@ def train(config: Config, say: Callable[[str], None]) -> None:
 
 def _tasks(config: Config, body: State) -> dict[str, _Task]:
     """Collect the data by task, and give every task a head on one shared body."""
-    whole = plan(config)
-    held: dict[str, list[Any]] = {}
-    for index, name in enumerate(whole.names):
-        if name in whole.seen:
+    participants = plan(config)
+    parts: dict[str, list[EncodedSplits]] = {}  # of each task, from the contributors that hold it
+    for index, name in enumerate(participants.names):
+        if name in participants.seen:
             contributor = Contributor(config, index, Path(config.run_dir) / "contributors")
-            held.setdefault(contributor.task.name, []).append(contributor.splits(1))
+            parts.setdefault(contributor.task.name, []).append(contributor.splits(1))
             base = contributor.base
     tasks: dict[str, _Task] = {}
     shared: Any = None
-    for name, splits in sorted(held.items()):
-        one = splits[0]
+    for name, splits in sorted(parts.items()):
+        labels, kind, metric = splits[0].labels, splits[0].kind, splits[0].metric
         seed = derive(config.seed, config.baseline, name, "head")
-        model = classifier(base, body, labels=one.labels, kind=one.kind, seed=seed)
+        model = classifier(base, body, labels=labels, kind=kind, seed=seed)
         if shared is not None:
             setattr(model, model.base_model_prefix, shared)
         shared = model.base_model
-        train, dev = (
-            concatenate([getattr(s, p) for s in splits]).to(model.device) for p in ("train", "dev")
-        )
-        tasks[name] = _Task(model, train, dev, one.metric)
+        train = concatenate([part.train for part in splits]).to(model.device)
+        dev = concatenate([part.dev for part in splits]).to(model.device)
+        tasks[name] = _Task(model, train, dev, metric)
     return tasks
 
 
@@ -96,30 +94,20 @@ def _finetune(tasks: Mapping[str, _Task], config: Config, say: Callable[[str], N
     A batch is of one task. An epoch has as many batches as all tasks together, each task
     with its own (proportional) or as many as any other (balanced).
     """
-    model = next(iter(tasks.values())).model  # all have the same body
-    data = [part for task in tasks.values() for part in (task.train, task.dev)]
-    with trimmed_embedding(model, *data) as embedding:
-        return _train(tasks, model.base_model, embedding, config, say)
-
-
-def _train(
-    tasks: Mapping[str, _Task],
-    body: Any,
-    embedding: TrimmedEmbedding | None,
-    config: Config,
-    say: Callable[[str], None],
-) -> float:
-    options = config.finetune
-    per_epoch = sum(math.ceil(len(t.train) / options.batch_size) for t in tasks.values())
-    parameters = {id(p): p for task in tasks.values() for p in task.model.parameters()}
-    optimizer = Optimizer(parameters.values(), options, per_epoch, embedding)
-    stopping = EarlyStopping(body, options)
-    generator = torch.Generator().manual_seed(derive(config.seed, config.baseline, "order"))
-    batches = _batches(tasks, config, per_epoch, generator)
-    seen = validated = 0
-    for task in tasks.values():
-        task.model.train()
-    with seeded(derive(config.seed, config.baseline, "dropout")):
+    options, every_task = config.finetune, list(tasks.values())
+    model = every_task[0].model  # all have the same body
+    data = [encoded for task in every_task for encoded in (task.train, task.dev)]
+    per_epoch = sum(math.ceil(len(task.train) / options.batch_size) for task in every_task)
+    order = torch.Generator().manual_seed(derive(config.seed, config.baseline, "order"))
+    batches = _batches(tasks, config, per_epoch, order)
+    dropout = derive(config.seed, config.baseline, "dropout")
+    with trimmed_embedding(model, *data) as embedding, seeded(dropout):
+        parameters = {id(p): p for task in every_task for p in task.model.parameters()}
+        optimizer = Optimizer(parameters.values(), options, per_epoch, embedding)
+        stopping = EarlyStopping(model.base_model, options)
+        for task in every_task:
+            task.model.train()
+        seen = validated = 0
         for step in range(1, per_epoch * options.max_epochs + 1):
             task, indices = next(batches)
             loss = accumulate_gradients(task.model, task.train, indices, options)
@@ -129,15 +117,17 @@ def _train(
             if due or step % per_epoch == 0:
                 check_finite(float(loss), step, options)
                 validated = seen
-                scores = [
-                    score(t.model, t.dev, t.metric, options.precision) for t in tasks.values()
-                ]
-                stop = stopping.update(sum(scores) / len(scores), seen)
+                stop = stopping.update(_dev_score(every_task, options.precision), seen)
                 say(f"{config.baseline}: {seen} examples, mean dev score {stopping.best_score:.3f}")
                 if stop:
                     break
-    stopping.restore_best()
+        stopping.restore_best()
     return stopping.best_score
+
+
+def _dev_score(tasks: Sequence[_Task], precision: str) -> float:
+    scores = [score(task.model, task.dev, task.metric, precision) for task in tasks]
+    return sum(scores) / len(scores)
 
 
 def _batches(
@@ -145,19 +135,19 @@ def _batches(
 ) -> Iterator[tuple[_Task, list[int]]]:
     """Yield (task, indices) without end; every epoch is another order."""
     size = config.finetune.batch_size
-    listed = list(tasks.values())
+    every_task = list(tasks.values())
 
     def endless(task: _Task) -> Iterator[list[int]]:
         while True:
             yield from training_batches(task.train.lengths(), size, generator)
 
-    sources = [endless(task) for task in listed]
-    own = [math.ceil(len(task.train) / size) for task in listed]
+    sources = [endless(task) for task in every_task]
+    own = torch.tensor([math.ceil(len(task.train) / size) for task in every_task])
     while True:
         if config.sampling == "balanced":
-            turns = torch.randint(len(listed), (per_epoch,), generator=generator)
+            turns = torch.randint(len(every_task), (per_epoch,), generator=generator)
         else:
-            repeated = torch.repeat_interleave(torch.arange(len(listed)), torch.tensor(own))
+            repeated = torch.repeat_interleave(torch.arange(len(every_task)), own)
             turns = repeated[torch.randperm(per_epoch, generator=generator)]
         for turn in turns.tolist():
-            yield listed[turn], next(sources[turn])
+            yield every_task[turn], next(sources[turn])
