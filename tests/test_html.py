@@ -10,7 +10,7 @@ from cold_flower.config import Config
 from cold_flower.errors import RunError
 from cold_flower.models.starting import save_starting_model, starting_model
 from cold_flower.reporting import html
-from cold_flower.reporting.figures import LEAST, beside, compare, drawn
+from cold_flower.reporting.figures import LEAST_SPAN, all_figures, beside_the_paper, compare
 from cold_flower.reporting.runs import conditions, find
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONTRIBUTIONS, SCORES, Journal
@@ -142,15 +142,15 @@ def test_a_run_without_scores(tmp_path) -> None:
 def test_noise_does_not_fill_the_axis(make) -> None:
     (one,) = conditions(find([make("a", 0.0001)]))
     low, high = compare([one], "seen", "frozen").axes[0].get_ylim()
-    assert (high - low, (high + low) / 2) == (pytest.approx(LEAST), pytest.approx(50.01))
+    assert (high - low, (high + low) / 2) == (pytest.approx(LEAST_SPAN), pytest.approx(50.01))
 
 
 def test_the_papers_curve_stands_beside_real_tasks(make) -> None:
     (one,) = conditions(find([make("a", 0.1)]))
-    papers, ours = (line.get_ydata() for line in beside(one).axes[0].lines[:2])
+    papers, ours = (line.get_ydata() for line in beside_the_paper(one).axes[0].lines[:2])
     assert ours == pytest.approx([0.0, 10.0, 20.0])
     assert papers[0] == 0
     assert 1.5 < papers[-1] < 2.5
-    assert "beside-the-paper" in drawn([one])
+    assert "beside-the-paper" in all_figures([one])
     (others,) = conditions(find([make("b", 0.1, seen="reviews")]))
-    assert "beside-the-paper" not in drawn([others])
+    assert "beside-the-paper" not in all_figures([others])

@@ -6,7 +6,15 @@ from statistics import mean
 import pytest
 
 from cold_flower.reporting import reference
-from cold_flower.reporting.reference import gains
+
+
+def gains(name: str, column: str) -> dict[str, float]:
+    """Return a column's gain over finetuning by dataset, where both have a number."""
+    return {
+        row["dataset"]: float(row[column]) - float(row["finetune"])
+        for row in reference.read(name)
+        if row[column] and row["finetune"]
+    }
 
 
 def test_table_1_as_printed() -> None:

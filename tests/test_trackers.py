@@ -13,8 +13,8 @@ SCORES = [
 SENT = [{"name": "a", "diff-norm": 2.0, "cosine": None, "seconds": 3.0}]
 
 
-def test_figures_by_name() -> None:
-    assert trackers.figures(SCORES, SENT) == {
+def test_values_by_name() -> None:
+    assert trackers.named_values(SCORES, SENT) == {
         "frozen/a": 0.5,
         "frozen/b": 0.7,
         "frozen/c": 0.1,
@@ -25,7 +25,7 @@ def test_figures_by_name() -> None:
     }
 
 
-def test_tensorboard_holds_the_figures(tmp_path) -> None:
+def test_tensorboard_holds_the_values(tmp_path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = Config.from_flat({"log": "tensorboard"})
     for iteration in (0, 1):  # the second time as a resumed run

@@ -1,4 +1,4 @@
-"""Is a suite's data what the suite says? Each task is read as a run reads it."""
+"""``suites --verify``: are the data what the suite says? Each task is read as a run reads it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,28 +13,30 @@ from cold_flower.data.task import Task
 from cold_flower.errors import TaskError
 from cold_flower.reporting.tables import console
 
-WIDTH = 120  # of the table in a file
+WIDTH = 120  # at least, of a table that goes into a file
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What reading one task showed: numbers alone, for the rows of 36 tasks fill a memory."""
+    """What reading one task showed: sizes as text, not the rows, which may fill the memory."""
 
     task: Task
     faults: tuple[str, ...]
     train: str = "-"
     test: str = "-"
+    """Rows of the test split as the source has it."""
     tested: str = "-"
+    """Test rows that a run uses."""
     labels: str = "-"
 
 
 def examine(task: Task) -> Finding:
-    """Read a task and compare it with its entry; a failure is a finding."""
+    """Read a task and compare it with its entry; one that cannot be read is a finding, too."""
     try:
         rows = read_task(task)
-    except (TaskError, OSError) as error:  # one task that is not there must not stop the others
-        said = str(error).removeprefix(f"{task.where}: ").removeprefix(f"{task.where}, ")
-        return Finding(task, (said,))
+    except (TaskError, OSError) as error:
+        cause = str(error).removeprefix(f"{task.where}: ").removeprefix(f"{task.where}, ")
+        return Finding(task, (cause,))
     return Finding(
         task,
         tuple(published.differences(task, rows)),
@@ -47,18 +49,18 @@ def examine(task: Task) -> Finding:
 
 def table(findings: Sequence[Finding], title: str) -> Table:
     """Draw a line per task: sizes and labels as found, and as the suite states them."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    made.add_column("task", no_wrap=True)
-    made.add_column("source", overflow="ellipsis")  # gives way on a narrow terminal
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    drawn.add_column("task", no_wrap=True)
+    drawn.add_column("source", overflow="ellipsis")  # is cut first on a narrow terminal
     for name in ("train", "test", "tested on", "labels"):
-        made.add_column(name, justify="right", no_wrap=True)
-    made.add_column("result", no_wrap=True)
+        drawn.add_column(name, justify="right", no_wrap=True)
+    drawn.add_column("result", no_wrap=True)
     for finding in findings:
         task = finding.task
         source = ":".join(filter(None, (task.source, task.path, task.subset)))
         verdict = "FAILED" if finding.faults else "ok"
-        made.add_row(task.name, source, *_cells(finding), verdict)
-    return made
+        drawn.add_row(task.name, source, *_cells(finding), verdict)
+    return drawn
 
 
 def _cells(finding: Finding) -> list[str]:
@@ -87,7 +89,7 @@ def report(suite: Suite) -> bool:
         for fault in finding.faults:
             out.print(f"{finding.task.name}: {fault}", markup=False, highlight=False)
     good = sum(not finding.faults for finding in findings)
-    silent = sum(not (finding.faults or finding.task.rows) for finding in findings)
-    tail = f" ({silent} of them state no published size)" if silent else ""
+    unstated = sum(not (finding.faults or finding.task.rows) for finding in findings)
+    tail = f" ({unstated} of them state no published size)" if unstated else ""
     out.print(f"{good} of {len(findings)} tasks are as the suite says{tail}", highlight=False)
     return good == len(findings)

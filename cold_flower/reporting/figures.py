@@ -1,4 +1,4 @@
-"""The figures of a report. Scores are in points; a protocol has one colour everywhere."""
+"""The figures of a report. Scores are in points; a protocol has the same colour in all."""
 
 import math
 import re
@@ -17,10 +17,10 @@ from cold_flower.reporting.statistics import curve, mean_and_sem, mean_gain, tas
 from cold_flower.reporting.tables import columns
 
 # Okabe and Ito (2008): told apart by colour-blind readers, too.
-COLOURS = {"frozen": "#0072B2", "finetuned": "#D55E00", "few-shot": "#009E73"}
-CONDITIONS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LEAST = 4.0  # points that an axis of scores spans
-STYLE = {"seen": "-", "unseen": (0, (4, 2))}
+PROTOCOL_COLOURS = {"frozen": "#0072B2", "finetuned": "#D55E00", "few-shot": "#009E73"}
+CONDITION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LEAST_SPAN = 4.0  # points that an axis of scores spans at least
+LINE_STYLES = {"seen": "-", "unseen": (0, (4, 2))}
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -32,35 +32,38 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _draw(ax: Axes, condition: Condition, group: str, protocol: str, **style: Any) -> Any:
-    """Draw a mean with its SD band; return the last point."""
+    """Draw a condition's means, in a band of their SD over seeds; return the last point."""
     points = curve(condition.scores, group, protocol)
     x = list(points)
-    y = [100 * mean for mean, _ in points.values()]
-    spread = [0.0 if math.isnan(sd) else 100 * sd for _, sd in points.values()]
-    ax.plot(x, y, marker="o", markersize=4, linewidth=2, **style)
-    low, high = ([v + s * d for v, d in zip(y, spread, strict=True)] for s in (-1, 1))
+    means = [100 * mean for mean, _ in points.values()]
+    deviations = [0.0 if math.isnan(sd) else 100 * sd for _, sd in points.values()]
+    ax.plot(x, means, marker="o", markersize=4, linewidth=2, **style)
+    low = [mean - sd for mean, sd in zip(means, deviations, strict=True)]
+    high = [mean + sd for mean, sd in zip(means, deviations, strict=True)]
     ax.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    return x[-1], y[-1]
+    return x[-1], means[-1]
 
 
 def _name_lines(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each line's name at its end; names that would overlap are moved apart.
+    """Write each line's name beside its end; names that would overlap are moved apart.
 
-    The axis spans `LEAST` points at least.
+    Args:
+        ax: where the lines are; its height becomes `LEAST_SPAN` if it is less.
+        ends: of each line, the last x and y, name and colour.
     """
     low, high = ax.get_ylim()
-    if high - low < LEAST:  # else noise would look like a trend
-        low, high = (low + high - LEAST) / 2, (low + high + LEAST) / 2
+    if high - low < LEAST_SPAN:  # noise that fills the axis would look like a trend
+        low, high = (low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2
         ax.set_ylim(low, high)
-    room = (high - low) / 18
+    text_height = (high - low) / 18
     beside = offset_copy(ax.transData, ax.get_figure(root=True), x=8, units="points")
-    place = -math.inf
-    for x, y, text, colour in sorted(ends, key=lambda end: end[1]):
-        place = max(y, place + room)
-        ax.text(x, place, text, color=colour, va="center", fontsize=10, transform=beside)
+    text_y = -math.inf
+    for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
+        text_y = max(y, text_y + text_height)
+        ax.text(x, text_y, name, color=colour, va="center", fontsize=10, transform=beside)
 
 
-def _iterations(ax: Axes, last: int) -> None:
+def _label_iterations(ax: Axes, last: int) -> None:
     ax.set_xlabel("iteration (0: the start)", fontsize=10)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlim(-0.1, max(1, last) + 0.1)
@@ -72,23 +75,23 @@ def curves(condition: Condition) -> Figure:
     figure, ax = _figure(7, 4)
     ends = []
     for group, protocol in pairs:
-        colour = COLOURS[protocol]
-        x, y = _draw(ax, condition, group, protocol, color=colour, linestyle=STYLE[group])
+        colour = PROTOCOL_COLOURS[protocol]
+        x, y = _draw(ax, condition, group, protocol, color=colour, linestyle=LINE_STYLES[group])
         both = len({g for g, p in pairs if p == protocol}) > 1
         ends.append((x, y, f"{protocol}, {group}" if both else protocol, colour))
     ax.set_ylabel("mean test score, points", fontsize=10)
-    _iterations(ax, condition.last)
+    _label_iterations(ax, condition.last)
     _name_lines(ax, ends)
     return figure
 
 
-def compare(all_conditions: Sequence[Condition], group: str, protocol: str) -> Figure:
+def compare(conditions: Sequence[Condition], group: str, protocol: str) -> Figure:
     """Draw conditions against each other; baselines are dashed levels (Fig. 4 to 6)."""
     figure, ax = _figure(7, 4)
-    last = max(condition.last for condition in all_conditions)
+    last = max(condition.last for condition in conditions)
     ends = []
-    for i, condition in enumerate(all_conditions):
-        colour = CONDITIONS[i % len(CONDITIONS)]
+    for i, condition in enumerate(conditions):
+        colour = CONDITION_COLOURS[i % len(CONDITION_COLOURS)]
         points = curve(condition.scores, group, protocol)
         if not points:
             continue
@@ -97,23 +100,24 @@ def compare(all_conditions: Sequence[Condition], group: str, protocol: str) -> F
             ax.axhline(level, color=colour, linestyle="--", linewidth=1.5)
             ends.append((last + 0.1, level, condition.label, colour))  # where the line ends
         else:
-            ends.append(
-                (*_draw(ax, condition, group, protocol, color=colour), condition.label, colour)
-            )
+            x, y = _draw(ax, condition, group, protocol, color=colour)
+            ends.append((x, y, condition.label, colour))
     ax.set_ylabel(f"{protocol}, {group}: points", fontsize=10)
-    _iterations(ax, last)
+    _label_iterations(ax, last)
     _name_lines(ax, ends)
     return figure
 
 
 def gains(condition: Condition, protocol: str) -> Figure:
     """Draw each task's gain of the last base over the start, with its error (Fig. 7)."""
-    found = task_gains(condition.scores, protocol, condition.last)
-    order = sorted(found, key=lambda task: found[task][0])
-    figure, ax = _figure(7, 0.9 + 0.22 * len(order))
-    values = [100 * found[task][0] for task in order]
-    errors = [0.0 if math.isnan(found[t][1]) else 100 * found[t][1] for t in order]
-    ax.barh(order, values, xerr=errors, color=COLOURS[protocol], ecolor="#555555", height=0.7)
+    gain_of = task_gains(condition.scores, protocol, condition.last)
+    tasks = sorted(gain_of, key=lambda task: gain_of[task][0])
+    figure, ax = _figure(7, 0.9 + 0.22 * len(tasks))
+    values = [100 * gain_of[task][0] for task in tasks]
+    errors = [0.0 if math.isnan(gain_of[t][1]) else 100 * gain_of[t][1] for t in tasks]
+    ax.barh(
+        tasks, values, xerr=errors, color=PROTOCOL_COLOURS[protocol], ecolor="#555555", height=0.7
+    )
     ax.axvline(0, color="black", linewidth=0.8)
     mean, sem = mean_and_sem(values)
     ax.axvline(mean, color="black", linewidth=1, linestyle=":")
@@ -126,50 +130,52 @@ def gains(condition: Condition, protocol: str) -> Figure:
     return figure
 
 
-def beside(condition: Condition) -> Figure:
-    """Draw the finetuned gain with its error beside that of the paper's released models."""
+def beside_the_paper(condition: Condition) -> Figure:
+    """Draw the finetuned gain with its error, and that of the paper's released models."""
     figure, ax = _figure(7, 4)
     iterations = sorted({row["iteration"] for rows in condition.scores for row in rows})
-    gained = {i: mean_gain(condition.scores, "seen", "finetuned", i) for i in iterations}
+    gain_of = {i: mean_gain(condition.scores, "seen", "finetuned", i) for i in iterations}
     ours = {
-        i: (100 * mean, 100 * error) for i, (mean, error) in gained.items() if not math.isnan(mean)
+        i: (100 * mean, 100 * error) for i, (mean, error) in gain_of.items() if not math.isnan(mean)
     }
-    papers = {i: mean_and_sem(gains) for i, gains in sorted(reference.released().items())}
+    released = {i: mean_and_sem(gains) for i, gains in sorted(reference.released().items())}
     ends = []
-    for found, colour, name in (
-        ({0: (0.0, 0.0), **papers}, "#777777", "the paper's, RoBERTa-base"),
-        (ours, COLOURS["finetuned"], "this run"),
+    for points, colour, name in (
+        ({0: (0.0, 0.0), **released}, "#777777", "the paper's, RoBERTa-base"),
+        (ours, PROTOCOL_COLOURS["finetuned"], "this run"),
     ):
-        x, (y, errors) = list(found), zip(*found.values(), strict=True)
-        spread = [0.0 if math.isnan(error) else error for error in errors]
-        ax.errorbar(x, y, spread, marker="o", markersize=4, linewidth=2, elinewidth=1, color=colour)
-        ends.append((x[-1], y[-1], name, colour))
+        x, (means, errors) = list(points), zip(*points.values(), strict=True)
+        bars = [0.0 if math.isnan(error) else error for error in errors]
+        ax.errorbar(
+            x, means, bars, marker="o", markersize=4, linewidth=2, elinewidth=1, color=colour
+        )
+        ends.append((x[-1], means[-1], name, colour))
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set_ylabel("finetuned: gain over the start, points", fontsize=10)
-    _iterations(ax, max(x for x, *_ in ends))
+    _label_iterations(ax, max(x for x, *_ in ends))
     _name_lines(ax, ends)
     return figure
+
+
+def all_figures(conditions: Sequence[Condition]) -> dict[str, Figure]:
+    """Return every figure that these conditions make, by file name."""
+    figures: dict[str, Figure] = {}
+    moving = [c for c in conditions if not c.is_baseline] or conditions
+    for i, condition in enumerate(moving):
+        tail = f"-{_slug(condition.label) or i + 1}" if len(moving) > 1 else ""
+        figures[f"curves{tail}"] = curves(condition)
+        if condition.as_published and ("seen", "finetuned") in columns(condition.scores[0]):
+            figures[f"beside-the-paper{tail}"] = beside_the_paper(condition)
+        for protocol in PROTOCOLS:
+            if len(task_gains(condition.scores, protocol, condition.last)) > 1:
+                figures[f"gains-{protocol}{tail}"] = gains(condition, protocol)
+    if len(conditions) > 1:
+        pairs = {pair: None for c in conditions for pair in columns(c.scores[0])}
+        for group, protocol in pairs:
+            figures[f"compare-{protocol}-{group}"] = compare(conditions, group, protocol)
+    return figures
 
 
 def _slug(label: str) -> str:
     """Return a label as a part of a file name."""
     return re.sub(r"[^\w.,=-]+", "", label)[:100]
-
-
-def drawn(all_conditions: Sequence[Condition]) -> dict[str, Figure]:
-    """Return every figure that these conditions make, by file name."""
-    found: dict[str, Figure] = {}
-    moving = [c for c in all_conditions if not c.is_baseline] or all_conditions
-    for i, condition in enumerate(moving):
-        tail = f"-{_slug(condition.label) or i + 1}" if len(moving) > 1 else ""
-        found[f"curves{tail}"] = curves(condition)
-        if condition.as_published and ("seen", "finetuned") in columns(condition.scores[0]):
-            found[f"beside-the-paper{tail}"] = beside(condition)
-        for protocol in PROTOCOLS:
-            if len(task_gains(condition.scores, protocol, condition.last)) > 1:
-                found[f"gains-{protocol}{tail}"] = gains(condition, protocol)
-    if len(all_conditions) > 1:
-        pairs = {pair: None for c in all_conditions for pair in columns(c.scores[0])}
-        for group, protocol in pairs:
-            found[f"compare-{protocol}-{group}"] = compare(all_conditions, group, protocol)
-    return found

@@ -1,4 +1,4 @@
-"""What scores say: means over tasks, errors over tasks and seeds, paired gains.
+"""Means of scores over tasks, gains over the start, and their standard errors.
 
 A task counts once, however large its test set (paper, section 4.4: the unweighted mean).
 """
@@ -12,13 +12,13 @@ Row = Mapping[str, Any]
 
 
 def mean_and_sem(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and its standard error (NaN where there are too few values)."""
+    """Return the mean and its standard error (NaN for fewer than two values)."""
     mean, deviation = mean_and_sd(values)
     return mean, deviation / math.sqrt(len(values)) if values else math.nan
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the standard deviation of a sample (NaN for fewer than two)."""
+    """Return the mean and the sample's standard deviation (NaN for fewer than two values)."""
     mean = sum(values) / len(values) if values else math.nan
     if len(values) < 2:
         return mean, math.nan
@@ -31,7 +31,7 @@ def binomial_se(accuracy: float, size: int) -> float:
 
 
 def pick(rows: Iterable[Row], **wanted: Any) -> list[Row]:
-    """Return the rows whose values are these."""
+    """Return the rows that have all the wanted values."""
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
@@ -70,21 +70,21 @@ def task_gains(
 ) -> dict[str, tuple[float, float]]:
     """Return each task's gain over the start: mean over seeds, and standard error.
 
-    The error is that over seeds; with a single seed the binomial errors of both scores,
-    as if they were independent (they share the test set, so it is an upper bound).
+    The error is over seeds. With a single seed it is that of two scores measured apart
+    (`apart_se`): too large, because both are measured on the same test set.
     """
-    found: dict[str, list[float]] = {}
-    single: dict[str, float] = {}
+    differences: dict[str, list[float]] = {}  # of each task, one a seed
+    single_seed_error: dict[str, float] = {}
     for rows in runs:
         picked = pick(rows, protocol=protocol)
         start = {row["task"]: row for row in pick(picked, iteration=0)}
         for row in pick(picked, iteration=iteration):
             if before := start.get(row["task"]):
-                found.setdefault(row["task"], []).append(row["value"] - before["value"])
-                single[row["task"]] = apart_se(row, before)
+                differences.setdefault(row["task"], []).append(row["value"] - before["value"])
+                single_seed_error[row["task"]] = apart_se(row, before)
     return {
-        task: (sum(values) / len(values), mean_and_sem(values)[1] if values[1:] else single[task])
-        for task, values in found.items()
+        task: mean_and_sem(values) if len(values) > 1 else (values[0], single_seed_error[task])
+        for task, values in differences.items()
     }
 
 
@@ -93,22 +93,26 @@ def mean_gain(
 ) -> tuple[float, float]:
     """Return the mean gain over the start, over tasks and seeds, and its standard error.
 
-    The error is that over seeds of their means over tasks; with one seed that over tasks; with
-    one seed and one task that task's own (`task_gains`).
+    The error is over the seeds' means. With one seed it is over the tasks; with one seed and one
+    task it is that task's own (`task_gains`).
     """
-    found = [gains(rows, group, protocol, iteration) for rows in runs]
-    means = [sum(values) / len(values) for values in found if values]
+    by_seed = [gains(rows, group, protocol, iteration) for rows in runs]
+    means = [sum(values) / len(values) for values in by_seed if values]
     if len(means) > 1:
         return mean_and_sem(means)
-    values = [value for one in found for value in one]
+    values = [value for seed in by_seed for value in seed]
     if len(values) == 1:
-        (only,) = task_gains([pick(r, group=group) for r in runs], protocol, iteration).values()
-        return only
+        of_group = [pick(rows, group=group) for rows in runs]
+        (only_task,) = task_gains(of_group, protocol, iteration).values()
+        return only_task
     return mean_and_sem(values)
 
 
 def apart_se(one: Row, other: Row) -> float:
-    """Return the standard error of the difference of two accuracies (else NaN)."""
+    """Return the standard error of the difference of two accuracies; NaN of other metrics.
+
+    It takes the two as measured on different examples.
+    """
     if one["metric"] != "accuracy":
         return math.nan
     errors = [binomial_se(row["value"], row["n_test"]) for row in (one, other)]

@@ -1,6 +1,6 @@
-"""Follow a run elsewhere: TensorBoard event files, or Weights & Biases (``log``).
+"""Send a run's scores to TensorBoard or Weights & Biases, too (``log``).
 
-Neither package is required; the scores are in the run directory in any case.
+Neither package is required. The scores are in the run directory in any case.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 def check(config: Config) -> None:
-    """Check that the package is there.
+    """Check that the package that ``log`` names is installed.
 
     Raises:
         ConfigError: with the command that installs it.
@@ -29,7 +29,7 @@ def check(config: Config) -> None:
 
 
 class Tracker:
-    """Logs a base's scores; without a place to log to it does nothing."""
+    """Logs the scores of bases. Made without arguments, it does nothing."""
 
     def __init__(
         self,
@@ -46,28 +46,38 @@ class Tracker:
         self._close()
 
     def log(self, iteration: int, scores: Sequence[Row], contributors: Sequence[Row]) -> None:
-        """Log the scores of a base, and what its contributors sent."""
-        if values := figures(scores, contributors):
+        """Log the scores of a base, and the metrics of the contributions it was made of."""
+        if values := named_values(scores, contributors):
             self._log(values, iteration)
 
 
-def figures(scores: Sequence[Row], contributors: Sequence[Row]) -> dict[str, float]:
-    """Name each figure ``protocol/task``, ``protocol/mean-group``, ``contribution/what/name``."""
+def named_values(scores: Sequence[Row], contributors: Sequence[Row]) -> dict[str, float]:
+    """Return values by the names under which they are logged.
+
+    These are ``<protocol>/<task>``, ``<protocol>/mean-<group>`` and
+    ``contribution/<metric>/<contributor>``.
+    """
     values: dict[str, float] = {}
     groups: dict[str, list[float]] = {}
     for row in scores:
         values[f"{row['protocol']}/{row['task']}"] = row["value"]
         groups.setdefault(f"{row['protocol']}/mean-{row['group']}", []).append(row["value"])
-    values |= {name: mean_and_sem(found)[0] for name, found in groups.items()}
+    values |= {name: mean_and_sem(group)[0] for name, group in groups.items()}
     for row in contributors:
-        for what in ("diff-norm", "cosine", "train-loss", "dev-accuracy", "seconds"):
-            if row.get(what) is not None:
-                values[f"contribution/{what}/{row['name']}"] = row[what]
+        for metric in ("diff-norm", "cosine", "train-loss", "dev-accuracy", "seconds"):
+            if row.get(metric) is not None:
+                values[f"contribution/{metric}/{row['name']}"] = row[metric]
     return values
 
 
 def open(config: Config, run_dir: Path, run: str) -> Tracker:
-    """Open what ``log`` names; a resumed run goes on where it was."""
+    """Open what ``log`` names; a resumed run continues its earlier log.
+
+    Args:
+        config: the run's.
+        run_dir: its directory, which holds TensorBoard's files.
+        run: its id.
+    """
     if config.log == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 

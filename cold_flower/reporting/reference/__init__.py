@@ -1,46 +1,39 @@
-"""Published numbers, as facts to compare with. Points, that is 100 times accuracy.
+"""Published numbers to compare with, in points (100 times accuracy).
 
-- ``table1.csv``: Table 1 of the paper as printed (35 datasets). Its MUPPET column stands on
-  the wrong rows: score times test size is no integer for 20 of its cells, and each of the
-  20 fits another dataset.
-- ``table1_muppet_repaired.csv``: the cells put back where they fit (34 of 35).
+- ``table1.csv``: Table 1 of the paper as printed (35 datasets). The cells of its MUPPET column
+  are in the wrong rows: for 20 of them, score times test size is no integer, and each of these
+  fits another dataset.
+- ``table1_muppet_repaired.csv``: that column with each cell in the row that it fits (34 of 35).
 - ``model_card.csv``: the released model ibm/ColD-Fusion, 36 datasets.
 - ``leaderboard_cold_rows.csv``, ``leaderboard_cold_bert_rows.csv``: released iterations, from
   IBM/model-recycling (Apache-2.0). Rows whose columns are scrambled there are marked.
-- ``test_set_sizes_inferred.csv``: test sets, from the granularity of the scores.
+- ``test_set_sizes_inferred.csv``: sizes of the test sets, from the granularity of the scores.
 """
 
 import csv
 from pathlib import Path
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 Row = dict[str, str]
 
 
 def read(name: str) -> list[Row]:
     """Return a table's rows by column name."""
-    with (HERE / f"{name}.csv").open(newline="") as file:
+    with (FOLDER / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def gains(name: str, column: str, over: str = "finetune") -> dict[str, float]:
-    """Return a column's gain over another by dataset, where both have a number."""
-    return {
-        row["dataset"]: float(row[column]) - float(row[over])
-        for row in read(name)
-        if row[column] and row[over]
-    }
-
-
 def released() -> dict[int, list[float]]:
-    """Return the gains of the released models over RoBERTa-base by iteration, one a seed.
+    """Return the released models' gains over RoBERTa-base, by iteration, one for each seed.
 
-    Means over the 36 datasets after finetuning; rows with scrambled columns are left out.
+    A gain is the mean over the 36 datasets after finetuning. Rows with scrambled columns are
+    left out.
     """
     card = read("model_card")
     start = sum(float(row["implied_roberta_base"]) for row in card) / len(card)
-    found: dict[int, list[float]] = {}
+    by_iteration: dict[int, list[float]] = {}
     for row in read("leaderboard_cold_rows"):
         if row["iteration"] and row["columns_clean"] == "yes":
-            found.setdefault(int(row["iteration"]), []).append(float(row["avg36"]) - start)
-    return found
+            gain = float(row["avg36"]) - start
+            by_iteration.setdefault(int(row["iteration"]), []).append(gain)
+    return by_iteration
