@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the bottom: an import may only go to the same floor or down.
 FLOORS = (
-    ("config", "errors", "seeds", "toml", "identity"),
+    ("config", "keys", "errors", "seeds", "toml", "identity"),
     ("data",),
     ("models",),
     ("training",),

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cold_flower import toml
-from cold_flower.config import Scalar, flatten
+from cold_flower.config import flatten
 from cold_flower.data.task import Task
 from cold_flower.errors import TaskError
+from cold_flower.keys import Scalar
 from strategies.names import unknown
 
 FOLDER = Path(__file__).parent / "suites"
