@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,13 +106,13 @@ def log(own_home) -> list[dict]:
 
 
 def test_limits_hold_whatever_the_run_asks(site) -> None:
-    made = load_site(site(limits="max-examples = 40\nmax-seconds = 60\nmicro-batch-size = 8"))
+    limited = load_site(site(limits="max-examples = 40\nmax-seconds = 60\nmicro-batch-size = 8"))
     keys = {"finetune.max-examples": 500, "partition.kind": "shards", "base-model": "theirs"}
-    applied = made.apply(Config.from_flat(keys))
+    applied = limited.apply(Config.from_flat(keys))
     assert (applied.finetune.max_examples, applied.finetune.max_seconds) == (40, 60.0)
     assert (applied.finetune.micro_batch_size, applied.base_model) == (8, "demo")
     assert applied.partition.kind == "tasks"
-    lower = made.apply(Config.from_flat({"finetune.max-examples": 9}))
+    lower = limited.apply(Config.from_flat({"finetune.max-examples": 9}))
     assert lower.finetune.max_examples == 9
     assert Limits() == load_site(site()).limits
 
@@ -200,9 +201,9 @@ def test_no_word_of_the_data_leaves_with_an_error(site, arrays, own_home, capsys
 def test_a_wrong_column_is_clear_at_the_site(site, own_home) -> None:
     reply = send(MessageType.QUERY, {}, site(label="tone"))
     assert reply.has_error()
-    said = (own_home / "clinic-a" / "errors.log").read_text()
-    assert "no column 'tone'" in said
-    assert "the columns there are review, stars" in said
+    written = (own_home / "clinic-a" / "errors.log").read_text()
+    assert "no column 'tone'" in written
+    assert "the columns there are review, stars" in written
 
 
 def test_an_unexpected_error_does_not_leave_either(site, arrays, monkeypatch) -> None:
@@ -335,8 +336,7 @@ def test_the_rehearsal_lists_what_leaves(site) -> None:
     ):
         assert words in text
     with pytest.raises(ColdFlowerError, match=r"limits.memory-gb is 0.9; lower limits.micro-batch"):
-        made = load_site(site())
-        small = type(made)(**{**vars(made), "limits": Limits(memory_gb=0.9)})
+        small = replace(load_site(site()), limits=Limits(memory_gb=0.9))
         object.__setattr__(small, "apply_limits", lambda: None)
         list(rehearse(small, Config.from_flat({**RUN, "finetune.batch-size": 100_000})))
 

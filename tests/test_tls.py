@@ -16,9 +16,9 @@ from tests.federation import Place, free_port
 def place(tmp_path_factory):
     """Make a CA with the page's commands."""
     folder = tmp_path_factory.mktemp("ca")
-    made = Place(folder, DIR=folder, HOST="localhost")
-    made.run("ca")
-    return made
+    authority = Place(folder, DIR=folder, HOST="localhost")
+    authority.run("ca")
+    return authority
 
 
 @contextmanager
@@ -49,9 +49,9 @@ def serving(place):
 def test_a_good_certificate_is_described(place) -> None:
     place.run("certificate")
     with serving(place) as address:
-        said = check_superlink(address, place.folder / "ca.crt")
-    assert f"{address} has a certificate of CN=localhost, valid from 20" in said
-    assert "signed by CN=cold-flower CA" in said
+        line = check_superlink(address, place.folder / "ca.crt")
+    assert f"{address} has a certificate of CN=localhost, valid from 20" in line
+    assert "signed by CN=cold-flower CA" in line
 
 
 def test_an_expired_certificate_gives_its_dates(place) -> None:

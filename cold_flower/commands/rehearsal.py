@@ -49,15 +49,15 @@ def rehearse(site: Site, config: Config) -> Iterator[str]:
         f"{kind}"
     )
     _, body = starting_model(me.base, 0)
-    tiny = replace(me.config.finetune, max_examples=EXAMPLES, max_epochs=1, dev_examples=EXAMPLES)
-    small = Contributor(replace(config, finetune=tiny), site=site)
+    few = replace(me.config.finetune, max_examples=EXAMPLES, max_epochs=1, dev_examples=EXAMPLES)
+    rehearsing = Contributor(replace(config, finetune=few), site=site)
     started = time.perf_counter()
-    trained, metrics = small.finetune(body, iteration=0, seed=derive(0, "check"))
+    trained, metrics = rehearsing.finetune(body, iteration=0, seed=derive(0, "check"))
     seconds = time.perf_counter() - started
-    by = f"trainer {site.trainer}" if site.trainer else "our loop"
+    loop = f"trainer {site.trainer}" if site.trainer else "our loop"
     count = min(EXAMPLES, len(data.train))
     yield (
-        f"finetuned on {count} examples with {by}, on {device().type}, in {seconds:.1f} s; "
+        f"finetuned on {count} examples with {loop}, on {device().type}, in {seconds:.1f} s; "
         f"train loss {metrics.get('train-loss', math.nan):.3f}"
     )
     yield _estimate(site, me, seconds / count, len(data.train))
@@ -78,20 +78,26 @@ def rehearse(site: Site, config: Config) -> Iterator[str]:
         yield "dry-run is set: answers to train and evaluate are written down and not sent"
 
 
-def _estimate(site: Site, me: Contributor, each: float, examples: int) -> str:
-    """Say time and memory of an iteration; stop where the memory will not do."""
+def _estimate(site: Site, me: Contributor, seconds: float, examples: int) -> str:
+    """Say how much time and memory an iteration takes, of ``seconds`` an example.
+
+    Raises:
+        SiteError: it takes more memory than there is.
+    """
     options = me.config.finetune
-    least, most = each * examples, each * examples * options.max_epochs
+    least, most = seconds * examples, seconds * examples * options.max_epochs
     if options.max_seconds:
         least, most = min(least, options.max_seconds), min(most, options.max_seconds)
     machine = resources.this_machine()
-    cores = not machine.gpus
-    plain = bool(site.trainer)  # a trainer of its own
-    needed = (
-        resources.footprint(me.config, me.base, bf16=machine.bf16, cores=cores, plain=plain)
-        / resources.GB
+    footprint = resources.footprint(
+        me.config,
+        me.base,
+        bf16=machine.bf16,
+        cores=not machine.gpus,
+        plain=bool(site.trainer),  # it gets the library's model
     )
-    free = (min(machine.gpus) if machine.gpus else machine.memory) / resources.GB
+    needed = footprint / resources.GB
+    free = min(machine.gpus or (machine.memory,)) / resources.GB
     limit = site.limits.memory_gb
     if needed > min(free, limit or free):
         raise SiteError(

@@ -28,21 +28,20 @@ def check_superlink(address: str, root_certificates: Path) -> str:
     if not host or not port.isdigit():
         raise SiteError(f"--superlink is HOST:PORT, got {address!r}")
     try:
-        pem = root_certificates.read_bytes()
-        own = x509.load_pem_x509_certificate(pem)
+        ca = x509.load_pem_x509_certificate(root_certificates.read_bytes())
         context = ssl.create_default_context(cafile=str(root_certificates))
     except (OSError, ValueError) as error:
         raise SiteError(f"{root_certificates} is no readable PEM certificate: {error}") from error
     try:
-        found = _handshake(host, int(port), context)
+        certificate = _handshake(host, int(port), context)
     except ssl.SSLCertVerificationError as error:
-        raise SiteError(_refusal(address, error, own, _unverified(host, int(port)))) from error
+        raise SiteError(_refusal(address, error, ca, _unverified(host, int(port)))) from error
     except OSError as error:
         raise SiteError(
             f"no SuperLink answers with TLS at {address}: {error}. Check address, firewall, and "
             "that the SuperLink runs"
         ) from error
-    return f"{address} has {_about(found)}, signed by {own.subject.rfc4514_string()}"
+    return f"{address} has {_described(certificate)}, signed by {ca.subject.rfc4514_string()}"
 
 
 def _handshake(host: str, port: int, context: ssl.SSLContext) -> x509.Certificate:
@@ -61,41 +60,41 @@ def _unverified(host: str, port: int) -> x509.Certificate:
     return _handshake(host, port, context)
 
 
-def _about(found: x509.Certificate) -> str:
-    first, last = found.not_valid_before_utc, found.not_valid_after_utc
+def _described(certificate: x509.Certificate) -> str:
+    owner = certificate.subject.rfc4514_string()
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return (
-        f"a certificate of {found.subject.rfc4514_string()}, valid from {first:%Y-%m-%d %H:%M} to "
-        f"{last:%Y-%m-%d %H:%M} UTC"
+        f"a certificate of {owner}, valid from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
     )
 
 
 def _refusal(
     address: str,
     error: ssl.SSLCertVerificationError,
-    own: x509.Certificate,
-    found: x509.Certificate,
+    ca: x509.Certificate,
+    certificate: x509.Certificate,
 ) -> str:
     now = datetime.now(UTC)
-    if found.not_valid_after_utc < now:
+    if certificate.not_valid_after_utc < now:
         cause = "it has expired: the coordinator makes a new one"
-    elif found.not_valid_before_utc > now:
+    elif certificate.not_valid_before_utc > now:
         cause = "it is not valid yet: check this machine's clock"
-    elif own.not_valid_after_utc < now:
-        last = own.not_valid_after_utc
+    elif ca.not_valid_after_utc < now:
+        last = ca.not_valid_after_utc
         cause = f"the CA certificate expired at {last:%Y-%m-%d %H:%M} UTC: ask for the new ca.crt"
-    elif not _signed(found, own):
+    elif not _signed(certificate, ca):
         cause = (
-            f"it was not signed by the key of {own.subject.rfc4514_string()} (from "
-            f"{own.not_valid_before_utc:%Y-%m-%d}): wrong ca.crt, or not the coordinator's server"
+            f"it was not signed by the key of {ca.subject.rfc4514_string()} (from "
+            f"{ca.not_valid_before_utc:%Y-%m-%d}): wrong ca.crt, or not the coordinator's server"
         )
     else:
         cause = error.verify_message
-    return f"{address} has {_about(found)}; it is not trusted: {cause}"
+    return f"{address} has {_described(certificate)}; it is not trusted: {cause}"
 
 
-def _signed(found: x509.Certificate, own: x509.Certificate) -> bool:
+def _signed(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
     try:
-        found.verify_directly_issued_by(own)
+        certificate.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True

@@ -1,6 +1,6 @@
-"""A contributor: its task, its data, its answers. Knows nothing of Flower.
+"""A contributor: its task and its data, what it finetunes and scores. Knows nothing of Flower.
 
-Its own things (tokenised data, kept heads) lie under ``COLD_FLOWER_HOME``, a folder each.
+What it keeps (tokenised data, heads) lies under ``COLD_FLOWER_HOME``, in a folder of its name.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from cold_flower.models.body import State, body_of
 from cold_flower.models.classifier import classifier
 from cold_flower.models.heads import Heads
 from cold_flower.seeds import derive
-from cold_flower.training import protocols as protocols
+from cold_flower.training import protocols
 from cold_flower.training.finetune import finetune
 from strategies.fusion import Weights, write_safetensors
 
@@ -43,7 +43,7 @@ class Contributor:
     Args:
         config: the run's, resolved.
         index: its partition id; at a site of its own, 0.
-        folder: holds a folder for each contributor's own things; by default `home`.
+        folder: where each contributor has a folder of its own; by default `home`.
         site: its own settings, where it is a site of its own: they win over the run's.
     """
 
@@ -58,7 +58,7 @@ class Contributor:
         self.base: Base = load_base(self.config.base_model)
 
     def splits(self, iteration: int = 0, *, evaluation: bool = False) -> EncodedSplits:
-        """Return the tokenised data: of its own folder, where it is tokenised once.
+        """Return the tokenised data; tokenised once, then read from the own folder.
 
         Args:
             iteration: with ``partition.fresh`` every iteration has rows of its own, which
@@ -68,7 +68,7 @@ class Contributor:
         if self.config.partition.fresh:
             shard = self.config.partition.shards if evaluation else self._shard
             return self._encode(load_splits(self.task, self.config, shard, iteration))
-        about = {
+        made_from = {
             "task": [str(value) for value in astuple(self.task)],
             "shard": self._shard,
             "seed": self.config.seed,
@@ -82,7 +82,7 @@ class Contributor:
             "base": self.base.sha256,
             "files": sources.stamp(self.task),
         }
-        digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
         path = self._folder / f"tokens-{digest}.safetensors"
         if not path.exists():
             _save(self._encode(load_splits(self.task, self.config, self._shard)), path)
@@ -113,7 +113,7 @@ class Contributor:
         that is not ``abandoned``, by a rollback.
         """
         if self.site and self.site.trainer:
-            return self._train(self.site, body, iteration=iteration, seed=seed)
+            return self._own_trainer(self.site, body, iteration=iteration, seed=seed)
         data = self.splits(iteration)
         derived = derive(seed, iteration, self.name, "train")
         model = classifier(
@@ -139,7 +139,7 @@ class Contributor:
             "steps": outcome.steps,
         }
 
-    def _train(
+    def _own_trainer(
         self, site: Site, body: State, *, iteration: int, seed: int
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Have the site's own trainer work; it starts with a fresh head."""
@@ -191,21 +191,21 @@ class Contributor:
 
 def _planned(config: Config, index: int) -> tuple[str, Task]:
     """Return name and task of a partition id."""
-    whole = plan(config)
-    if not 0 <= index < len(whole.names):
+    planned = plan(config)
+    if not 0 <= index < len(planned.names):
         raise NoTaskError(
-            f"partition-id {index} has no task: there are {len(whole.names)} contributors "
-            f"({', '.join(whole.names)})"
+            f"partition-id {index} has no task: there are {len(planned.names)} contributors "
+            f"({', '.join(planned.names)})"
         )
-    name = whole.names[index]
-    return name, whole.tasks[name]
+    name = planned.names[index]
+    return name, planned.tasks[name]
 
 
 def _save(data: EncodedSplits, path: Path) -> None:
     tensors = {"padding": torch.tensor(data.train.padding)}
     for name in SPLITS:
-        made = getattr(data, name)
-        tensors |= {f"{name}.{key}": getattr(made, key) for key in ENCODED}
+        rows = getattr(data, name)
+        tensors |= {f"{name}.{key}": getattr(rows, key) for key in ENCODED}
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = {"labels": json.dumps(data.labels)}
     write_safetensors(path, Weights(tensors).template(), tensors.items(), labels)
@@ -213,10 +213,12 @@ def _save(data: EncodedSplits, path: Path) -> None:
 
 def _read(path: Path, task: Task) -> EncodedSplits:
     with safe_open(path, framework="pt") as file:
-        read = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
         labels = tuple(json.loads(file.metadata()["labels"]))
     train, dev, test = (
-        Encoded(**{key: read[f"{name}.{key}"] for key in ENCODED}, padding=int(read["padding"]))
+        Encoded(
+            **{key: tensors[f"{name}.{key}"] for key in ENCODED}, padding=int(tensors["padding"])
+        )
         for name in SPLITS
     )
     return EncodedSplits(train, dev, test, labels, task.kind, task.metric)

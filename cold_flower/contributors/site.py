@@ -16,7 +16,8 @@ from cold_flower.data.task import Task
 from cold_flower.errors import SiteError
 from strategies.names import NAME, unknown
 
-_KEYS = ("name", "base-model", "trainer", "app", "dry-run", "task", "limits")
+_DEFAULTS = {"name": "", "base-model": "", "trainer": "", "app": "", "dry-run": False}
+_KEYS = (*_DEFAULTS, "task", "limits")
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,13 @@ def load_site(path: Path) -> Site:
     for key in table:
         if key not in _KEYS:
             raise SiteError(f"site file {path}: {unknown('key', key, _KEYS)}")
-    defaults = {"name": "", "base-model": "", "trainer": "", "app": "", "dry-run": False}
-    values = {key: _typed(path, key, table.get(key, d)) for key, d in defaults.items()}
-    name = str(values["name"])
+    values: dict[str, Any] = {**_DEFAULTS, **table}
+    for key, default in _DEFAULTS.items():
+        if type(values[key]) is not type(default):
+            raise SiteError(
+                f"site file {path}: {key} is of type {type(default).__name__}, got {values[key]!r}"
+            )
+    name = values["name"]
     if not NAME.fullmatch(name):
         raise SiteError(
             f"site file {path}: name is {name[:80]!r}, expected the name that the coordinator "
@@ -129,10 +134,10 @@ def load_site(path: Path) -> Site:
         name=name,
         path=path,
         task=_task(path, name, table),
-        base_model=_beside(path, str(values["base-model"])),
-        trainer=str(values["trainer"]),
-        app=str(values["app"]),
-        dry_run=bool(values["dry-run"]),
+        base_model=_beside(path, values["base-model"]),
+        trainer=values["trainer"],
+        app=values["app"],
+        dry_run=values["dry-run"],
         limits=_limits(path, table.get("limits", {})),
     )
 
@@ -143,13 +148,6 @@ def _task(path: Path, name: str, table: dict[str, Any]) -> Task:
     if not isinstance(table.get("task"), dict):
         raise SiteError(f"site file {path}: the table [task] is missing")
     return Task.from_table(name, table["task"], str(path), seed=0)
-
-
-def _typed(path: Path, key: str, value: Any) -> Any:
-    kind = bool if key == "dry-run" else str
-    if type(value) is not kind:
-        raise SiteError(f"site file {path}: {key} is of type {kind.__name__}, got {value!r}")
-    return value
 
 
 def _beside(path: Path, model: str) -> str:

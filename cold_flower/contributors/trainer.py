@@ -5,7 +5,7 @@ returns the trained body and metrics. It is imported from beside site.toml, or a
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,31 +37,19 @@ class Job:
     seed: int
 
 
-Trained = tuple[Mapping[str, Tensor], Mapping[str, float]]
-
-
-def load_trainer(name: str, beside: Path) -> Callable[[Job], Trained]:
-    """Import a trainer.
-
-    Raises:
-        SiteError: it cannot be imported, or is no function.
-    """
-    found = imported(name, beside)
-    if not callable(found):
-        raise SiteError(f"trainer {name!r} is no function")
-    made: Callable[[Job], Trained] = found
-    return made
-
-
 def train(name: str, beside: Path, job: Job) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Have a trainer work; return the body that fits the base, and its metrics.
 
     What it returns besides the body's tensors (a head, buffers) goes no further.
 
     Raises:
-        SiteError: it returned something else, or a body of another form.
+        SiteError: it cannot be imported, is no function, returned something else, or a body of
+            another form.
     """
-    outcome = load_trainer(name, beside)(job)
+    trainer = imported(name, beside)
+    if not callable(trainer):
+        raise SiteError(f"trainer {name!r} is no function")
+    outcome = trainer(job)
     if not (isinstance(outcome, tuple) and len(outcome) == 2):
         raise SiteError(
             f"trainer {name!r} returned {type(outcome).__name__}, expected (body, metrics)"
@@ -78,8 +66,6 @@ def train(name: str, beside: Path, job: Job) -> tuple[dict[str, Tensor], dict[st
                 f"{tuple(before.shape)}"
             )
         body[key] = after.contiguous()
-    numbers = {str(k): float(v) for k, v in metrics.items()}
-    return body, {
-        "num-examples": len(job.train),
-        **{k: v for k, v in numbers.items() if math.isfinite(v)},
-    }
+    numbers = {str(key): float(value) for key, value in metrics.items()}
+    finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
+    return body, {"num-examples": len(job.train), **finite}
