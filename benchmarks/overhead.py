@@ -48,7 +48,7 @@ def ours(model: Path, run: Path, contributors: int, transport: str) -> None:
 
     def stage(app: Path, config: Any) -> Path:
         real(app, config)
-        with (app / "cold_flower" / "contributor.py").open("a") as code:
+        with (app / "cold_flower" / "contributors" / "contributor.py").open("a") as code:
             code.write(NO_OP)
         return app
 
