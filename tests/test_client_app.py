@@ -44,16 +44,16 @@ def arrays(tiny):
 
 
 def test_the_query_says_who_this_is() -> None:
-    about = records.config_of(send(MessageType.QUERY, {}, context(1)).content, "contributor")
-    assert (about["name"], about["task"], about["examples"]) == ("music", "music", 24)
-    assert about["protocol"] == 1
-    assert about["tokens"] > 24 * 10
-    assert {"versions", "code", "model"} <= about.keys()
+    stated = records.config_of(send(MessageType.QUERY, {}, context(1)).content, "contributor")
+    assert (stated["name"], stated["task"], stated["examples"]) == ("music", "music", 24)
+    assert stated["protocol"] == 1
+    assert stated["tokens"] > 24 * 10
+    assert {"versions", "code", "model"} <= stated.keys()
 
 
 def test_a_node_beyond_the_tasks_has_no_name() -> None:
-    about = records.config_of(send(MessageType.QUERY, {}, context(2)).content, "contributor")
-    assert about == {"protocol": 1}
+    stated = records.config_of(send(MessageType.QUERY, {}, context(2)).content, "contributor")
+    assert stated == {"protocol": 1}
 
 
 def test_training_without_a_query_and_without_our_keys(arrays, tiny) -> None:
@@ -68,11 +68,11 @@ def test_training_without_a_query_and_without_our_keys(arrays, tiny) -> None:
     wanted = {"num-examples", "train-loss", "dev-accuracy", "seconds", "steps"}
     assert metrics.keys() == wanted
     assert metrics["num-examples"] == 24
-    about = records.config_of(reply, "contribution")
+    stated = records.config_of(reply, "contribution")
     base = fingerprint(records.unpack(arrays))
     wanted = {"contributor": "travel", "iteration": 2, "base": base}
-    assert {key: about[key] for key in wanted} == wanted
-    assert (about["device"], about["worker"]) == ("cpu", os.getpid())
+    assert {key: stated[key] for key in wanted} == wanted
+    assert (stated["device"], stated["worker"]) == ("cpu", os.getpid())
     assert fingerprint(records.unpack(reply.array_records["arrays"])) != base
 
 

@@ -179,9 +179,9 @@ def test_a_site_never_loads_what_does_harm(site) -> None:
 @pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.EVALUATE])
 def test_a_path_from_the_coordinator_is_neither_read_nor_written(site, tmp_path, kind) -> None:
     (tmp_path / "run" / "incoming" / "0001").mkdir(parents=True)
-    about = {"iteration": 1, "base": "b", "reference": 0, "protocols": "frozen"}
+    asked = {"iteration": 1, "base": "b", "reference": 0, "protocols": "frozen"}
     elsewhere = {"run-dir": str(tmp_path / "run"), "transport": "shared-dir"}
-    reply = send(kind, {"config": ConfigRecord(about)}, site(), **elsewhere)
+    reply = send(kind, {"config": ConfigRecord(asked)}, site(), **elsewhere)
     assert "bodies by reference" in reply.error.reason
     assert not list((tmp_path / "run").rglob("*.safetensors*"))
 
