@@ -87,6 +87,20 @@ def test_what_was_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_in_a_thread_of_its_own_a_run_leaves_the_signals_alone() -> None:
+    before = [signal.getsignal(sign) for sign in processes.ENDING]
+    during = []
+
+    def run() -> None:
+        with stoppable(), undisturbed():
+            during.extend(signal.getsignal(sign) for sign in processes.ENDING)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert during == before
+
+
 def test_a_run_takes_large_pages_unless_the_user_says_otherwise(tmp_path, monkeypatch) -> None:
     one = allocate(Machine(2, 8e9), contributors=2, footprint=1e9)
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,21 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Turn the signals that end a program into `Stopped`, once: nothing stays behind.
-
-    Python gives signals to the main thread alone; in another one this does nothing.
-    """
+def _signals(handler: Any, signs: Sequence[signal.Signals]) -> Iterator[None]:
+    """Handle signals in this way; in the main thread, for Python gives no other any."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    before = [(sign, signal.signal(sign, handler)) for sign in signs]
+    try:
+        yield
+    finally:
+        for sign, earlier in before:
+            signal.signal(sign, earlier)
+
+
+def stoppable() -> AbstractContextManager[None]:
+    """Turn the signals that end a program into `Stopped`, once: nothing stays behind."""
 
     def stop(signum: int, _: object) -> None:
         for sign in ENDING:  # an impatient second Ctrl-C would leave processes behind
@@ -46,13 +53,12 @@ def stoppable() -> Iterator[None]:
         raise Stopped(signum)
 
     # What the parent had ignored stays ignored: nohup, or a job in the background.
-    heeded = [sign for sign in ENDING if signal.getsignal(sign) is not signal.SIG_IGN]
-    before = [(sign, signal.signal(sign, stop)) for sign in heeded]
-    try:
-        yield
-    finally:
-        for sign, handler in before:
-            signal.signal(sign, handler)
+    return _signals(stop, [s for s in ENDING if signal.getsignal(s) is not signal.SIG_IGN])
+
+
+def undisturbed() -> AbstractContextManager[None]:
+    """Ignore the signals that end a program: one in the middle of stopping would leak."""
+    return _signals(signal.SIG_IGN, ENDING)
 
 
 def tool(name: str) -> str:
@@ -73,17 +79,6 @@ def ask(code: str, seconds: float | None = None) -> Any:
     if done.returncode:
         raise RuntimeError((done.stderr.strip() or "no reason given").splitlines()[-1])
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ignore the signals that end a program: one in the middle of stopping would leak."""
-    before = [(sign, signal.signal(sign, signal.SIG_IGN)) for sign in ENDING]
-    try:
-        yield
-    finally:
-        for sign, handler in before:
-            signal.signal(sign, handler)
 
 
 def end_with_parent() -> None:
