@@ -192,6 +192,15 @@ def test_every_shipped_experiment_is_on_its_page() -> None:
         assert {name, name.removesuffix("_small")} & named, name
 
 
+@pytest.mark.parametrize("name", ["architecture.md", "decisions.md"])
+def test_every_file_that_the_map_names_exists(name) -> None:
+    packages = (ROOT / "cold_flower", ROOT / "strategies")
+    folders = {ROOT, *(path.parent for package in packages for path in package.rglob("*.py"))}
+    for span in spans(DOCS / name):
+        if re.fullmatch(r"[\w/]+\.(py|toml)|[\w/]+/", span):
+            assert any((folder / span).exists() for folder in folders), span
+
+
 def blocks(page: Path, language: str) -> list[str]:
     """Return a page's code blocks of one language."""
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
