@@ -1,16 +1,19 @@
-"""The errors a user can cause and mend: each says what, what was expected, the way out."""
+"""The errors that a user can cause and mend.
+
+Each message names the thing, what was expected, what came instead, and the way out.
+"""
 
 
 class ColdFlowerError(Exception):
-    """Anything the command line reports in one line instead of a traceback."""
+    """An error that the command line reports as a message instead of a traceback."""
 
 
 class ConfigError(ColdFlowerError):
-    """A key or value of the configuration."""
+    """A key of the configuration, or its value."""
 
 
 class NoTaskError(ConfigError):
-    """A node beyond the run's contributors."""
+    """A node for which the run has no contributor."""
 
 
 class TaskError(ColdFlowerError):

@@ -1,4 +1,4 @@
-"""Everything random is derived from (seed, iteration, contributor, purpose)."""
+"""Derive everything random from (seed, iteration, contributor, purpose), not from global state."""
 
 import hashlib
 import random
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 
 def derive(seed: int, *parts: str | int) -> int:
-    """Return a 63-bit seed for this purpose; equal inputs give equal seeds everywhere."""
+    """Return a 63-bit seed for a purpose; the same one for the same arguments, on any machine."""
     text = "\x1f".join(map(str, (seed, *parts)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def shuffled(size: int, seed: int, *purpose: str | int) -> list[int]:
-    """Return 0 to ``size - 1`` in an order drawn for this purpose."""
+    """Return the numbers 0 to ``size - 1`` in an order drawn for a purpose."""
     order = list(range(size))
     random.Random(derive(seed, *purpose)).shuffle(order)
     return order
@@ -21,13 +21,12 @@ def shuffled(size: int, seed: int, *purpose: str | int) -> list[int]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run torch code that only knows the global generator (dropout, initialisation).
+    """Seed torch's global generators while the context lasts; then restore their state.
 
-    The generator's state is restored afterwards, so nothing outside depends on it.
+    For code that knows no other generator (dropout, initialisation).
     """
     import torch
 
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

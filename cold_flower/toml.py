@@ -1,4 +1,4 @@
-"""Read a TOML file that somebody wrote."""
+"""Read a TOML file, and say what is wrong with it."""
 
 import tomllib
 from pathlib import Path
@@ -12,11 +12,11 @@ def read(path: Path, what: str, error: type[ColdFlowerError]) -> dict[str, Any]:
 
     Args:
         path: the file.
-        what: it is, for the message: ``suite file``.
-        error: the kind to raise.
+        what: the file is, for the message: ``suite file``.
+        error: the class to raise.
 
     Raises:
-        ColdFlowerError: of that kind; it cannot be read, or is not TOML.
+        ColdFlowerError: of that class; the file cannot be read, or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text())

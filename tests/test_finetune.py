@@ -23,23 +23,22 @@ def start(tiny):
     return starting_model(tiny, seed=0)[1]
 
 
-def model(tiny, start, kind="classification"):
+def fresh_model(tiny, start, kind="classification"):
     labels = ("",) if kind == "regression" else ("a", "b", "c")
-    made = classifier(tiny, start, labels=labels, kind=kind, seed=1)
-    return made
+    return classifier(tiny, start, labels=labels, kind=kind, seed=1)
 
 
 def run(tiny, start, options=OPTIONS, dev=None, train=None, seed=0):
-    made = model(tiny, start)
+    model = fresh_model(tiny, start)
     data = some(tiny, 40) if train is None else train
-    return made, finetune(made, data, dev, options=options, metric="accuracy", seed=seed)
+    return model, finetune(model, data, dev, options=options, metric="accuracy", seed=seed)
 
 
 def test_it_learns_what_it_is_shown(tiny, start) -> None:
     train = some(tiny, 40)
-    made, outcome = run(tiny, start, replace(OPTIONS, max_epochs=40, batch_size=4), train, train)
+    model, outcome = run(tiny, start, replace(OPTIONS, max_epochs=40, batch_size=4), train, train)
     assert outcome.dev_score > 0.9
-    assert score(made, train, "accuracy", "fp32") == outcome.dev_score
+    assert score(model, train, "accuracy", "fp32") == outcome.dev_score
     assert outcome.examples == 40 * 40
     assert outcome.steps == 10 * 40
 
@@ -57,9 +56,9 @@ def test_one_seed_one_result_and_the_global_generator_untouched(tiny, start) -> 
 
 
 def test_micro_batches_change_nothing_but_rounding(tiny, start) -> None:
-    made = []
+    states = []
     for micro in (0, 3):
-        m = model(tiny, start)
+        m = fresh_model(tiny, start)
         m.config.hidden_dropout_prob = 0.0
         for module in m.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -68,8 +67,8 @@ def test_micro_batches_change_nothing_but_rounding(tiny, start) -> None:
                 module.attention_dropout = 0.0
         options = replace(OPTIONS, micro_batch_size=micro, max_epochs=1)
         finetune(m, some(tiny, 20), None, options=options, metric="accuracy", seed=0)
-        made.append(m.state_dict())
-    assert all(torch.allclose(made[0][k], made[1][k], atol=1e-4) for k in made[0])
+        states.append(m.state_dict())
+    assert all(torch.allclose(states[0][k], states[1][k], atol=1e-4) for k in states[0])
 
 
 def test_the_best_dev_weights_are_returned(tiny, start, monkeypatch) -> None:
@@ -85,9 +84,9 @@ def test_the_best_dev_weights_are_returned(tiny, start, monkeypatch) -> None:
         return next(scores)
 
     monkeypatch.setattr(loop, "score", fake)
-    made, outcome = run(tiny, start, dev=some(tiny, 4))
+    model, outcome = run(tiny, start, dev=some(tiny, 4))
     assert outcome.dev_score == 0.9
-    assert state(made) == states[1] != states[3]
+    assert state(model) == states[1] != states[3]
 
 
 def test_early_stopping_counts_examples(tiny, start, monkeypatch) -> None:
@@ -129,9 +128,9 @@ def test_the_schedule_by_hand() -> None:
 def test_regression_learns_a_number(tiny, start) -> None:
     data = some(tiny, 40)
     data = replace(data, labels=data.lengths().float() / 10)
-    made = model(tiny, start, "regression")
+    model = fresh_model(tiny, start, "regression")
     options = replace(OPTIONS, max_epochs=30)
-    outcome = finetune(made, data, data, options=options, metric="pearson", seed=0)
+    outcome = finetune(model, data, data, options=options, metric="pearson", seed=0)
     assert outcome.dev_score > 0.9
 
 
@@ -151,6 +150,6 @@ def test_metrics_by_hand() -> None:
 
 @pytest.mark.parametrize("trains", [True, False])
 def test_scoring_leaves_a_model_in_the_mode_it_found(tiny, start, trains) -> None:
-    made = model(tiny, start).train(trains)
-    score(made, some(tiny, 8), "accuracy", "fp32")
-    assert {module.training for module in made.modules()} == {trains}
+    model = fresh_model(tiny, start).train(trains)
+    score(model, some(tiny, 8), "accuracy", "fp32")
+    assert {module.training for module in model.modules()} == {trains}

@@ -28,16 +28,16 @@ def pair(folders, family, start):
     _, body = starting_model(base, seed=0)
     torch.manual_seed(0)
     body = {name: t + 0.1 * torch.randn_like(t) for name, t in body.items()}  # biases are 0 else
-    made = [
+    models = [
         classifier(base, body, labels=ABC, kind="classification", seed=1, plain=plain)
         for plain in (False, True)
     ]
-    for model in made:
+    for model in models:
         model.double().train()
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-    return base, *made
+    return base, *models
 
 
 @pytest.mark.parametrize(("family", "start"), EVERY)
@@ -57,8 +57,8 @@ def test_outputs_and_gradients_are_the_whole_layers(folders, family, start) -> N
         )
         for name, ga, gb in zip(names, got, want, strict=True):
             assert torch.allclose(ga, gb, **CLOSE), name
-    whole = stock.base_model(**batch).last_hidden_state
-    assert torch.allclose(ours.base_model(**batch).last_hidden_state, whole[:, :1], **CLOSE)
+    states = stock.base_model(**batch).last_hidden_state
+    assert torch.allclose(ours.base_model(**batch).last_hidden_state, states[:, :1], **CLOSE)
 
 
 @pytest.mark.parametrize(("family", "start"), EVERY)
@@ -110,7 +110,7 @@ def test_dropout_reaches_the_first_token(folders, family) -> None:
 @pytest.mark.parametrize("family", FIRST_TOKEN)
 def test_a_token_that_attention_drops_adds_nothing(folders, family) -> None:
     _, ours, stock = pair(folders, family, STARTS[family][0])
-    layer, whole = (m.base_model.encoder.layer[-1] for m in (ours, stock))
+    layer, stock_layer = (m.base_model.encoder.layer[-1] for m in (ours, stock))
     states = torch.randn(3, 7, 16, dtype=torch.float64)
 
     class Drop(torch.nn.Module):
@@ -118,15 +118,15 @@ def test_a_token_that_attention_drops_adds_nothing(folders, family) -> None:
             return weights * torch.tensor([0, 2, 0, 2, 2, 0, 2])
 
     layer.attention.self.dropout = Drop()
-    own = whole.attention.self
+    own = stock_layer.attention.self
     query, key, value = (
         part(states).unflatten(-1, (-1, own.attention_head_size)).transpose(1, 2)
         for part in (own.query, own.key, own.value)
     )
     weights = Drop()((query[:, :, :1] @ key.mT * own.scaling).softmax(-1))
     mixed = (weights @ value).transpose(1, 2).flatten(2)
-    attended = whole.attention.output(mixed, states[:, :1])
-    want = whole.output(whole.intermediate(attended), attended)
+    attended = stock_layer.attention.output(mixed, states[:, :1])
+    want = stock_layer.output(stock_layer.intermediate(attended), attended)
     assert torch.allclose(layer(states), want, **CLOSE)
 
 

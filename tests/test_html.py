@@ -33,13 +33,13 @@ def make(tmp_path, tiny):
         unlock()
         repository = Repository(folder)
         repository.create(lambda to: save_starting_model(model, tiny, to), body, "roberta.", {})
-        given = [
+        contributors = [
             {"name": n, "verdict": v, "diff-norm": 2.0}
             for n, v in (("mnli", "accepted"), ("<b>", "refused"))
         ]
         for iteration in range(1, iterations + 1):
             moved = Weights({k: t + iteration for k, t in body.items()})
-            manifest = {"rule": "average", "contributors": given}
+            manifest = {"rule": "average", "contributors": contributors}
             repository.publish(iteration, iteration - 1, moved, manifest)
         journal.append(
             SCORES,
@@ -101,10 +101,10 @@ def test_conditions_are_labelled_by_what_differs(make, tmp_path) -> None:
         "multitask": True,
     }
     html.write([tmp_path / "runs"], tmp_path / "out")
-    made = {p.stem for p in (tmp_path / "out" / "figures").iterdir()}
-    assert {"compare-frozen-seen", "compare-finetuned-unseen"} <= made
+    names = {p.stem for p in (tmp_path / "out" / "figures").iterdir()}
+    assert {"compare-frozen-seen", "compare-finetuned-unseen"} <= names
     curves = {f"curves-iterations=2,contributors-per-iteration={n}" for n in (2, 5)}
-    assert {name for name in made if name.startswith("curves")} == curves
+    assert {name for name in names if name.startswith("curves")} == curves
 
 
 def test_experiments_are_told_apart_by_their_names(make, tmp_path) -> None:

@@ -97,10 +97,10 @@ def test_the_probe_sees_what_the_whole_model_sees(folders, family, pooling) -> N
     _, body = starting_model(base, seed=0)
     model = classifier(base, body, labels=ABC, kind="classification", seed=1)
     data = some(base, 9)
-    whole = logits_of(model, data, "fp32")
+    direct = logits_of(model, data, "fp32")
     cached = head_logits(model, extract_features(model, data, "fp32"))
-    assert torch.allclose(whole, cached, atol=1e-5)
-    assert whole.std(0).min() > 0.1, "the examples differ"
+    assert torch.allclose(direct, cached, atol=1e-5)
+    assert direct.std(0).min() > 0.1, "the examples differ"
 
 
 @pytest.mark.parametrize("family", ENCODERS)
@@ -206,8 +206,8 @@ def test_a_head_is_drawn_from_its_seed_alone(folders) -> None:
 
     def head(of, seed):
         _, body = starting_model(of, seed=0)
-        made = classifier(of, body, labels=ABC, kind="classification", seed=seed)
-        return [p.detach() for p in head_parameters(made)]
+        model = classifier(of, body, labels=ABC, kind="classification", seed=seed)
+        return [p.detach() for p in head_parameters(model)]
 
     first = head(base, 1)
     assert all(torch.equal(a, b) for a, b in zip(first, head(deeper, 1), strict=True))

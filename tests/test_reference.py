@@ -61,7 +61,7 @@ def test_the_released_models() -> None:
     clean = [r for r in reference.read("leaderboard_cold_rows") if r["columns_clean"] == "yes"]
     later = mean(float(r["avg36"]) for r in clean if r["iteration"] == "9")
     assert later - 76.22 == pytest.approx(1.96, abs=0.01)
-    found = reference.released()
-    assert mean(found[9]) == pytest.approx(1.96, abs=0.01)
-    assert len(found[9]) == sum(r["iteration"] == "9" for r in clean) == 4
-    assert min(found) == 1
+    gains_of = reference.released()
+    assert mean(gains_of[9]) == pytest.approx(1.96, abs=0.01)
+    assert len(gains_of[9]) == sum(r["iteration"] == "9" for r in clean) == 4
+    assert min(gains_of) == 1

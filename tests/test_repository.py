@@ -22,9 +22,9 @@ def save(folder) -> None:
 
 @pytest.fixture
 def repository(tmp_path):
-    made = Repository(tmp_path)
-    made.create(save, BODY, "net.", {"note": "start"})
-    return made
+    repository = Repository(tmp_path)
+    repository.create(save, BODY, "net.", {"note": "start"})
+    return repository
 
 
 def moved(by):
@@ -48,10 +48,10 @@ def test_lineage_and_latest(repository) -> None:
 
 
 def test_a_body_tensor_that_the_checkpoint_lacks_is_added(tmp_path) -> None:
-    made = Repository(tmp_path)
-    made.create(save, {**BODY, "pooler": torch.zeros(1)}, "net.", {})
-    assert load_file(made.path(0) / "model.safetensors").keys() == {*START, "net.pooler"}
-    assert made.body(0).keys() == ["w", "b", "pooler"]
+    repository = Repository(tmp_path)
+    repository.create(save, {**BODY, "pooler": torch.zeros(1)}, "net.", {})
+    assert load_file(repository.path(0) / "model.safetensors").keys() == {*START, "net.pooler"}
+    assert repository.body(0).keys() == ["w", "b", "pooler"]
 
 
 def test_nothing_is_ever_half_visible(repository) -> None:
@@ -143,8 +143,8 @@ def test_the_rule_s_memory_is_of_the_last_base_that_was_accepted(repository, tmp
 def test_old_iterations_keep_their_manifest(repository) -> None:
     grown(repository, 4)
     repository.prune(2)
-    there = [(repository.path(i) / "model.safetensors").exists() for i in range(5)]
-    assert there == [True, False, False, True, True]
+    have_weights = [(repository.path(i) / "model.safetensors").exists() for i in range(5)]
+    assert have_weights == [True, False, False, True, True]
     assert repository.lineage() == [0, 1, 2, 3, 4]
     with pytest.raises(RunError, match="iteration 1 has no weights any more"):
         repository.rollback(1)

@@ -34,30 +34,30 @@ def test_gains_are_paired_by_task() -> None:
 
 
 def test_a_curve_is_of_means_over_tasks_then_seeds() -> None:
-    found = curve([rows(0.0), rows(0.05)], "seen", "frozen")
-    assert list(found) == [0, 2]
-    assert found[0] == pytest.approx((0.4, 0.0))
-    assert found[2] == pytest.approx((0.65, math.sqrt(2 * 0.05**2)))
+    means = curve([rows(0.0), rows(0.05)], "seen", "frozen")
+    assert list(means) == [0, 2]
+    assert means[0] == pytest.approx((0.4, 0.0))
+    assert means[2] == pytest.approx((0.65, math.sqrt(2 * 0.05**2)))
     assert math.isnan(curve([rows(0.0)], "seen", "frozen")[2][1])
     assert curve([rows(0.0)], "seen", "finetuned") == {}
 
 
 def test_a_tasks_gain_has_its_error() -> None:
-    about = {"metric": "accuracy", "n_test": 100}
-    first = [{**row, **about} for row in rows(0.0)]
+    common = {"metric": "accuracy", "n_test": 100}
+    first = [{**row, **common} for row in rows(0.0)]
     mean, error = task_gains([first], "frozen", 2)["a"]
     assert mean == pytest.approx(0.1)
     assert error == pytest.approx(math.sqrt(0.25 + 0.24) / 10)
-    second = [{**row, **about} for row in rows(0.05)]
+    second = [{**row, **common} for row in rows(0.05)]
     mean, error = task_gains([first, second], "frozen", 2)["b"]
     assert (mean, error) == pytest.approx((0.35, 0.05))
 
 
 def test_a_mean_gain_has_its_error() -> None:
     def run(*moved: float) -> list[dict[str, object]]:
-        about = {"group": "seen", "protocol": "frozen", "metric": "accuracy", "n_test": 100}
+        common = {"group": "seen", "protocol": "frozen", "metric": "accuracy", "n_test": 100}
         return [
-            {**about, "task": f"t{i}", "iteration": iteration, "value": 0.5 + iteration * by}
+            {**common, "task": f"t{i}", "iteration": iteration, "value": 0.5 + iteration * by}
             for i, by in enumerate(moved)
             for iteration in (0, 1)
         ]

@@ -82,21 +82,21 @@ def hub(tmp_path, names, monkeypatch):
     )
     for split, labels in {"train": [0, 1, 1, 0], "validation": [1], "test": [-1, 1, 0]}.items():
         rows = {"text": [f"{split} {i}" for i in range(len(labels))], "label": labels}
-        made = datasets.Dataset.from_dict(rows, features=features)
-        made.to_parquet(tmp_path / "repository" / f"{split}.parquet")
+        dataset = datasets.Dataset.from_dict(rows, features=features)
+        dataset.to_parquet(tmp_path / "repository" / f"{split}.parquet")
     return {"source": "hub", "path": str(tmp_path / "repository"), "text": ["text"]}
 
 
 def test_a_hub_repository_with_named_classes(tmp_path, monkeypatch) -> None:
-    there = hub(tmp_path, ["neg", "pos"], monkeypatch) | {"labels": ["negative", "positive"]}
+    entry = hub(tmp_path, ["neg", "pos"], monkeypatch) | {"labels": ["negative", "positive"]}
     splits = {"train": "train+validation", "test": "test"}
-    whole = read_task(task(tmp_path, **there, splits=splits, rows={"train": 5, "test": 2}))
-    assert whole.train.labels == [0, 1, 1, 0, 1]
-    assert whole.test.texts == [("test 1",), ("test 2",)]  # -1 is no label
+    rows = read_task(task(tmp_path, **entry, splits=splits, rows={"train": 5, "test": 2}))
+    assert rows.train.labels == [0, 1, 1, 0, 1]
+    assert rows.test.texts == [("test 1",), ("test 2",)]  # -1 is no label
     for labels in (["pos", "neg"], ["neg", "neutral", "pos"]):
         words = rf"labels are \['{labels[0]}', .* in the suite, but \['neg', 'pos'\] in the data"
         with pytest.raises(TaskError, match=words):
-            read_split(task(tmp_path, **(there | {"labels": labels})), "train")
+            read_split(task(tmp_path, **(entry | {"labels": labels})), "train")
 
 
 # The hub's own class names, from its pages.
@@ -232,8 +232,8 @@ def test_the_templates_of_the_paper_suite(tmp_path, name) -> None:
     entry = load_suite("paper").tasks[name]
     rows, _ = read_split(replace(entry, source="files", path=str(tmp_path)), "train")
     assert rows.texts == [texts]
-    said = " ".join(entry.text)
-    assert name not in ("copa", "multirc", "wic", "wsc") or "{" in said
+    templates = " ".join(entry.text)
+    assert name not in ("copa", "multirc", "wic", "wsc") or "{" in templates
 
 
 def test_verify_says_what_is_there_and_what_is_not(data) -> None:
@@ -260,12 +260,14 @@ def test_verify_says_what_is_there_and_what_is_not(data) -> None:
 
 
 def test_verify_without_a_network_names_the_way_out(capsys, monkeypatch) -> None:
-    whole = load_suite("paper")
-    assert not verify.report(replace(whole, tasks={"cb": whole.tasks["cb"]}))
-    said = capsys.readouterr().out
-    assert "cb: hub dataset 'aps/super_glue' (subset 'cb', split 'train') cannot be loaded" in said
-    assert "docs/datasets.md says how" in said
-    assert said.splitlines()[-1] == "0 of 1 tasks are as the suite says"
+    paper = load_suite("paper")
+    assert not verify.report(replace(paper, tasks={"cb": paper.tasks["cb"]}))
+    output = capsys.readouterr().out
+    assert (
+        "cb: hub dataset 'aps/super_glue' (subset 'cb', split 'train') cannot be loaded" in output
+    )
+    assert "docs/datasets.md says how" in output
+    assert output.splitlines()[-1] == "0 of 1 tasks are as the suite says"
 
 
 def test_suites_of_the_command_line(capsys) -> None:

@@ -51,12 +51,12 @@ def body(base):
     return starting_model(base, seed=0)[1]
 
 
-def model(base, body, labels=LABELS):
+def fresh_model(base, body, labels=LABELS):
     return classifier(base, body, labels=labels, kind="classification", seed=0).eval()
 
 
 def test_there_is_no_head_to_keep(base, body) -> None:
-    assert head_of(model(base, body)) == {}
+    assert head_of(fresh_model(base, body)) == {}
 
 
 def learnable(base, n, seed=0):
@@ -70,38 +70,38 @@ def learnable(base, n, seed=0):
 
 
 def test_the_loss_of_one_example_is_t5s_own_times_its_tokens(base, body) -> None:
-    made = model(base, body)
+    model = fresh_model(base, body)
     own = AutoModelForSeq2SeqLM.from_pretrained(base.name).eval()
     data = some(base, 3)
     for label, words in enumerate(label_tokens(base.tokenizer, LABELS)):
         batch = data.batch([label])
         theirs = own(**batch, labels=torch.tensor([words])).loss * len(words)
-        ours = made(**batch, labels=torch.tensor([label])).loss
+        ours = model(**batch, labels=torch.tensor([label])).loss
         assert torch.allclose(ours, theirs, rtol=1e-5)
         assert words[-1] == base.tokenizer.eos_token_id
         assert len(words) == label + 2
 
 
 def test_a_classes_score_is_the_sum_of_its_tokens_log_softmax(base, body) -> None:
-    made, data = model(base, body), some(base, 4)
+    model, data = fresh_model(base, body), some(base, 4)
     batch = data.batch(range(4))
-    got = made(**batch).logits
+    got = model(**batch).logits
     assert got.shape == (4, 3)
     start = base.config.decoder_start_token_id
     for label, words in enumerate(label_tokens(base.tokenizer, LABELS)):
         shifted = torch.tensor([[start, *words[:-1]]] * 4)
-        out = made.base_model(**batch, decoder_input_ids=shifted).logits.log_softmax(-1)
+        out = model.base_model(**batch, decoder_input_ids=shifted).logits.log_softmax(-1)
         want = sum(out[:, place, token] for place, token in enumerate(words))
         assert torch.allclose(got[:, label], want, rtol=1e-5)
 
 
 def test_what_is_trained_is_what_is_scored(base, body) -> None:
-    made, data = model(base, body), some(base, 9)
+    model, data = fresh_model(base, body), some(base, 9)
     batch = data.batch(range(9))
     for precision, close in (("fp32", 1e-6), ("bf16", 2e-2)):
         with autocast(CPU, precision):
-            loss = made(**batch, labels=data.labels).loss
-            scores = made(**batch).logits
+            loss = model(**batch, labels=data.labels).loss
+            scores = model(**batch).logits
         assert loss.dtype == scores.dtype == torch.float32
         assert torch.allclose(loss, -scores[range(9), data.labels].mean(), rtol=close)
 
@@ -115,17 +115,17 @@ def test_likelihoods_by_hand() -> None:
 
 
 def test_padding_changes_nothing(base, body) -> None:
-    made, data = model(base, body), some(base, 9)
-    together = logits_of(made, data, "fp32")
-    alone = torch.cat([logits_of(made, data.take([i]), "fp32") for i in range(9)])
+    model, data = fresh_model(base, body), some(base, 9)
+    together = logits_of(model, data, "fp32")
+    alone = torch.cat([logits_of(model, data.take([i]), "fp32") for i in range(9)])
     assert torch.allclose(together, alone, rtol=1e-4)
     assert together.std(0).min() > 1e-3, "the examples differ"
 
 
 def test_micro_batches_equal_the_whole_batch(base, body) -> None:
-    made = []
+    bodies = []
     for micro in (0, 3):
-        m = model(base, body)
+        m = fresh_model(base, body)
         for module in m.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -133,59 +133,61 @@ def test_micro_batches_equal_the_whole_batch(base, body) -> None:
                 module.dropout = 0.0
         options = Finetune(batch_size=8, micro_batch_size=micro, max_epochs=1, precision="fp32")
         finetune(m, some(base, 20), None, options=options, metric="accuracy", seed=0)
-        made.append(body_of(m))
-    assert all(torch.allclose(made[0][k], made[1][k], atol=1e-5) for k in body)
-    assert not torch.equal(made[0]["shared.weight"], body["shared.weight"])
+        bodies.append(body_of(m))
+    assert all(torch.allclose(bodies[0][k], bodies[1][k], atol=1e-5) for k in body)
+    assert not torch.equal(bodies[0]["shared.weight"], body["shared.weight"])
 
 
 def test_all_of_it_is_the_body_and_a_tied_head_is_in_it_once(base, body) -> None:
-    made = model(base, body)
-    assert body_of(made).keys() == body.keys() == {n for n, _ in made.base_model.named_parameters()}
-    assert fingerprint(body_of(made).items()) == fingerprint(body.items())
-    tied = made.base_model.lm_head.weight is made.base_model.shared.weight
+    model = fresh_model(base, body)
+    assert (
+        body_of(model).keys() == body.keys() == {n for n, _ in model.base_model.named_parameters()}
+    )
+    assert fingerprint(body_of(model).items()) == fingerprint(body.items())
+    tied = model.base_model.lm_head.weight is model.base_model.shared.weight
     assert tied == ("lm_head.weight" not in body)
 
 
 def test_what_is_published_is_a_t5_with_the_same_scores(base, body, tmp_path) -> None:
     start, _ = starting_model(base, seed=0)
     assert prefix_of(start) == ""
-    made = model(base, body)
+    model = fresh_model(base, body)
     options = Finetune(learning_rate=1e-3, batch_size=8, max_epochs=1, precision="fp32")
-    finetune(made, some(base, 20), None, options=options, metric="accuracy", seed=0)
+    finetune(model, some(base, 20), None, options=options, metric="accuracy", seed=0)
     repository = Repository(tmp_path)
     repository.create(lambda to: save_starting_model(start, base, to), body, prefix_of(start), {})
-    repository.publish(1, 0, Weights(body_of(made)), {})
+    repository.publish(1, 0, Weights(body_of(model)), {})
     path = str(repository.path(1))
     again = load_base(path)
     assert again.sha256 == base.sha256
     loaded, loaded_body = starting_model(again, seed=0)
-    assert fingerprint(loaded_body.items()) == fingerprint(body_of(made).items())
+    assert fingerprint(loaded_body.items()) == fingerprint(body_of(model).items())
     data = some(base, 3)
-    got = model(again, body_of(AutoModelForSeq2SeqLM.from_pretrained(path)))
-    assert torch.equal(logits_of(got, data, "fp32"), logits_of(made, data, "fp32"))
+    got = fresh_model(again, body_of(AutoModelForSeq2SeqLM.from_pretrained(path)))
+    assert torch.equal(logits_of(got, data, "fp32"), logits_of(model, data, "fp32"))
     assert type(loaded).__name__ == "T5ForConditionalGeneration"
 
 
 def test_frozen_trains_the_untied_head_alone(base, body) -> None:
-    made, data = model(base, body), learnable(base, 30)
+    model, data = fresh_model(base, body), learnable(base, 30)
     options = Config().probe
-    train_lm_head(made, data, "fp32", options=replace(options, epochs=2), batch_size=8, seed=0)
-    after = dict(made.base_model.state_dict())
+    train_lm_head(model, data, "fp32", options=replace(options, epochs=2), batch_size=8, seed=0)
+    after = dict(model.base_model.state_dict())
     head = after.pop("lm_head.weight")
     assert not torch.equal(head, body.get("lm_head.weight", body["shared.weight"]))
     assert all(torch.equal(after[k], body[k]) for k in body.keys() & after.keys())
-    assert [n for n, p in made.named_parameters() if p.requires_grad] == [
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == [
         "base_model.lm_head.weight"
     ]
 
 
 def test_the_cached_states_are_what_the_head_reads(base, body) -> None:
-    made, data = model(base, body), learnable(base, 6)
-    states = made.states(**data.batch(range(6)), labels=data.labels)
-    targets = made.words[data.labels]
-    cached = log_likelihood(made.base_model.lm_head(states), targets)
-    whole = made(**data.batch(range(6))).logits[range(6), data.labels]
-    assert torch.allclose(cached, whole, rtol=1e-5)
+    model, data = fresh_model(base, body), learnable(base, 6)
+    states = model.states(**data.batch(range(6)), labels=data.labels)
+    targets = model.words[data.labels]
+    cached = log_likelihood(model.base_model.lm_head(states), targets)
+    direct = model(**data.batch(range(6))).logits[range(6), data.labels]
+    assert torch.allclose(cached, direct, rtol=1e-5)
 
 
 def test_the_protocols_learn_and_leave_the_body_alone(base, body) -> None:

@@ -37,9 +37,9 @@ def test_it_ends_where_training_the_whole_ends(folders, family, monkeypatch) -> 
         if not ours:
             monkeypatch.setattr(loop, "trimmed_embedding", everything)
         model = classifier(base, body, labels=ABC, kind="classification", seed=1)
-        whole = model.get_input_embeddings()
+        embedding = model.get_input_embeddings()
         finetune(model, data, dev, options=OPTIONS, metric="accuracy", seed=0)
-        assert model.get_input_embeddings() is whole
+        assert model.get_input_embeddings() is embedding
         ends.append(body_of(model))
     for key, want in ends[1].items():
         assert torch.allclose(ends[0][key], want, atol=2e-5), key
