@@ -170,8 +170,8 @@ class Inbox(Grid):
                 self._store.quarantine(name)
             elif name not in asked:
                 away.append(name)
-        found = {name: self._store.find(name, base) for name in (*asked, *away)}
-        return {name: one for name, one in found.items() if one}
+        kept = {name: self._store.find(name, base) for name in (*asked, *away)}
+        return {name: one for name, one in kept.items() if one}
 
     def _collect(
         self, asked: Mapping[str, Message], template: Template, base: str, timeout: float | None

@@ -20,7 +20,7 @@ from cold_flower.repository import by_reference
 from cold_flower.repository.bases import Repository, rejected
 from cold_flower.repository.journal import CONTRIBUTIONS, SCORES, WORKERS, Journal, run_id
 from cold_flower.server.evaluation import Evaluation
-from cold_flower.server.manifest import accepted_norms, contribution_rows, manifest
+from cold_flower.server.manifest import accepted_norms, contribution_rows, describe
 from cold_flower.server.participants import Contributors, gather
 from cold_flower.server.sites import Sites
 from cold_flower.server.strategy import screen, strategy
@@ -112,12 +112,12 @@ class Coordinator:
         iteration = self._first - 1 + server_round if server_round else self._head
         if server_round:
             self._publish(iteration, arrays)
-        made = self._repository.manifest(iteration)
+        manifest = self._repository.manifest(iteration)
         if self._evaluation.due(iteration):
-            self._evaluation.evaluate(iteration, arrays, made["sha256"])
+            self._evaluation.evaluate(iteration, arrays, manifest["sha256"])
         if server_round or self._first == 1:  # a resumed run has logged its first base before
             rows = [r for r in self._journal.rows(SCORES) if r["iteration"] == iteration]
-            self._tracker.log(iteration, rows, made.get("contributors", []))
+            self._tracker.log(iteration, rows, manifest.get("contributors", []))
 
     @property
     def _head(self) -> int:
@@ -143,12 +143,12 @@ class Coordinator:
         if judgement and not judgement.accepted:
             self._say(f"iteration {iteration} rejected by the gate: {judgement.reason}")
         diagnosis = self._inbox.diagnosis(self._repository.body(parent))
-        made = manifest(self._config, self._inbox.contributions.values(), diagnosis, judgement)
+        manifest = describe(self._config, self._inbox.contributions.values(), diagnosis, judgement)
         # A candidate that was rejected has left its memory in the inbox; the base keeps its own.
-        state = self._repository.state() if rejected(made) else self._inbox.state
+        state = self._repository.state() if rejected(manifest) else self._inbox.state
         state = state if state and state.exists() else None
         fused = Weights(records.Tensors(arrays))
-        self._repository.publish(iteration, parent, fused, made, state=state)
+        self._repository.publish(iteration, parent, fused, manifest, state=state)
         self._record_contributions(iteration)
         self._end_iteration()
         if self._config.keep_iterations:

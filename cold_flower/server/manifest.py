@@ -15,7 +15,7 @@ from strategies.gate import Judgement
 _UNKNOWN: dict[str, Any] = {"diff-norm": None, "cosine": None, "leave-one-out": None, "layers": {}}
 
 
-def manifest(
+def describe(
     config: Config,
     contributions: Iterable[Contribution],
     diagnosis: Diagnosis,
