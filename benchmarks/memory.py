@@ -28,7 +28,8 @@ from cold_flower.models import demo as demo_model
 from cold_flower.models.base import load_base
 from cold_flower.models.classifier import device
 from cold_flower.models.starting import starting_model
-from cold_flower.runtime.resources import footprint, this_machine
+from cold_flower.runtime.machine import this_machine
+from cold_flower.runtime.resources import footprint
 from cold_flower.runtime.simulate import LARGE_PAGES
 
 SHAPES = {"6 x 384": (6, 384), "12 x 768": (12, 768)}

@@ -14,7 +14,8 @@ from cold_flower.config import Config, flatten
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.repository.journal import Journal
 from cold_flower.runtime import experiments
-from cold_flower.runtime.resources import allocate, this_machine
+from cold_flower.runtime.machine import this_machine
+from cold_flower.runtime.resources import allocate
 from cold_flower.runtime.simulate import simulate
 from tests.conftest import REAL, needs_real
 from tests.test_tasks import suite, write

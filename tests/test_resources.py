@@ -9,11 +9,11 @@ from cold_flower.config import Config
 from cold_flower.errors import ConfigError
 from cold_flower.models.body import body_of
 from cold_flower.models.starting import starting_model
-from cold_flower.runtime import resources
+from cold_flower.runtime import machine
+from cold_flower.runtime.machine import Machine
 from cold_flower.runtime.resources import (
     GB,
     PROCESS,
-    Machine,
     allocate,
     describe,
     footprint,
@@ -107,24 +107,22 @@ def test_the_footprint_by_hand(tiny) -> None:
 
 def test_a_containers_limits_count(monkeypatch) -> None:
     limits = {"cpu.max": "150000 100000", "memory.max": "5000000000"}
-    monkeypatch.setattr(resources, "_cgroup", lambda name: limits[name])
-    small = resources.this_machine()
+    monkeypatch.setattr(machine, "_cgroup", lambda name: limits[name])
+    small = machine.this_machine()
     assert small.cores == 1
     assert small.memory <= 5e9
-    monkeypatch.setattr(
-        resources, "_cgroup", lambda name: {"cpu.max": "max 100000"}.get(name, "max")
-    )
-    assert resources.this_machine().cores == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(machine, "_cgroup", lambda name: {"cpu.max": "max 100000"}.get(name, "max"))
+    assert machine.this_machine().cores == len(os.sched_getaffinity(0))
 
 
 def test_gpus_are_asked_in_a_process_of_their_own(monkeypatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     answer = json.dumps({"bf16": False, "free": [7e9, 5e9]})
-    monkeypatch.setattr(resources, "_GPUS", f"print({answer!r})")
-    machine = resources.this_machine()
-    assert (machine.gpus, machine.bf16, machine.fake) == ((7e9, 5e9), False, False)
-    monkeypatch.setattr(resources, "_GPUS", "raise RuntimeError('no driver')")
+    monkeypatch.setattr(machine, "_GPUS", f"print({answer!r})")
+    two = machine.this_machine()
+    assert (two.gpus, two.bf16, two.fake) == ((7e9, 5e9), False, False)
+    monkeypatch.setattr(machine, "_GPUS", "raise RuntimeError('no driver')")
     with pytest.raises(ConfigError, match="CUDA fails: RuntimeError: no driver. CUDA_VISIBLE"):
-        resources.this_machine()
+        machine.this_machine()
     with pytest.raises(ConfigError, match="--fake-gpus is for machines without a GPU"):
-        resources.this_machine(fake_gpus=2)
+        machine.this_machine(fake_gpus=2)

@@ -9,8 +9,9 @@ import time
 import pytest
 
 from cold_flower.runtime import processes
+from cold_flower.runtime.machine import Machine
 from cold_flower.runtime.processes import Stopped, stoppable, undisturbed
-from cold_flower.runtime.resources import Machine, allocate
+from cold_flower.runtime.resources import allocate
 from cold_flower.runtime.simulate import LARGE_PAGES, _environment
 
 STUBBORN = "trap '' TERM; sleep 100 & echo; wait; wait"

@@ -18,6 +18,7 @@ from cold_flower.identity import code_sha256, versions
 from cold_flower.models.classifier import device
 from cold_flower.models.starting import starting_model
 from cold_flower.runtime import resources
+from cold_flower.runtime.machine import this_machine
 from cold_flower.seeds import derive
 from strategies import records
 
@@ -88,7 +89,7 @@ def _estimate(site: Site, me: Contributor, seconds: float, examples: int) -> str
     least, most = seconds * examples, seconds * examples * options.max_epochs
     if options.max_seconds:
         least, most = min(least, options.max_seconds), min(most, options.max_seconds)
-    machine = resources.this_machine()
+    machine = this_machine()
     footprint = resources.footprint(
         me.config,
         me.base,

@@ -4,8 +4,9 @@ import os
 import subprocess
 
 from cold_flower.errors import ConfigError, RunError
+from cold_flower.runtime.machine import Machine
 from cold_flower.runtime.processes import ask
-from cold_flower.runtime.resources import Allocation, Machine
+from cold_flower.runtime.resources import Allocation
 
 SECONDS = 60
 _NODES = """

@@ -5,33 +5,16 @@ not that either is held to half of its memory. So the automatic choice rests on 
 """
 
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from cold_flower.config import Config
 from cold_flower.errors import ConfigError
 from cold_flower.models.base import Base
 from cold_flower.models.families import FIRST_TOKEN, OWN_ATTENTION
-from cold_flower.runtime.processes import ask
+from cold_flower.runtime.machine import Machine
 
 GB = 1e9
 PROCESS = 0.6 * GB  # a worker before it has a model: libraries, or a CUDA context
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What there is to share."""
-
-    cores: int
-    memory: float
-    """Bytes of main memory that are available."""
-    gpus: tuple[float, ...] = ()
-    """Free bytes of each GPU."""
-    bf16: bool = True
-    """Contributors compute in 16 bit where `finetune.precision` leaves it to the hardware."""
-    fake: bool = False
-    """The GPUs are names only: contributors are mapped onto them and compute on cores."""
 
 
 @dataclass(frozen=True)
@@ -59,73 +42,6 @@ class Allocation:
             f"{each} init-args-num-cpus={self.workers * self.cpus} "
             f"init-args-num-gpus={len(self.machine.gpus)}"
         )
-
-
-def this_machine(fake_gpus: int = 0) -> Machine:
-    """Look at this machine; ``fake_gpus`` pretends GPUs, to see the mapping without any.
-
-    Pretended GPUs come with 8 cores each and share the main memory.
-
-    Raises:
-        ConfigError: GPUs are pretended beside real ones, or CUDA fails.
-    """
-    import torch
-
-    from cold_flower.training.scoring import bf16_is_fast
-
-    bf16 = bf16_is_fast(torch.device("cpu"))
-    if fake_gpus:
-        if torch.cuda.device_count():
-            raise ConfigError("--fake-gpus is for machines without a GPU; there are some here")
-        memory = _memory()
-        share = memory / fake_gpus
-        return Machine(8 * fake_gpus, memory, (share,) * fake_gpus, bf16, fake=True)
-    if not torch.cuda.device_count():
-        return Machine(_cores(), _memory(), bf16=bf16)
-    try:  # in a process of its own: a CUDA context costs memory
-        gpus = ask(_GPUS)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"there are GPUs here, but CUDA fails: {error}. CUDA_VISIBLE_DEVICES='' runs on cores."
-        ) from error
-    return Machine(_cores(), _memory(), tuple(map(float, gpus["free"])), gpus["bf16"])
-
-
-_GPUS = """
-import json, torch
-print(json.dumps({
-    "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
-    "free": [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())],
-}))
-"""
-
-
-def _cores() -> int:
-    """Return the cores that this process may use (`taskset` and containers limit them)."""
-    linux = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
-    quota, _, period = _cgroup("cpu.max").partition(" ")
-    return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() else cores
-
-
-def _cgroup(name: str) -> str:
-    """Return a limit of the container that this runs in; empty where there is none."""
-    try:
-        return (Path("/sys/fs/cgroup") / name).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _memory() -> float:
-    """Return the bytes of main memory that are available to this process."""
-    free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    linux = Path("/proc/meminfo")
-    if linux.exists():
-        for line in linux.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024.0
-    limit = _cgroup("memory.max")
-    return min(free, float(limit)) if limit.isdigit() else free
 
 
 def parameters(base: Base) -> int:

@@ -17,6 +17,7 @@ from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, Journal, check_new, check_same
 from cold_flower.runtime import baselines, catalogue, cluster, experiments, resources
 from cold_flower.runtime.experiments import Checked
+from cold_flower.runtime.machine import this_machine
 from cold_flower.runtime.preview import preview
 from cold_flower.runtime.processes import Stopped, stoppable
 from cold_flower.runtime.simulate import simulate
@@ -51,7 +52,7 @@ def prepare(config: Config, sharing: Sharing) -> Prepared:
     """
     checked = experiments.check(config)
     base = load_base(config.base_model)
-    machine = resources.this_machine(sharing.fake_gpus)
+    machine = this_machine(sharing.fake_gpus)
     cores = not machine.gpus or machine.fake or sharing.gpus == 0
     footprint = resources.footprint(config, base, bf16=machine.bf16, cores=cores)
     evaluations = len(checked.plan.evaluated) * len(config.protocols())
