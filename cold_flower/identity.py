@@ -11,17 +11,20 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("cold_flower", "strategies")
 
 
-def code_sha256() -> str:
+def code_sha256(root: Path = ROOT) -> str:
     """Hash every source file and TOML file of this code.
 
     A Ray worker may import a module from another place (Flower's app bundle, the working
     directory). Server and contributors compare their hashes, so a mixture is refused.
+
+    Args:
+        root: the folder that holds the packages; by default the one that runs.
     """
     digest = hashlib.sha256()
     for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*")):
+        for path in sorted((root / package).rglob("*")):
             if path.suffix in (".py", ".toml"):
-                digest.update(f"{path.relative_to(ROOT).as_posix()}\n".encode())
+                digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
                 digest.update(path.read_bytes())
     return digest.hexdigest()
 
