@@ -181,8 +181,8 @@ def train(message: Message, context: Context, site: Site | None) -> RecordDict:
     if me.config.attacks and not site:  # a rehearsal; a site never loads what does harm
         from cold_flower.contributors import attacks
 
-        harmful = attacks.answer(me, base, finetune, iteration=iteration, seed=seed)
-        body, metrics, claims = harmful.body, harmful.metrics, harmful.claims
+        answer = attacks.answer(me, base, finetune, iteration=iteration, seed=seed)
+        body, metrics, claims = answer.body, answer.metrics, answer.claims
     else:
         body, metrics = finetune(me, base)
     metrics = only_listed({**metrics, "seconds": time.perf_counter() - started})
