@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from strategies.errors import FusionError
-from strategies.fusion import Rule, SafetensorsWriter, Template, Weights, read_metadata
-from strategies.fusion._deltas import Difference, learned, narrow, spans
+from strategies.fusion import Rule, SafetensorsWriter, Weights, read_metadata
+from strategies.fusion._deltas import Clipped, Difference, learned, narrow, spans
 
 BETA2, TAU = 0.99, 1e-3  # of adam
 
@@ -111,11 +111,9 @@ def staged(
     def fuse(
         base: Weights, given: Sequence[Weights], *, seed: int = 0
     ) -> Iterator[tuple[str, Tensor]]:
-        wide: list[Weights] = [_Wide(weights) for weights in given]
-        theta = _Wide(base)
-        if stages.clip and wide:
-            wide = clipped(theta, wide, stages.clip)
-        fused = rule(theta, wide, seed=seed)
+        if stages.clip and given:
+            given = clipped(base, given, stages.clip)
+        fused = rule(base, given, seed=seed)
         anchor = start() if stages.anchor else None
         with _Memory(stages, base, before, after) as memory:
             for key, (dtype, _) in base.template().items():
@@ -123,7 +121,7 @@ def staged(
                 if name != key:
                     raise FusionError(f"the rule yields {name} where {key} is due")
                 if dtype.is_floating_point:
-                    old = theta.get(key)
+                    old = base.get(key).float()
                     new = old + memory.step(key, tensor.float() - old)
                     if anchor:
                         new += stages.anchor * (anchor.get(key).float() - new)
@@ -134,51 +132,12 @@ def staged(
     return fuse
 
 
-class _Wide(Weights):
-    """A model seen in float32: the stages compute in it, whatever comes in."""
-
-    def __init__(self, weights: Weights) -> None:
-        self.name, self.examples = weights.name, weights.examples
-        self._weights = weights
-
-    def keys(self) -> list[str]:
-        return self._weights.keys()
-
-    def items(self) -> Iterator[tuple[str, Tensor]]:
-        return ((key, self.get(key)) for key in self.keys())
-
-    def get(self, key: str, rows: slice = slice(None)) -> Tensor:
-        found = self._weights.get(key, rows)
-        return found.float() if found.is_floating_point() else found
-
-    def template(self) -> Template:
-        return {
-            key: (torch.float32 if dtype.is_floating_point else dtype, shape)
-            for key, (dtype, shape) in self._weights.template().items()
-        }
-
-
-class _Clipped(_Wide):
-    """A contribution whose difference from the base is shortened."""
-
-    def __init__(self, base: Weights, weights: Weights, factor: float) -> None:
-        super().__init__(weights)
-        self._base, self._factor = base, factor
-
-    def get(self, key: str, rows: slice = slice(None)) -> Tensor:
-        found = super().get(key, rows)
-        if not found.is_floating_point():
-            return found
-        theta = self._base.get(key, rows)
-        return theta + self._factor * (found - theta)
-
-
 def clipped(base: Weights, given: Sequence[Weights], clip: str) -> list[Weights]:
     """Shorten the differences (at least one) that are longer than ``clip``, or their median."""
     norms = [norm(base, weights) for weights in given]
     bound = statistics.median(norms) if clip == "median" else float(clip)
     return [
-        _Clipped(base, weights, bound / size) if size > bound else weights
+        Clipped(base, weights, bound / size) if size > bound else weights
         for weights, size in zip(given, norms, strict=True)
     ]
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from strategies.errors import FusionError
-from strategies.fusion import Weights, load
+from strategies.fusion import Weights, _deltas, load, names
+from strategies.fusion._deltas import Clipped
 from strategies.stages import Stages, staged
-from tests.test_fusion import body, contributions, same_bits
+from tests.test_fusion import Live, body, contributions, same_bits
 
 EVERY = {
     "clip": Stages(clip="median"),
@@ -91,9 +92,9 @@ class TestEveryStage:
         full = [Weights(wide(dict(w.items())), name=w.name) for w in halves]
         for name in "ab":
             (tmp_path / name).mkdir()
-        narrow = Run(tmp_path / "a", stages, body(0, torch.float16)).step(halves)
+        narrow = Run(tmp_path / "a", stages, wide(body(0, torch.float16))).step(halves)
         exact = Run(tmp_path / "b", stages, wide(body(0, torch.float16))).step(full)
-        assert all(torch.equal(narrow[k], exact[k].to(narrow[k].dtype)) for k in narrow)
+        assert same_bits(narrow, exact)
 
     def test_refuses_an_empty_list(self, tmp_path, stages) -> None:
         with pytest.raises(FusionError, match="got 0"):
@@ -132,6 +133,47 @@ def test_clip_by_hand(tmp_path) -> None:
     assert median["b"].tolist() == pytest.approx([(1.6 + 2) / 3])
     fixed = Run(tmp_path, Stages(clip="1"), dict(base)).step(given())
     assert fixed["b"].tolist() == pytest.approx([(0.8 + 1) / 3])
+
+
+def by_hand(base, given, *, seed):
+    """A rule of somebody else, that reads whole tensors."""
+    for key in base.keys():
+        yield key, given[0].get(key)
+
+
+@pytest.mark.parametrize("rule", [by_hand, load("krum", byzantine=0), load("average")])
+def test_a_rule_sees_what_is_clipped_however_it_reads(tmp_path, rule) -> None:
+    base = {"w": torch.tensor([[1.0], [1.0]]), "b": torch.tensor(1.0), "n": torch.tensor([7])}
+    far = {"w": torch.tensor([[3.0], [1.0]]), "b": torch.tensor(1.0), "n": torch.tensor([8])}
+    given = [Weights(dict(far), name=name) for name in "abc"]
+    fuse = staged(rule, Stages(clip="0.5"), start=dict, before=lambda: None, after=Path)
+    fused = dict(fuse(Weights(base), given))
+    assert fused["w"].tolist() == [[1.5], [1.0]] and fused["b"].item() == 1.0
+    clipped = Clipped(Weights(base), given[0], 0.25)
+    assert {k: t.tolist() for k, t in clipped.items()} == {"w": [[1.5], [1.0]], "b": 1.0, "n": [8]}
+    assert clipped.template() == given[0].template() and clipped.name == "a"
+
+
+@pytest.mark.parametrize("rule", [*names()])
+def test_memory_under_clip_does_not_grow_with_the_contributions(rule, monkeypatch) -> None:
+    monkeypatch.setattr(_deltas, "BLOCK", 1 << 13)
+    monkeypatch.setattr(_deltas, "ROW", 1 << 11)
+    monkeypatch.setattr("strategies.fusion.dare.CHUNK", 1 << 11)
+
+    def peak(n: int) -> int:
+        base = {"w": torch.randn(150, 200), "v": torch.randn(50, 200)}
+        given = [
+            Weights({k: t + torch.randn(t.shape) for k, t in base.items()}, name=f"{i:02d}")
+            for i in range(n)
+        ]
+        around = {"start": dict, "before": lambda: None, "after": Path}
+        fuse = staged(load(rule), Stages(clip="median"), **around)
+        with Live() as live:
+            for _ in fuse(Weights(base), given, seed=1):
+                pass
+        return live.peak
+
+    assert peak(12) < peak(5) + 50_000  # bytes; a contribution has 160,000
 
 
 def test_steps_by_hand(tmp_path) -> None:

@@ -36,7 +36,7 @@ def test_views_agree_whatever_they_stand_on(tmp_path) -> None:
     save_file(STATE, path)
     for weights in (Weights(STATE), Weights(path)):
         assert weights.template() == TEMPLATE | {k: weights.template()[k] for k in weights.keys()}
-        assert weights.get("a", slice(1, 3)).tolist() == [[2.0, 3.0], [4.0, 5.0]]
+        assert weights.get("a").tolist() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
         assert weights.get("b").item() == 2.5
     renamed = Weights(path, stored_as={"short": "a"})
     assert renamed.keys() == ["short"]

@@ -190,10 +190,10 @@ class _Checked(Weights):
         super().__init__(folder, name=folder.name, stored_as=stored_as)
         self._finite: set[str] = set()
 
-    def get(self, key: str, rows: slice = slice(None)) -> Tensor:
-        """Return a tensor, or some rows of it; not to be written to."""
-        tensor = super().get(key, rows)
-        if rows == slice(None) and key not in self._finite:
+    def get(self, key: str) -> Tensor:
+        """Return a tensor; not to be written to."""
+        tensor = super().get(key)
+        if key not in self._finite:
             if not is_finite(tensor):
                 raise FusionError(f"model {self.name}: tensor {key} holds NaN or infinity")
             self._finite.add(key)

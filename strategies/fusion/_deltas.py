@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from strategies.fusion._weights import Weights
+from strategies.fusion._weights import Template, Weights
 
 BLOCK = 1 << 18  # numbers, of all contributions together: 1 MiB stays in a core's cache
 ROW = 1 << 15  # numbers of one contribution: torch starts no threads, whose barrier costs more
@@ -33,11 +33,13 @@ class Delta(Protocol):
 
 
 class Difference:
-    """The plain difference of two models."""
+    """The difference of two models; shortened where the second one is clipped."""
 
     def __init__(self, base: Weights, weights: Weights) -> None:
         self.name = weights.name
-        self._base, self._weights = base, weights
+        self._base, self._weights, self._factor = base, weights, 1.0
+        if isinstance(weights, Clipped):
+            self._weights, self._factor = weights.whole, weights.factor
         self._key = ""
 
     def read(self, key: str, span: slice, out: Tensor | None = None) -> Tensor:
@@ -45,7 +47,34 @@ class Difference:
         if key != self._key:  # views of a mapped file, not copies
             self._key = key
             self._theta, self._own = self._base.get(key).ravel(), self._weights.get(key).ravel()
-        return torch.sub(self._own[span].float(), self._theta[span].float(), out=out)
+        d = torch.sub(self._own[span].float(), self._theta[span].float(), out=out)
+        return d if self._factor == 1 else d.mul_(self._factor)
+
+
+class Clipped(Weights):
+    """A contribution whose difference from the base is shortened.
+
+    `Difference` applies the factor a block at a time; only who asks for a tensor gets one made.
+    """
+
+    def __init__(self, base: Weights, whole: Weights, factor: float) -> None:
+        self.name, self.examples = whole.name, whole.examples
+        self.base, self.whole, self.factor = base, whole, factor
+
+    def keys(self) -> list[str]:
+        """Return the tensors' names."""
+        return self.whole.keys()
+
+    def get(self, key: str) -> Tensor:
+        """Return theta + factor * (theta_i - theta), in float32."""
+        theta = self.base.get(key)
+        if not theta.is_floating_point():
+            return self.whole.get(key)
+        return Difference(self.base, self).read(key, slice(None)).view_as(theta).add_(theta)
+
+    def template(self) -> Template:
+        """Return dtypes and shapes by name."""
+        return self.whole.template()
 
 
 def deltas(base: Weights, given: Sequence[Weights]) -> list[Delta]:

@@ -2,7 +2,8 @@
 
     def rule(base, given, *, seed: int, beta: Annotated[float, Range("[0, 0.5)")] = 0.2)
 
-A ``Literal`` lists the valid choices; an option without annotation takes what its default is.
+A ``Literal`` lists the valid choices, a ``Mapping[str, ...]`` is a table, ``|`` joins two of
+these; an option without annotation takes what its default is.
 """
 
 from collections.abc import Callable, Mapping
@@ -73,9 +74,7 @@ def _fits(kind: Any, value: Any) -> bool:
     if origin is Literal:
         return any(type(value) is type(arg) and value == arg for arg in args)
     if origin is Mapping:
-        return isinstance(value, Mapping) and all(
-            _fits(args[0], k) and _fits(args[1], v) for k, v in value.items()
-        )
+        return isinstance(value, Mapping) and all(_fits(args[1], v) for v in value.values())
     if kind is Any:
         return True
     if kind in (int, float) and isinstance(value, bool):

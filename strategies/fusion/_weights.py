@@ -1,9 +1,9 @@
 """Named tensors seen lazily, and safetensors files written as a stream.
 
 A server that fuses N contributions must not hold N models. `Weights` therefore reads
-one tensor (or some of its rows) at a time, from a dict or from a memory-mapped file,
-and `write_safetensors` writes tensors one by one as they are computed, which
-``safetensors.torch.save_file`` cannot do.
+one tensor at a time, from a dict or from a memory-mapped file, and `write_safetensors`
+writes tensors one by one as they are computed, which ``safetensors.torch.save_file``
+cannot do.
 """
 
 import hashlib
@@ -69,20 +69,17 @@ class Weights:
         """Return the tensors' names."""
         return list(self._stored_as)
 
-    def get(self, key: str, rows: slice = slice(None)) -> Tensor:
-        """Return a tensor, or some rows of it; not to be written to."""
-        stored = self._stored_as[key]
-        if isinstance(self._source, Mapping):
-            tensor: Tensor = self._source[stored]
-        elif rows == slice(None):
-            tensor = self._source.get_tensor(stored)
-        else:
-            return self._source.get_slice(stored)[rows]  # type: ignore[no-any-return]
-        return tensor if rows == slice(None) else tensor[rows]
+    def get(self, key: str) -> Tensor:
+        """Return a tensor; not to be written to."""
+        source, stored = self._source, self._stored_as[key]
+        tensor: Tensor = (
+            source[stored] if isinstance(source, Mapping) else source.get_tensor(stored)
+        )
+        return tensor
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Yield names and tensors, one at a time."""
-        return ((key, self.get(key)) for key in self._stored_as)
+        return ((key, self.get(key)) for key in self.keys())
 
     def template(self) -> Template:
         """Return dtypes and shapes by name, without reading the tensors of a file."""
