@@ -100,7 +100,7 @@ def test_a_run_in_python_is_what_lies_on_the_disk(tmp_path) -> None:
 
 def test_a_notebook_shows_the_table_of_the_terminal(tmp_path) -> None:
     page = make(tmp_path / "run")._repr_html_()
-    cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", page, re.S)
+    cells = re.findall(r"<t[hd]>([^<]*)", page)
     width = 4
     assert [cells[i : i + width] for i in range(0, len(cells), width)] == [
         ["base", "frozen\n2 seen", "few-shot\n1 seen", "frozen\n1 unseen"],

@@ -11,6 +11,7 @@ from rich.table import Table
 from cold_flower.config import PROTOCOLS
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.reporting import html as page
+from cold_flower.reporting import markup
 from cold_flower.reporting.runs import RunDirectory, configuration
 from cold_flower.reporting.statistics import mean_and_sem, pick
 from cold_flower.reporting.tables import Cells, gain_cells, score_cells, table_of
@@ -141,13 +142,8 @@ class Run(RunDirectory):
     def _repr_html_(self) -> str:
         """Show the table where a notebook shows the last value of a cell."""
         cells = self._cells()
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in cells.head)
-        lines = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
-            for line in (*cells.lines, *cells.totals)
-        )
-        title = html.escape(self._title)
-        return f"<table><caption>{title}</caption><tr>{head}</tr>{lines}</table>"
+        table = markup.table(cells.head, [*cells.lines, *cells.totals])
+        return f"<p>{html.escape(self._title)}</p>{table}"
 
 
 def open_run(path: str | Path) -> Run:
