@@ -1,11 +1,26 @@
-"""What a name may be, and how a failed look-up is worded."""
+"""What a name may be, what a dotted one stands for, how a failed look-up is worded."""
 
+import importlib
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Any
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """A contributor's or a task's name; it becomes a file name, so nothing else will do."""
+
+
+def import_attribute(name: str) -> Any:
+    """Import ``package.module:attribute``.
+
+    Raises:
+        ImportError: it cannot be imported; the text says why.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (AttributeError, ValueError) as error:
+        raise ImportError(error) from error
 
 
 def unknown(kind: str, name: str, valid: Sequence[str]) -> str:

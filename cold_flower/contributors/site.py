@@ -4,7 +4,6 @@ The SuperNode names the file (``--node-config 'site="/path/site.toml"'``). What 
 wins over the run's configuration: data, base model, trainer and limits are the site's.
 """
 
-import importlib
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from cold_flower import toml
 from cold_flower.config import Config, Partition
 from cold_flower.data.task import Task
 from cold_flower.errors import SiteError
-from strategies.names import NAME, unknown
+from strategies.names import NAME, import_attribute, unknown
 
 _DEFAULTS = {"name": "", "base-model": "", "trainer": "", "app": "", "dry-run": False}
 _KEYS = (*_DEFAULTS, "task", "limits")
@@ -94,12 +93,11 @@ def imported(name: str, beside: Path) -> Any:
     Raises:
         SiteError: it is not there.
     """
-    module, _, attribute = name.partition(":")
     if str(beside) not in sys.path:
         sys.path.append(str(beside))  # at the end: it hides nothing
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        return import_attribute(name)
+    except ImportError as error:
         raise SiteError(
             f"{name!r} cannot be imported: {error}. Expected module:name, installed or beside "
             f"site.toml in {beside}"

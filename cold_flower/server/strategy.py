@@ -1,6 +1,5 @@
 """Which Flower strategy fuses: ours with a fusion rule, or one that the user names."""
 
-import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 
@@ -16,6 +15,7 @@ from strategies.errors import FusionError, Refused
 from strategies.fusion import load
 from strategies.gate import Gate
 from strategies.inbox import Inbox
+from strategies.names import import_attribute
 from strategies.screening import Screen, finite
 from strategies.stages import Stages, staged
 
@@ -94,9 +94,8 @@ def stock_strategy(config: Config) -> Strategy:
         ConfigError: it cannot be imported, or does not take FedAvg's arguments.
     """
     name = config.fusion.strategy
-    module, _, attribute = name.partition(":")
     try:
-        kind = getattr(importlib.import_module(module), attribute)
+        kind = import_attribute(name)
         if not (isinstance(kind, type) and issubclass(kind, Strategy)):
             raise TypeError("it is no flwr.serverapp.strategy.Strategy")
         in_float32: Callable[..., Strategy] = type(kind.__name__, (_InFloat32, kind), {})

@@ -32,7 +32,7 @@ from strategies.fusion._weights import (
     read_metadata,
     write_safetensors,
 )
-from strategies.names import unknown
+from strategies.names import import_attribute, unknown
 
 __all__ = [
     "DTYPES",
@@ -137,18 +137,15 @@ def _as_promised(
 
 
 def _find(name: str) -> Rule:
-    module, _, function = name.partition(":")
-    if not function:
-        if name not in names():
-            raise FusionError(unknown("fusion rule", name, names()))
-        module, function = f"{__name__}.{name}", name
+    ours = ":" not in name
+    if ours and name not in names():
+        raise FusionError(unknown("fusion rule", name, names()))
     try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        rule: Rule = import_attribute(f"{__name__}.{name}:{name}" if ours else name)
+    except ImportError as error:
         raise FusionError(f"fusion rule {name!r} cannot be loaded: {error}") from error
-    if not callable(found):
+    if not callable(rule):
         raise FusionError(f"fusion rule {name!r} is not a function")
-    rule: Rule = found
     return rule
 
 
