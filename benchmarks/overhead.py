@@ -42,9 +42,9 @@ Contributor.finetune, Contributor.evaluate = finetune, evaluate
 def ours(model: Path, run: Path, contributors: int, transport: str) -> None:
     """Run the demo's contributors without their finetuning; called in a process of its own."""
     from cold_flower.commands.cli import main
-    from cold_flower.runtime import simulate
+    from cold_flower.runtime import bundle, simulate
 
-    real = simulate.stage
+    real = bundle.stage
 
     def stage(app: Path, config: Any) -> Path:
         real(app, config)
@@ -52,7 +52,7 @@ def ours(model: Path, run: Path, contributors: int, transport: str) -> None:
             code.write(NO_OP)
         return app
 
-    simulate.stage = stage
+    vars(simulate)["stage"] = stage  # the name that `simulate` calls
     settings = {
         "base-model": str(model),
         "tasks": ",".join(_tasks()[:contributors]),
