@@ -48,19 +48,19 @@ def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
     conflicts = 0
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, one_thread():
         longest_first = sorted(counts, key=lambda key: -counts[key])
-        measured = pool.map(lambda key: _Measured(base, given, key), longest_first)
-        found = dict(zip(longest_first, measured, strict=True))
+        measures = pool.map(lambda key: _Measures(base, given, key), longest_first)
+        measured = dict(zip(longest_first, measures, strict=True))
     for key in counts:  # in the base's order: sums then do not depend on the threads
-        one = found[key]
-        squares = one.products.diagonal()
-        total += one.products
-        outward += one.along
-        conflicts += one.conflicts
+        tensor = measured[key]
+        squares = tensor.products.diagonal()
+        total += tensor.products
+        outward += tensor.along
+        conflicts += tensor.conflicts
         layer = layer_of(key)
         layers[layer] = layers.get(layer, 0) + squares
-        if one.matrix and one.square:
-            own = (squares + 2 * one.along + one.square).clamp(min=0).sqrt()
-            cosines = _ratio(one.square + one.along, own * math.sqrt(one.square)).tolist()
+        if tensor.matrix and tensor.square:
+            own = (squares + 2 * tensor.along + tensor.square).clamp(min=0).sqrt()  # |theta_i|
+            cosines = _ratio(tensor.square + tensor.along, own * math.sqrt(tensor.square)).tolist()
             least = [min(old, (new, key)) for old, new in zip(least, cosines, strict=True)]
     size = sum(counts.values())
     norms = total.diagonal().sqrt()
@@ -80,7 +80,7 @@ def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
     )
 
 
-class _Measured:
+class _Measures:
     """What one tensor's differences measure."""
 
     def __init__(self, base: Weights, given: Sequence[Weights], key: str) -> None:

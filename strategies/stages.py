@@ -103,7 +103,8 @@ def staged(
         before: where the last iteration left the memory; None at the first.
         after: where to leave it now.
 
-    The result is called as the rule is; exhausting what it yields writes the memory.
+    The result is called as the rule is, with a base in float32; exhausting what it yields writes
+    the memory.
     """
     if stages == Stages():
         return rule
@@ -208,7 +209,7 @@ class _Memory:
 
     def _next(self, kind: str, key: str, value: Tensor, keep: float, take: float) -> Tensor:
         name = f"{kind}.{key}"
-        made = take * value if self._old is None else keep * self._old.get(name) + take * value
+        new = take * value if self._old is None else keep * self._old.get(name) + take * value
         assert self._writer is not None
-        self._writer.write(name, made)
-        return made
+        self._writer.write(name, new)
+        return new

@@ -52,9 +52,10 @@ class Difference:
 
 
 class Clipped(Weights):
-    """A contribution whose difference from the base is shortened.
+    """A contribution whose difference from the base is shortened by a factor.
 
-    `Difference` applies the factor a block at a time; only who asks for a tensor gets one made.
+    `Difference` reads the whole one and applies the factor a block at a time, so that no tensor
+    is held; a rule that asks for a tensor gets a shortened one.
     """
 
     def __init__(self, base: Weights, whole: Weights, factor: float) -> None:
@@ -160,22 +161,22 @@ def total(block: Tensor | list[Tensor], weights: Sequence[float] | None = None) 
 
 def gram(base: Weights, given: Sequence[Delta]) -> dict[str, Tensor]:
     """Return <d_i, d_j> of every tensor, in one pass: float64 [n, n] by name."""
-    stack, n, found = Stack(given), len(given), {}
+    stack, n, products = Stack(given), len(given), {}
     with one_thread():
         for key, count in learned(base).items():
-            found[key] = torch.zeros(n, n, dtype=torch.float64)
+            products[key] = torch.zeros(n, n, dtype=torch.float64)
             for span in spans(count, n):
                 block = stack.read(key, span).double()
-                found[key] += block @ block.T
-    return found
+                products[key] += block @ block.T
+    return products
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Multiply small matrices without threads.
+    """Work on blocks without threads.
 
-    Their sums then do not depend on how many there are; and where another process needs a
-    core, threads that wait for each other after every block take 20 times as long.
+    Sums of products then do not depend on how many there are; and where another process needs
+    a core, threads that wait for each other after every block take 20 times as long.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -187,10 +188,10 @@ def one_thread() -> Iterator[None]:
 
 def whole(base: Weights, given: Sequence[Delta]) -> Tensor:
     """Return <d_i, d_j> of whole models: float64 [n, n]."""
-    found = torch.zeros(len(given), len(given), dtype=torch.float64)
+    summed = torch.zeros(len(given), len(given), dtype=torch.float64)
     for products in gram(base, given).values():
-        found += products
-    return found
+        summed += products
+    return summed
 
 
 def distances(products: Tensor) -> Tensor:
