@@ -247,7 +247,7 @@ def test_magnitude_is_the_kth_largest(data) -> None:
     draw = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
     size = data.draw(st.sampled_from([1, 50, 5000, 100_000]))
     vector = torch.randn(size, generator=draw)
-    kind = data.draw(st.sampled_from(["plain", "ties", "zeros", "equal", "few"]))
+    kind = data.draw(st.sampled_from(["plain", "ties", "zeros", "equal", "few", "subnormal"]))
     if kind == "ties":
         vector = vector.round(decimals=1)
     elif kind == "zeros":
@@ -257,6 +257,8 @@ def test_magnitude_is_the_kth_largest(data) -> None:
     elif kind == "few":  # large ones
         vector *= 1e-3
         vector[1::61] = 5
+    elif kind == "subnormal":
+        vector *= 1e-42
     base = Weights({"a": torch.zeros(size // 3), "b": torch.zeros(size - size // 3)})
     parts = {"a": vector[: size // 3], "b": vector[size // 3 :]}
     delta = _deltas.Difference(base, Weights(parts))
