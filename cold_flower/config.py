@@ -5,11 +5,11 @@ Keys are Flower's flat scalars, written with dashes, and with a dot after the gr
 demo. A test keeps the table in pyproject.toml equal to them.
 """
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from typing import Any, Self
 
+from cold_flower import toml
 from cold_flower.errors import ConfigError
 from cold_flower.keys import Scalar, checked, key
 from strategies.names import unknown
@@ -281,8 +281,8 @@ class Config:
         """
         text = self.fusion.options.strip()
         try:
-            return dict(tomllib.loads(f"options = {text or '{}'}")["options"])
-        except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+            return dict(toml.value(text or "{}"))
+        except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"fusion.options is a TOML inline table such as {{beta = 0.2}}, got {text!r}"
             ) from error

@@ -1,4 +1,4 @@
-"""Read a TOML file, and say what is wrong with it."""
+"""Read TOML that somebody wrote: a file, or a single value."""
 
 import tomllib
 from pathlib import Path
@@ -24,3 +24,15 @@ def read(path: Path, what: str, error: type[ColdFlowerError]) -> dict[str, Any]:
         raise error(f"{what} {path} cannot be read: {cause.strerror}") from cause
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
         raise error(f"{what} {path} is not TOML: {cause}") from cause
+
+
+def value(text: str) -> Any:
+    """Return the TOML value that a text is: ``3``, ``true``, ``{density = 0.5}``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    table = tomllib.loads(f"value = {text}")
+    if len(table) != 1:
+        raise ValueError(f"expected one value, got {text!r}")
+    return table["value"]

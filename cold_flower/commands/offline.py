@@ -8,7 +8,6 @@ import json
 import shlex
 import shutil
 import tempfile
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cold_flower import toml
 from cold_flower.errors import ConfigError, ModelError
 from cold_flower.identity import __version__
 from cold_flower.models.folder import INDEX, WEIGHTS, Folder
@@ -44,8 +44,8 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         if not found:
             raise ConfigError(f"--option expects key=value, got {pair!r}")
         try:
-            chosen[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            chosen[key.strip()] = toml.value(text)
+        except ValueError:
             chosen[key.strip()] = text
     return chosen
 

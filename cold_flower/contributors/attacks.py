@@ -7,7 +7,6 @@ The ClientApp loads this file in a simulation whose ``attacks`` are set, and nev
 """
 
 import math
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cold_flower import toml
 from cold_flower.config import Config
 from cold_flower.contributors.contributor import Contributor
 from cold_flower.data.encode import Encoded, EncodedSplits
@@ -89,9 +89,9 @@ def parse(config: Config) -> dict[str, Attack]:
     if not text:
         return {}
     try:
-        table = tomllib.loads(f"attacks = {text}")["attacks"]
+        table = toml.value(text)
         return {name: _attack(name, entry) for name, entry in dict(table).items()}
-    except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(
             "attacks is a TOML inline table such as {music = 'sign-flip', travel = "
             f"{{kind = 'scale', size = 10.0, from = 2}}}}: {error}"

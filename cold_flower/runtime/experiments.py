@@ -2,7 +2,6 @@
 
 import importlib.resources
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +61,8 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             settings[key] = text.strip().strip("\"'")
         else:
             try:
-                settings[key] = tomllib.loads(f"value = {text}")["value"]
-            except tomllib.TOMLDecodeError:
+                settings[key] = toml.value(text)
+            except ValueError:
                 settings[key] = text  # Config says what was expected
     return settings
 
