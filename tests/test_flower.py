@@ -36,6 +36,13 @@ def test_an_answer_is_json_also_behind_warnings(flwr) -> None:
     assert flower.status_of(flower.flwr("ls")) == "finished:failed"
 
 
+def test_an_answer_is_plain_where_a_notebook_asks_for_colours(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a Jupyter kernel does
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    assert "SuperLink connection 'nosuch' not found" in flower.flwr("ls", "nosuch")["error-message"]
+    assert flower.flwr("ls", "nosuch")["success"] is False
+
+
 def test_no_answer_is_an_error_on_one_line(flwr) -> None:
     flwr("echo no such; echo connection >&2; exit 1")
     answer = flower.flwr("ls")

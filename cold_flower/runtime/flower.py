@@ -5,6 +5,7 @@ answered. So a run completed only if Flower and the ServerApp's ``result.json`` 
 """
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
@@ -30,9 +31,11 @@ def flwr(
     left out.
     """
     command = [tool("flwr"), *filter(None, arguments), "--format", "json"]
+    # A notebook's kernel asks for colours (FORCE_COLOR), and Flower would put them into the JSON.
+    plain = {**(environment or os.environ), "TERM": "dumb"}
     try:
         done = subprocess.run(
-            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=seconds
+            command, cwd=cwd, env=plain, capture_output=True, text=True, timeout=seconds
         )
     except subprocess.TimeoutExpired:
         return {"error-message": f"no answer within {seconds:g} s"}
