@@ -137,7 +137,9 @@ class Run(RunDirectory):
     def __repr__(self) -> str:
         head = Repository(self.folder).latest()
         of = f"{head or 0} of {self.config['iterations']} iterations"
-        return f"<Run {self.config['experiment']}, {of}, in {self.folder}>"
+        here = self.folder.is_relative_to(Path.cwd())
+        where = self.folder.relative_to(Path.cwd()) if here else self.folder
+        return f"<Run {self.config['experiment']}, {of}, in {where}>"
 
     def _repr_html_(self) -> str:
         """Show the table where a notebook shows the last value of a cell."""
