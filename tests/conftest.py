@@ -1,6 +1,7 @@
 """Shared fixtures: small tensors, tiny random models, a Grid without Flower's engine."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,13 @@ def error_reply(message: Message, reason: str, code: int = 2) -> Message:
 
 def is_train(message: Message) -> bool:
     return bool(message.metadata.message_type == MessageType.TRAIN)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where workers share the files (``make test``): those with the most real runs first."""
+    if hasattr(config, "workerinput"):
+        real = Counter(item.path for item in items if "real" in item.keywords)
+        items.sort(key=lambda item: -real[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,13 @@
 """The command line: what is wrong is said in one line, with a non-zero exit code."""
 
+import io
 import json
-import os
+import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -23,17 +26,38 @@ from tests.test_tasks import suite, write
 COLD_FLOWER = Path(sys.executable).parent / "cold-flower"
 
 
-def cold_flower(
-    *arguments: str, cwd: Path, timeout: float = 60
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [COLD_FLOWER, *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "COLUMNS": "200"},
-    )
+def cold_flower(*arguments: str, cwd: Path, timeout: int = 60) -> subprocess.CompletedProcess[str]:
+    """Call the command within this process, where torch is imported already."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        deadline(timeout),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        patch.chdir(cwd)
+        patch.setenv("COLUMNS", "200")
+        patch.setattr(sys, "argv", ["cold-flower", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    code = ended.value.code
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def deadline(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError where the work takes longer."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"not within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def gpt2(folder: Path) -> str:
@@ -183,11 +207,11 @@ def test_lists(tmp_path) -> None:
     for command, words in (
         ("rules", "average"),
         ("suites", "paper: 36 tasks"),
-        ("experiments", "MNLI, 5 contributors with 5,000 fresh examples"),
+        ("experiments mnli_additional_data", "MNLI, 5 contributors with 5,000 fresh examples"),
         ("keys", "finetune.head = "),
         ("--help", "simulate demo"),
     ):
-        done = cold_flower(command, cwd=tmp_path)
+        done = cold_flower(*command.split(), cwd=tmp_path)
         assert done.returncode == 0
         assert words in done.stdout
 

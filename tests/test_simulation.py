@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from cold_flower.repository.bases import STATE, Repository
 from cold_flower.repository.journal import Journal
 from cold_flower.runtime import processes
 from strategies.fusion import fingerprint
-from tests.conftest import REAL, needs_real
 from tests.test_cli import COLD_FLOWER, cold_flower
 
 SMALL = [
@@ -33,10 +31,17 @@ MARK = "COLD_FLOWER_TEST_MARK"  # in the environment of all that a run starts
 pytestmark = pytest.mark.real
 
 
-def simulate(cwd: Path, run_dir: str, *more: str) -> subprocess.CompletedProcess[str]:
-    done = cold_flower(
-        "simulate", "demo", *SMALL, "--run-dir", run_dir, *more, cwd=cwd, timeout=240
+def installed(*arguments: str, cwd: Path, timeout: int = 240) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does, in a process of its own."""
+    return subprocess.run(
+        [COLD_FLOWER, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout
     )
+
+
+def simulate(
+    cwd: Path, run_dir: str, *more: str, command=cold_flower
+) -> subprocess.CompletedProcess[str]:
+    done = command("simulate", "demo", *SMALL, "--run-dir", run_dir, *more, cwd=cwd, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -52,8 +57,21 @@ def body_of(run: Path, iteration: int) -> str:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cwd = tmp_path_factory.mktemp("with space and_underscore")
-    done = simulate(cwd, "run", *MEMORY)
+    done = simulate(cwd, "run", *MEMORY, command=installed)
     assert "± SEM" in done.stdout
+    return cwd / "run"
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run by reference, and in two parts."""
+    cwd = tmp_path_factory.mktemp("extended")
+    settings = [*MEMORY, "--set", "transport=shared-dir"]
+    short = simulate(cwd, "run", *settings, "--set", "iterations=1")
+    assert "iteration 1" in short.stdout
+    longer = simulate(cwd, "run", *settings, "--resume")
+    assert "iteration 2 published" in longer.stdout
+    assert "iteration 1 published" not in longer.stdout  # that was the other run
     return cwd / "run"
 
 
@@ -101,29 +119,19 @@ def test_heads_and_data_stay_with_the_contributors(finished) -> None:
     }
 
 
-def test_an_extended_run_equals_one_of_full_length(finished, tmp_path) -> None:
-    short = simulate(tmp_path, "short", *MEMORY, "--set", "iterations=1")
-    assert "iteration 1" in short.stdout
-    longer = simulate(tmp_path, "short", *MEMORY, "--resume")
-    assert "iteration 2 published" in longer.stdout
-    assert "iteration 1 published" not in longer.stdout  # that was the other run
-    assert body_of(tmp_path / "short", 2) == body_of(finished, 2)
-    memory = [
-        (run / "iterations/0002" / STATE).read_bytes() for run in (tmp_path / "short", finished)
-    ]
+def test_an_extended_run_equals_one_of_full_length(finished, extended) -> None:
+    assert body_of(extended, 2) == body_of(finished, 2)
+    memory = [(run / "iterations/0002" / STATE).read_bytes() for run in (extended, finished)]
     assert memory[0] == memory[1]
-    assert len(rows(tmp_path / "short", "scores.jsonl")) == len(rows(finished, "scores.jsonl"))
+    assert len(rows(extended, "scores.jsonl")) == len(rows(finished, "scores.jsonl"))
 
 
-def test_by_reference_a_run_ends_with_the_same_bits(finished, tmp_path) -> None:
-    done = simulate(tmp_path, "run", *MEMORY, "--set", "transport=shared-dir")
-    run = tmp_path / "run"
-    assert "iteration 2 published" in done.stdout
-    assert [body_of(run, i) for i in range(3)] == [body_of(finished, i) for i in range(3)]
-    assert sorted(map(str, rows(run, "scores.jsonl"))) == sorted(
+def test_by_reference_a_run_ends_with_the_same_bits(finished, extended) -> None:
+    assert [body_of(extended, i) for i in range(3)] == [body_of(finished, i) for i in range(3)]
+    assert sorted(map(str, rows(extended, "scores.jsonl"))) == sorted(
         map(str, rows(finished, "scores.jsonl"))
     )
-    assert not list((run / "incoming").rglob("*.safetensors*"))
+    assert not list((extended / "incoming").rglob("*.safetensors*"))
 
 
 def test_a_stock_flower_strategy_drives_the_same_contributors(finished, tmp_path) -> None:
@@ -138,36 +146,6 @@ def test_a_stock_flower_strategy_drives_the_same_contributors(finished, tmp_path
     assert body_of(tmp_path / "run", 0) == body_of(finished, 0)
     mine, theirs = (rows(r, "contributions.jsonl") for r in (finished, tmp_path / "run"))
     assert [r["sha256"] for r in theirs] == [r["sha256"] for r in mine if r["iteration"] == 1]
-
-
-def test_a_run_that_fails_says_so_with_its_exit_code(tmp_path) -> None:
-    done = cold_flower(
-        "simulate", "demo", *SMALL, "--run-dir", "run", "--set", "finetune.learning-rate=1e30",
-        cwd=tmp_path, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "the quorum is 2" in done.stderr
-    assert "lower finetune.learning-rate" in done.stderr
-    assert "--resume" in done.stderr
-
-
-def test_sigterm_stops_everything_that_was_started(tmp_path) -> None:
-    process = subprocess.Popen(
-        [COLD_FLOWER, "simulate", "demo", "--run-dir", "run"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, MARK: str(tmp_path)},
-    )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "progress.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "what arrived is kept: add --resume" in stderr
-    assert marked(str(tmp_path)) == []
 
 
 def marked(mark: str) -> list[int]:
@@ -188,49 +166,6 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
         return ""
-
-
-def test_gpus_are_shared_as_asked(tmp_path, monkeypatch) -> None:
-    """Two pretended GPUs, half for each: four Ray actors, two on each GPU."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else four threads each, for pretended cores
-    done = simulate(
-        tmp_path, "run", "--fake-gpus", "2", "--gpus-per-contributor", "0.5",
-        "--set", "tasks=weather,kitchen,sports,travel,music,garden,office,market",
-        "--set", "contributors-per-iteration=0", "--set", "iterations=1",
-    )  # fmt: skip
-    assert "4 contributors at once, 4 cores each, 0.5 of a GPU each" in done.stdout
-    given = rows(tmp_path / "run", "contributions.jsonl")
-    gpu = {row["worker"]: row["visible_gpus"] for row in given}
-    shares = Counter(gpu.values())
-    assert shares <= Counter(["0", "0", "1", "1"])  # one of the four may have come too late
-    assert shares.total() >= 3
-    assert all(gpu[row["worker"]] == row["visible_gpus"] for row in given)
-    manifest = Repository(tmp_path / "run").manifest(1)
-    assert {c["device"] for c in manifest["contributors"]} == {"cpu"}
-
-
-@needs_real
-def test_real_datasets_and_a_real_encoder(tmp_path) -> None:
-    done = cold_flower(
-        "simulate", "real_small", "--run-dir", "run",
-        "--set", f"suite={REAL}/data/suite.toml",
-        "--set", f"base-model={REAL}/models/minilm",
-        "--set", "tasks=trec_coarse,rotten_tomatoes,sst2",
-        "--set", "unseen=sst2",
-        "--set", "contributors-per-iteration=0",
-        "--set", "finetune.max-examples=64",
-        "--set", "evaluate.max-test-examples=64",
-        "--set", "iterations=1",
-        cwd=tmp_path, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / "run"
-    moved = [c["diff-norm"] for c in Repository(run).manifest(1)["contributors"]]
-    assert len(moved) == 2
-    assert all(0 < norm < 100 for norm in moved)
-    before = AutoModel.from_pretrained(f"{REAL}/models/minilm").state_dict()
-    after = AutoModel.from_pretrained(run / "iterations" / "latest").state_dict()
-    assert before.keys() == after.keys()
 
 
 def test_a_baseline_is_scored_as_iteration_1(finished, tmp_path) -> None:
@@ -268,76 +203,38 @@ def test_a_checkpoint_is_scored_against_a_run(finished, tmp_path) -> None:
     assert "frozen 0." not in again.stdout.split("gain of")[0].split("contributors are ready")[1]
 
 
-@pytest.mark.parametrize("victim", ["server", "runner"])
-def test_what_is_killed_takes_the_rest_along_and_the_run_goes_on(
-    finished, tmp_path, victim
-) -> None:
-    command = [COLD_FLOWER, "simulate", "demo", *SMALL, *MEMORY, "--run-dir", "run"]
+def killed(run: Path, victim: str, *more: str) -> tuple[int, str]:
+    """Start a run or go on with it, kill one of its processes at work; return how it ended."""
+    mark, begun = str(run.parent), time.time()
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, MARK: str(tmp_path)},
+        [COLD_FLOWER, "simulate", "demo", *SMALL, *MEMORY, "--run-dir", str(run), *more],
+        cwd=run.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, MARK: mark},
     )  # fmt: skip
     events: list[dict] = []
     while not any(event.get("done") for event in events) and process.poll() is None:
         time.sleep(0.1)
-        events = rows(tmp_path / "run", "progress.jsonl")
+        events = [event for event in rows(run, "progress.jsonl") if event["time"] > begun]
     server = next(event["server"] for event in events if "server" in event)
     scratch = Path(f"/proc/{server}/cwd").readlink().parent
     os.kill({"server": server, "runner": process.pid}[victim], signal.SIGKILL)
     said = process.communicate(timeout=120)[1]
     if victim == "server":
-        assert process.returncode == 1
-        assert "the ServerApp ended without a result.json" in said
-        assert marked(str(tmp_path)) == []
+        assert marked(mark) == []
         assert processes.working_in(scratch) == set()
     deadline = time.monotonic() + 90  # Ray's agents may take a minute to notice
-    while left := [command_of(pid) for pid in marked(str(tmp_path))]:
+    while left := [command_of(pid) for pid in marked(mark)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
-    assert not (tmp_path / "run" / "result.json").exists(), "it ran on to the end"
-    simulate(tmp_path, "run", *MEMORY, "--resume")
-    assert [body_of(tmp_path / "run", i) for i in (1, 2)] == [body_of(finished, i) for i in (1, 2)]
+    assert not (run / "result.json").exists(), "it ran on to the end"
+    return process.returncode, said
 
 
-def test_harm_is_refused_and_a_base_is_rolled_back(tmp_path) -> None:
-    """A NaN, a copy, and a base that somebody does not like."""
-    chosen = [
-        "--set", "attacks={travel = 'nan', music = {kind = 'copy', of = 'kitchen'}}",
-        "--set", "contributors-per-iteration=0", "--set", "quorum=1",
-        "--set", "gate.protocol=frozen", "--set", "gate.tolerance=1", "--set",
-        "gate.task-tolerance=1", "--set", "keep-iterations=2",
-    ]  # fmt: skip
-    simulate(tmp_path, "run", *chosen)
+def test_what_is_killed_takes_the_rest_along_and_the_run_goes_on(finished, tmp_path) -> None:
     run = tmp_path / "run"
-    given = {
-        (row["iteration"], row["contributor"]): row["reason"]
-        for row in rows(run, "contributions.jsonl")
-    }
-    assert given == {
-        (i, name): reason
-        for i in (1, 2)
-        for name, reason in {
-            "kitchen": "",
-            "music": "duplicate: the same weights as kitchen",
-            "travel": "embeddings.word_embeddings.weight holds NaN or infinity",
-        }.items()
-    }
-    assert sorted(p.relative_to(run).as_posix() for p in run.glob("quarantine/*/*")) == [
-        f"quarantine/{i}/music.safetensors" for i in ("0001", "0002")
-    ]
-    validated = rows(run, "validation.jsonl")
-    assert {(row["iteration"], row["contributor"]) for row in validated} == {
-        (i, name) for i in (1, 2) for name in ("kitchen", "music", "travel")
-    }
-    assert len(validated) == 9  # the start's, and each candidate's; never a base's twice
-    assert Repository(run).manifest(2)["gate"]["accepted"]
-
-    back = cold_flower("rollback", "run", "1", cwd=tmp_path)
-    assert "latest is 0001 (was 0002); nothing is deleted" in back.stdout
-    simulate(tmp_path, "run", *chosen, "--set", "iterations=3", "--resume")
-    assert [Repository(run).manifest(i)["parent"] for i in (1, 2, 3)] == [0, 1, 1]
-    log = cold_flower("log", "run", cwd=tmp_path).stdout.splitlines()
-    assert [line.split("  ")[0] for line in log] == [
-        "* 0003 (latest)", "| x 0002", "* 0001", "* 0000",
-    ]  # fmt: skip
-    assert "from 0001; average, 1 accepted, 2 refused; frozen seen" in log[0]
+    code, said = killed(run, "server")
+    assert code == 1
+    assert "the ServerApp ended without a result.json" in said
+    killed(run, "runner", "--resume")
+    simulate(tmp_path, "run", *MEMORY, "--resume")
+    assert [body_of(run, i) for i in (1, 2)] == [body_of(finished, i) for i in (1, 2)]
