@@ -13,8 +13,9 @@ demo: $(BIN)/cold-flower
 
 install: $(BIN)/cold-flower
 
+# Two files at a time, the longest first.
 test: $(BIN)/cold-flower
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Hours, all parts of tests/acceptance.py; one: $(BIN)/python -m tests.acceptance crash
 acceptance: $(BIN)/cold-flower
