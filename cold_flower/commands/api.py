@@ -103,6 +103,7 @@ def evaluate(
                 else ",".join(protocols),
                 "iterations": 0,
                 "contributors-per-iteration": 0,
+                "unseen": "",  # of a suite's recipe: here no task is seen
                 **(settings or {}),
                 "run-dir": str(folder),
                 "resume": (folder / CONFIG).exists(),
