@@ -8,6 +8,7 @@ The Python API (docs/api.md)::
 Each name is imported when it is first used: ``import cold_flower`` loads no torch.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,13 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     for module, names in _HOMES.items():
         if name in names:
-            return getattr(import_module(module), name)
+            try:
+                return getattr(import_module(module), name)
+            except ModuleNotFoundError as error:
+                raise ImportError(
+                    f"{error}: cold-flower is not installed for {sys.executable}. Use the "
+                    "environment that `make install` made: .venv/bin/python"
+                ) from error
     raise AttributeError(f"module 'cold_flower' has no attribute {name!r}")
 
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from cold_flower import toml
 from cold_flower.errors import ConfigError
-from cold_flower.keys import Scalar, checked, key
+from cold_flower.keys import Scalar, checked, key, unknown_key
 from strategies.names import unknown
 
 PROTOCOLS = ("frozen", "finetuned", "few-shot")
@@ -248,7 +248,7 @@ class Config:
         known = describe()
         for name in values:
             if name not in known and strict:
-                raise ConfigError(unknown("config key", name, list(known)))
+                raise ConfigError(unknown_key(name, known))
         config = cls()
         for name, value in values.items():
             if name in known:

@@ -1,12 +1,12 @@
 """What a key of the configuration may hold: declared by its field, checked when it is read."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Any
 
 from cold_flower.errors import ConfigError
-from strategies.names import unknown
+from strategies.names import nearest, unknown
 
 Scalar = bool | int | float | str
 
@@ -30,6 +30,11 @@ def key(
     """
     limits = {"least": least, "most": most}
     return field(default=default, metadata={"help": help, "choices": choices, **limits})
+
+
+def unknown_key(name: str, known: Iterable[str]) -> str:
+    """Say that there is no such key, and which was meant; there are too many to list them."""
+    return f"unknown config key {name!r}.{nearest(name, [*known])} `cold-flower keys` lists them."
 
 
 def checked(name: str, value: Any, default: Scalar, metadata: Mapping[str, Any]) -> Scalar:

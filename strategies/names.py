@@ -25,6 +25,10 @@ def import_attribute(name: str) -> Any:
 
 def unknown(kind: str, name: str, valid: Sequence[str]) -> str:
     """Name what was not found, the nearest valid names, then all of them."""
+    return f"unknown {kind} {name!r}.{nearest(name, valid)} Valid: {', '.join(valid) or 'none'}."
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """Ask whether a name that is nearly this was meant; empty where none is near."""
     near = get_close_matches(name, valid, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(valid) or 'none'}."
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

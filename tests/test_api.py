@@ -20,6 +20,7 @@ from cold_flower.errors import ColdFlowerError, ConfigError, RunError
 from cold_flower.reporting.run import Run
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import SCORES, Journal
+from tests.test_cli import cold_flower as cold_flower_command
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "api.md").read_text()
@@ -170,6 +171,13 @@ def test_what_is_exported_is_typed_and_light() -> None:
     assert done.stdout.strip() == "0.1.0"
 
 
+def test_a_python_without_our_packages_is_named() -> None:
+    code = "import sys, cold_flower; sys.modules['torch'] = None; cold_flower.simulate"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"cold-flower is not installed for {sys.executable}" in done.stderr
+    assert ".venv/bin/python" in done.stderr
+
+
 @pytest.mark.real
 def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
@@ -187,6 +195,14 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys) -> None
     assert {r["task"]: r["value"] for r in scored.scores} == last  # the same body, the same draws
     assert scored.gains("frozen") == run.gains("frozen")
     assert (names["folder"] / "model.safetensors").exists()
+    chosen = "--set", "tasks=travel,music,kitchen,market", "--set", "seed=1"
+    again = cold_flower_command(
+        "evaluate", str(run.latest), "--suite", "demo", "--protocols", "frozen",
+        "--against", "runs/first", "--run-dir", "runs/scored", *chosen, cwd=tmp_path,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert "runs/scored is complete: nothing is left to do" in again.stdout
+    assert "gain ± SE" in again.stdout
 
 
 def outputs(notebook) -> list[list]:

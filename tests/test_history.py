@@ -84,3 +84,9 @@ def test_what_is_no_run(tmp_path) -> None:
     for call in (lambda: list(history.log(tmp_path)), lambda: history.rollback(tmp_path, 0)):
         with pytest.raises(RunError, match="holds no run"):
             call()
+
+
+def test_a_rollback_lets_go_of_the_run(run) -> None:
+    history.rollback(run, 0)
+    Journal(run).lock()  # as a run that goes on does, from the same process
+    unlock()

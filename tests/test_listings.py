@@ -58,6 +58,21 @@ def test_the_table_lists_shipped_experiments_and_yours(tmp_path, monkeypatch) ->
         said("experiments", "multitsk")
 
 
+def test_keys_with_a_word_and_none() -> None:
+    assert "partition.shards = 10" in said("keys", "shards")
+    with pytest.raises(ConfigError, match="unknown config key 'shard5'.*`cold-flower keys` lists"):
+        said("keys", "shard5")
+
+
+def test_a_cohort_that_stays_the_same_is_one_line() -> None:
+    shown = said(
+        "simulate", "demo", "--dry-run", "--set", "contributors-per-iteration=0",
+        "--set", "iterations=7", "--set", "tasks=travel,music", "--set", "unseen=market",
+    )  # fmt: skip
+    assert re.search(r"1 to 7 +music, travel *\n", shown)
+    assert "3 contributors evaluate: travel, music, market" in shown
+
+
 def test_about_an_experiment_that_is_not_shipped() -> None:
     assert catalogue.about("mine") == ""
     assert "+2.33 on average" in catalogue.about("multitask")

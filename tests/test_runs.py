@@ -49,7 +49,6 @@ def test_sigterm_stops_everything_that_was_started(tmp_path) -> None:
 
 def test_gpus_are_shared_as_asked(tmp_path, monkeypatch) -> None:
     """Two pretended GPUs, half for each: four Ray actors, two on each GPU."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else four threads each, for pretended cores
     monkeypatch.setenv("RAY_prestart_worker_first_driver", "0")  # else a process for each of them
     done = simulate(
         tmp_path, "run", "--fake-gpus", "2", "--gpus-per-contributor", "0.5",

@@ -41,7 +41,17 @@ def installed(*arguments: str, cwd: Path, timeout: int = 240) -> subprocess.Comp
 def simulate(
     cwd: Path, run_dir: str, *more: str, command=cold_flower
 ) -> subprocess.CompletedProcess[str]:
-    done = command("simulate", "demo", *SMALL, "--run-dir", run_dir, *more, cwd=cwd, timeout=240)
+    """Run the small demo; called in this process with one worker, which is half the work to start.
+
+    One thread each, as where two workers share two cores: then the bits are the same.
+    """
+    alone = ["--cpus-per-contributor", str(len(os.sched_getaffinity(0)))]
+    chosen = more if command is installed or "--fake-gpus" in more else (*alone, *more)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        done = command(
+            "simulate", "demo", *SMALL, "--run-dir", run_dir, *chosen, cwd=cwd, timeout=300
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -184,23 +194,6 @@ def test_a_baseline_is_scored_as_iteration_1(finished, tmp_path) -> None:
     )
     assert start == same
     assert (run / "report.html").exists()
-
-
-def test_a_checkpoint_is_scored_against_a_run(finished, tmp_path) -> None:
-    """The last base of a run, evaluated by itself, has the score that it had in the run."""
-    command = [
-        "evaluate", str(finished / "iterations" / "latest"), "--suite", "demo", "--protocols",
-        "frozen", "--against", str(finished), "--run-dir", "scored", *SMALL[:4], *SMALL[6:12],
-    ]  # fmt: skip
-    done = cold_flower(*command, cwd=tmp_path, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "gain ± SE" in done.stdout
-    own = {r["task"]: r["value"] for r in rows(tmp_path / "scored", "scores.jsonl")}
-    last = [r for r in rows(finished, "scores.jsonl") if r["iteration"] == 2]
-    assert own == {r["task"]: r["value"] for r in last}
-    again = cold_flower(*command, cwd=tmp_path, timeout=240)  # nothing is left to do
-    assert again.returncode == 0
-    assert "frozen 0." not in again.stdout.split("gain of")[0].split("contributors are ready")[1]
 
 
 def killed(run: Path, victim: str, *more: str) -> tuple[int, str]:

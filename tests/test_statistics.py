@@ -13,7 +13,7 @@ from cold_flower.reporting.statistics import (
     mean_gain,
     task_gains,
 )
-from tests.test_report import ROWS
+from tests.test_tables import ROWS
 
 
 def rows(shift: float):

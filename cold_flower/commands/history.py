@@ -50,11 +50,11 @@ def rollback(run_dir: Path, iteration: int) -> str:
         RunError: no run, no such iteration, or the run is at work.
     """
     config = load_config(run_dir)
-    Journal(run_dir).lock()
     repository = Repository(run_dir)
-    repository.recover()
-    before = repository.latest()
-    repository.rollback(iteration)
+    with Journal(run_dir).locked():
+        repository.recover()
+        before = repository.latest()
+        repository.rollback(iteration)
     following = repository.numbers()[-1] + 1
     more = max(following, config["iterations"])
     return (

@@ -49,16 +49,21 @@ def experiments(
 
 
 def keys(
-    about: Annotated[str, typer.Argument(metavar="[WORD]", show_default=False)] = "",
+    word: Annotated[str, typer.Argument(metavar="[WORD]", show_default=False)] = "",
 ) -> None:
     """Explain the keys of an experiment and of --set (those with WORD in their name)."""
     from cold_flower.config import describe
+    from cold_flower.keys import unknown_key
 
-    for key, (default, metadata) in describe().items():
-        if about in key:
-            choices = f" ({' | '.join(c or 'nothing' for c in metadata['choices'])})"
-            tail = choices if metadata["choices"] else ""
-            typer.echo(f"{key} = {json.dumps(default)}\n    {metadata['help']}{tail}")
+    known = describe()
+    chosen = [key for key in known if word in key]
+    if not chosen:
+        raise ConfigError(unknown_key(word, known))
+    for key in chosen:
+        default, metadata = known[key]
+        choices = f" ({' | '.join(c or 'nothing' for c in metadata['choices'])})"
+        tail = choices if metadata["choices"] else ""
+        typer.echo(f"{key} = {json.dumps(default)}\n    {metadata['help']}{tail}")
 
 
 def suites(

@@ -61,10 +61,12 @@ def simulate(
 
     * `cold-flower simulate mine.toml --gpus-per-contributor 0.25`: four share a GPU
     """
-    from cold_flower.commands import api
-    from cold_flower.runtime import experiments, runner, sweep
+    from cold_flower.runtime import experiments
 
-    settings = experiments.parse_settings(set or [])
+    settings = experiments.parse_settings(set or [])  # a typo is said before torch is loaded
+    from cold_flower.commands import api
+    from cold_flower.runtime import runner, sweep
+
     sharing = runner.Sharing(cpus_per_contributor, gpus_per_contributor, fake_gpus)
     if axes := sweep.parse(sweep_over or []):
         folder = run_dir or Path("runs") / Path(experiment).stem

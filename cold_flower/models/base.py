@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
@@ -70,10 +71,11 @@ def _load(auto_class: Any, name: str) -> Any:
     try:
         return auto_class.from_pretrained(name)
     except Exception as error:  # a broken file may raise anything
+        tried = "" if Path(name).is_dir() else " (no such folder here; as a model of the hub)"
         raise ModelError(
-            f"base-model {name!r} cannot be loaded: {first_line(error)} Give a hub name or, "
+            f"base-model {name!r} cannot be loaded{tried}: {first_line(error)} Give a hub name or, "
             "without a network, the absolute path of a folder with config.json, tokenizer.json "
-            "and model.safetensors (--set base-model=<folder>)."
+            "and model.safetensors (--set base-model=<folder>; at a site, in its site.toml)."
         ) from error
 
 

@@ -9,7 +9,8 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,6 +59,19 @@ class Journal:
         (self.run_dir / RESULT).unlink(missing_ok=True)
         before = json.loads((self.run_dir / CONFIG).read_text())
         self.write(CONFIG, {**before, "config": config.flat()})
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep others out of this directory for a while.
+
+        Raises:
+            RunError: a run is at work in it.
+        """
+        self.lock()
+        try:
+            yield
+        finally:
+            os.close(_locks.pop())
 
     def lock(self) -> None:
         """Keep others out of this directory for as long as this process lives.
@@ -130,7 +144,7 @@ def check_new(run_dir: Path) -> None:
     ):
         raise RunError(
             f"run directory {run_dir} exists: add --resume to continue that run, or name "
-            "another with --run-dir"
+            "another with --run-dir (in Python: resume=True, run_dir=...)"
         )
 
 

@@ -13,6 +13,7 @@ from cold_flower.data.plan import Plan, plan, resolve
 from cold_flower.data.schedule import cohort
 from cold_flower.data.splits import check_few_shot, load_splits
 from cold_flower.errors import ConfigError
+from cold_flower.keys import unknown_key
 from cold_flower.reporting import trackers
 from strategies.names import unknown
 
@@ -56,7 +57,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         if not found:
             raise ConfigError(f"--set expects key=value, got {pair!r}")
         if key not in known:
-            raise ConfigError(unknown("config key", key, list(known)))
+            raise ConfigError(unknown_key(key, known))
         if isinstance(known[key][0], str):
             settings[key] = text.strip().strip("\"'")
         else:

@@ -70,6 +70,12 @@ def result_of(run_dir: Path) -> Mapping[str, Any]:
     return result
 
 
+def completed(run_dir: Path, iterations: int) -> bool:
+    """Return whether a run is complete, with as many iterations or more."""
+    result = result_of(run_dir)
+    return bool(result["status"] == "completed" and result["iterations"] >= iterations)
+
+
 def judge(
     run_dir: Path, status: str, *, no_result: str, again: str, log: Path | None = None
 ) -> None:

@@ -1,5 +1,6 @@
 """What an experiment would do and cost, before it does (``--dry-run``)."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -39,10 +40,14 @@ def preview(
         for iteration in range(1, config.iterations + 1)
     ]
     listed = Table("iteration", "contributors", title="Cohorts", **_STYLE)
-    for iteration, names in enumerate(cohorts, start=1):
-        listed.add_row(str(iteration), ", ".join(names))
+    first = 1
+    for names, same in itertools.groupby(cohorts):  # a line for all that ask the same
+        last = first + len(list(same)) - 1
+        listed.add_row(f"{first} to {last}" if last > first else str(first), ", ".join(names))
+        first = last + 1
     yield listed
-    yield f"Evaluated at {len(checked.plan.evaluated)}: {', '.join(checked.plan.evaluated)}"
+    evaluating = checked.plan.evaluated
+    yield f"{len(evaluating)} contributors evaluate: {', '.join(evaluating)}"
     yield _cost(config, checked, cohorts, 4 * parameters, allocation.workers, footprint)
     yield say_allocation(allocation)
 

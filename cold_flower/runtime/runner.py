@@ -17,6 +17,7 @@ from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, Journal, check_new, check_same
 from cold_flower.runtime import baselines, catalogue, cluster, experiments, resources
 from cold_flower.runtime.experiments import Checked
+from cold_flower.runtime.flower import completed
 from cold_flower.runtime.machine import this_machine
 from cold_flower.runtime.preview import preview
 from cold_flower.runtime.processes import Stopped, stoppable
@@ -127,6 +128,9 @@ def run(config: Config, sharing: Sharing, again: str = "") -> None:
     started = time.time()
     if config.resume:
         check_same(folder, config)
+        if completed(folder, config.iterations):
+            console().print(f"{folder} is complete: nothing is left to do", highlight=False)
+            return
     else:
         check_new(folder)
     check_writable(folder)
@@ -139,6 +143,8 @@ def run(config: Config, sharing: Sharing, again: str = "") -> None:
                 show({"time": time.time(), "line": line})
 
             say(_introduction(config, ready.allocation))
+            if len(ready.checked.plan.seen) == 1 and config.iterations and not config.baseline:
+                say("WARNING: a single contributor: its model is the next base, nothing is fused")
             for leg in _legs(ready, again):
                 leg(show)
             say(phases(progress, ready.allocation.workers))

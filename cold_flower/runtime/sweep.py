@@ -10,7 +10,7 @@ from cold_flower.config import Config
 from cold_flower.errors import ColdFlowerError, ConfigError, RunError
 from cold_flower.repository.journal import CONFIG, check_same
 from cold_flower.runtime import experiments
-from cold_flower.runtime.flower import result_of
+from cold_flower.runtime.flower import completed
 from cold_flower.runtime.writable import check_writable
 from strategies.errors import StrategyError
 
@@ -67,9 +67,7 @@ def cells(
         if begun:
             check_same(run_dir, config)
         experiments.check_keys(config)  # a typo is found before the first cell's hours
-        result = result_of(run_dir)
-        done = result["status"] == "completed" and result["iterations"] >= config.iterations
-        yield Cell(name, config, begun and done)
+        yield Cell(name, config, begun and completed(run_dir, config.iterations))
 
 
 def run(
