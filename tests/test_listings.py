@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from cold_flower import __version__
 from cold_flower.commands import cli
 from cold_flower.errors import ConfigError
-from cold_flower.runtime import catalogue, experiments
+from cold_flower.runtime import catalogue, experiments, runner
 
 
 def said(*arguments: str) -> str:
@@ -71,6 +71,20 @@ def test_a_cohort_that_stays_the_same_is_one_line() -> None:
     )  # fmt: skip
     assert re.search(r"1 to 7 +music, travel *\n", shown)
     assert "3 contributors evaluate: travel, music, market" in shown
+
+
+def test_what_a_run_says_first() -> None:
+    def said_of(**keys) -> str:
+        flat = {name.replace("_", "-"): value for name, value in keys.items()}
+        config = experiments.configure("demo", {"contributors-per-iteration": 0, **flat})
+        return runner.introduction(runner.prepare(config, runner.Sharing()))
+
+    assert "base model demo, 2 iterations, seed 0" in said_of(tasks="travel,music")
+    assert "WARNING" not in said_of(tasks="travel,music")
+    assert "a single contributor" in said_of(tasks="travel")
+    scoring = said_of(tasks="travel", iterations=0)
+    assert "suite demo, scoring demo (frozen,finetuned,few-shot), seed 0" in scoring
+    assert "WARNING" not in scoring
 
 
 def test_about_an_experiment_that_is_not_shipped() -> None:

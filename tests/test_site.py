@@ -20,6 +20,7 @@ from cold_flower.models.starting import starting_model
 from strategies import records
 from strategies.fusion import fingerprint
 from tests.federation import block
+from tests.test_cli import cold_flower
 
 ROWS = [{"review": f"a{i % 7} b{i % 5} c", "stars": ("bad", "good")[i % 2]} for i in range(60)]
 TOML = """
@@ -352,3 +353,9 @@ def test_memory_is_limited(site) -> None:
         "else: raise AssertionError('3 GB were given')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_apps_of_a_node_that_never_ran_are_asked_for(site, tmp_path) -> None:
+    done = cold_flower("site", "log", str(site()), "--apps", str(tmp_path / "flwr"), cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"no apps in {tmp_path / 'flwr'}: expected the FLWR_HOME of a SuperNode" in done.stderr

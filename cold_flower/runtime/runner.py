@@ -142,9 +142,7 @@ def run(config: Config, sharing: Sharing, again: str = "") -> None:
             def say(line: str) -> None:
                 show({"time": time.time(), "line": line})
 
-            say(_introduction(config, ready.allocation))
-            if len(ready.checked.plan.seen) == 1 and config.iterations and not config.baseline:
-                say("WARNING: a single contributor: its model is the next base, nothing is fused")
+            say(introduction(ready))
             for leg in _legs(ready, again):
                 leg(show)
             say(phases(progress, ready.allocation.workers))
@@ -158,13 +156,19 @@ def run(config: Config, sharing: Sharing, again: str = "") -> None:
         html.write([folder], folder, catalogue.about)
 
 
-def _introduction(config: Config, allocation: resources.Allocation) -> str:
+def introduction(ready: Prepared) -> str:
+    """Say what is about to run, where, and how the machine is shared."""
+    config = ready.config
     work = (
         f"base model {config.base_model}, {config.iterations} iterations"
         if config.iterations
         else f"scoring {config.base_model} ({config.evaluate.protocols})"
     )
-    return (
+    lines = [
         f"{config.experiment}: suite {config.suite}, {work}, seed {config.seed}; "
-        f"run directory {config.run_dir}\n{resources.describe(allocation)}"
-    )
+        f"run directory {config.run_dir}",
+        resources.describe(ready.allocation),
+    ]
+    if len(ready.checked.plan.seen) == 1 and config.iterations and not config.baseline:
+        lines.append("WARNING: a single contributor: its model is the next base, nothing is fused")
+    return "\n".join(lines)
