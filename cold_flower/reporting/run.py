@@ -13,7 +13,7 @@ from cold_flower.errors import ConfigError, RunError
 from cold_flower.reporting import html as page
 from cold_flower.reporting import markup
 from cold_flower.reporting.runs import RunDirectory, configuration
-from cold_flower.reporting.statistics import mean_and_sem, pick
+from cold_flower.reporting.statistics import mean_and_sem, paired, pick
 from cold_flower.reporting.tables import Cells, gain_cells, score_cells, table_of
 from cold_flower.repository.bases import Repository
 from strategies.names import unknown
@@ -90,11 +90,7 @@ class Run(RunDirectory):
             before = pick(self.scores, iteration=0, **wanted)
         if iteration is None:
             iteration = max((row["iteration"] for row in self.scores), default=0)
-        start = {row["task"]: row["value"] for row in before}
-        after = pick(self.scores, iteration=iteration, **wanted)
-        by_task = {
-            row["task"]: row["value"] - start[row["task"]] for row in after if row["task"] in start
-        }
+        by_task = paired(before, pick(self.scores, iteration=iteration, **wanted))
         if not by_task or (iteration == 0 and not self.against):
             scored = sorted({row["iteration"] for row in pick(self.scores, **wanted)})
             raise RunError(

@@ -1,5 +1,6 @@
 """Finished runs, read back: what each was, and which of them are one experiment's seeds."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,14 +83,7 @@ class RunDirectory:
     def body_bytes(self) -> int:
         """Return the size of what a message carries."""
         template = Repository(self.folder).body(0).template()
-        return sum(4 * _numbers(shape) for _, shape in template.values())
-
-
-def _numbers(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
+        return sum(4 * math.prod(shape) for _, shape in template.values())
 
 
 @dataclass(frozen=True)

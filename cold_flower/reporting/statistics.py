@@ -38,12 +38,13 @@ def pick(rows: Iterable[Row], **wanted: Any) -> list[Row]:
 def gains(rows: Sequence[Row], group: str, protocol: str, iteration: int) -> list[float]:
     """Return each task's score at an iteration minus its score at the start (iteration 0)."""
     picked = pick(rows, group=group, protocol=protocol)
-    start = {row["task"]: row["value"] for row in pick(picked, iteration=0)}
-    return [
-        row["value"] - start[row["task"]]
-        for row in pick(picked, iteration=iteration)
-        if row["task"] in start
-    ]
+    return [*paired(pick(picked, iteration=0), pick(picked, iteration=iteration)).values()]
+
+
+def paired(before: Iterable[Row], after: Iterable[Row]) -> dict[str, float]:
+    """Return by how much each task's score rose, of the tasks that are in both."""
+    start = {row["task"]: row["value"] for row in before}
+    return {row["task"]: row["value"] - start[row["task"]] for row in after if row["task"] in start}
 
 
 def curve(
