@@ -46,7 +46,11 @@ def main(grid: Grid, context: Context) -> None:
         with suppress(OSError):  # a full disk takes not even this
             journal.write(RESULT, result)
         raise
-    journal.write(RESULT, {"status": "completed", "iterations": config.iterations, "cause": ""})
+    else:
+        done = {"status": "completed", "iterations": config.iterations, "cause": ""}
+        journal.write(RESULT, done)
+    finally:
+        journal.unlock()
 
 
 def _end_with(runner: int) -> None:

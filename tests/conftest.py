@@ -113,6 +113,14 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `cold-flower simulate` and `cold_flower.simulate` run here (tests/in_process.py)."""
+    from tests.in_process import simulate
+
+    monkeypatch.setattr("cold_flower.runtime.runner.simulate", simulate)
+
+
 _framed = {"bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2}
 
 

@@ -178,8 +178,7 @@ def test_a_python_without_our_packages_is_named() -> None:
     assert ".venv/bin/python" in done.stderr
 
 
-@pytest.mark.real
-def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys) -> None:
+def test_the_page_runs_from_top_to_bottom(in_process, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.S):

@@ -15,6 +15,7 @@ import pytest
 from cold_flower.commands import cli
 from cold_flower.config import Config, flatten
 from cold_flower.errors import ConfigError, RunError
+from cold_flower.reporting import catalogue
 from cold_flower.repository.journal import Journal
 from cold_flower.runtime import experiments
 from cold_flower.runtime.machine import this_machine
@@ -229,11 +230,11 @@ def test_a_dry_run_shows_what_would_happen_and_leaves_nothing(tmp_path) -> None:
 
 
 def test_every_shipped_experiment_is_valid_and_says_what_it_is() -> None:
-    for name in experiments.names():
+    for name in catalogue.names():
         config = experiments.configure(name, {})
         assert config.experiment == name
         assert experiments.check_keys(config).seen
-        text = (experiments.folder() / f"{name}.toml").read_text()
+        text = (catalogue.folder() / f"{name}.toml").read_text()
         assert text.startswith("# ")
 
 

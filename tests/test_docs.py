@@ -17,6 +17,7 @@ import typer
 from cold_flower.commands import cli, offline
 from cold_flower.config import Config, describe, flatten
 from cold_flower.data.suite import suite_names
+from cold_flower.reporting import catalogue
 from cold_flower.runtime import experiments, sweep
 from strategies.fusion import load
 from tests import acceptance
@@ -86,7 +87,7 @@ def parsed(app: typer.Typer, words: list[str]) -> tuple[click.Command, dict[str,
 def check_values(name: str, given: dict[str, Any]) -> None:
     """Check what the parameters of a command name: experiments, keys, rules, suites."""
     experiment = given.get("experiment") or (given.get("name") if name == "experiments" else "")
-    assert not experiment or experiment.endswith(".toml") or experiment in experiments.names()
+    assert not experiment or experiment.endswith(".toml") or experiment in catalogue.names()
     Config.from_flat(experiments.parse_settings(given.get("set") or []))
     for key, values in sweep.parse(given.get("sweep_over") or []).items():
         for value in values:
@@ -179,7 +180,7 @@ def test_every_shipped_experiment_is_on_its_page() -> None:
     page = DOCS / "experiments.md"
     named = {word for span in spans(page) for word in span.split()}
     named |= {words[1] for words in shell_commands(page, "cold-flower") if len(words) > 1}
-    for name in experiments.names():
+    for name in catalogue.names():
         assert {name, name.removesuffix("_small")} & named, name
 
 

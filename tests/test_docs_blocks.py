@@ -16,7 +16,7 @@ from cold_flower.data import published
 from cold_flower.data.rows import read_split, read_task
 from cold_flower.data.suite import load_suite
 from cold_flower.errors import TaskError
-from cold_flower.runtime import experiments
+from cold_flower.reporting import catalogue
 from strategies.errors import FusionError
 from strategies.fusion import Weights, load
 from tests.test_docs import DOCS, ROOT
@@ -53,7 +53,7 @@ def test_the_readme_calls_the_api_as_it_is(monkeypatch) -> None:
 
     monkeypatch.setattr(cold_flower, "simulate", simulate, raising=False)
     exec(shown, {})
-    assert calls[0]["experiment"] in experiments.names()
+    assert calls[0]["experiment"] in catalogue.names()
     Config.from_flat(calls[0]["settings"])
 
 

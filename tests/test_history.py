@@ -1,6 +1,5 @@
 """The lineage, drawn and rolled back."""
 
-import os
 import re
 import subprocess
 import sys
@@ -10,23 +9,18 @@ import pytest
 from cold_flower.commands import history
 from cold_flower.config import Config
 from cold_flower.errors import RunError
-from cold_flower.repository import journal as journal_module
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import SCORES, Journal
 from strategies.fusion import Weights
 from tests.test_repository import BODY, moved, save
 
 
-def unlock() -> None:
-    while journal_module._locks:
-        os.close(journal_module._locks.pop())
-
-
 @pytest.fixture
 def run(tmp_path):
     folder = tmp_path / "run"
-    Journal(folder).open(Config.from_flat({"iterations": 2}), {})
-    unlock()
+    journal = Journal(folder)
+    journal.open(Config.from_flat({"iterations": 2}), {})
+    journal.unlock()
     repository = Repository(folder)
     about = {"rule": "average"}
     repository.create(save, BODY, "net.", {**about, "base-model": "tiny"})
@@ -55,7 +49,6 @@ def test_the_log(run) -> None:
 
 def test_a_rollback_says_how_to_go_on(run) -> None:
     said = history.rollback(run, 1)
-    unlock()
     assert "latest is 0001 (was 0002); nothing is deleted. The next iteration is 0003" in said
     assert f"--resume --run-dir {run} --set iterations=3" in said
     assert [line[:6] for line in drawn(run)] == ["| x 00", "* 0001", "* 0000"]
@@ -76,7 +69,6 @@ def test_a_run_at_work_is_left_alone(run) -> None:
         holder.communicate("\n")
     with pytest.raises(RunError, match="no iteration 7 .*there: 0, 1, 2"):
         history.rollback(run, 7)
-    unlock()
     assert Repository(run).latest() == 2
 
 
@@ -88,5 +80,6 @@ def test_what_is_no_run(tmp_path) -> None:
 
 def test_a_rollback_lets_go_of_the_run(run) -> None:
     history.rollback(run, 0)
-    Journal(run).lock()  # as a run that goes on does, from the same process
-    unlock()
+    journal = Journal(run)
+    journal.lock()  # as a run that goes on does, from the same process
+    journal.unlock()

@@ -1,21 +1,14 @@
 """The records of a run directory."""
 
 import json
-import os
 
 import pytest
 
 from cold_flower.config import Config
 from cold_flower.errors import RunError
-from cold_flower.repository import journal as journal_module
 from cold_flower.repository.journal import SCORES, Journal, check_new, load_config
 
 CONFIG = Config.from_flat({"iterations": 2})
-
-
-def unlock() -> None:
-    """End the process that held the lock, as far as the lock can tell."""
-    os.close(journal_module._locks.pop())
 
 
 def changed(**keys) -> Config:
@@ -38,11 +31,11 @@ def test_only_more_iterations_may_differ_on_resume(tmp_path) -> None:
     journal = Journal(tmp_path / "run")
     journal.open(CONFIG, {})
     journal.write("result.json", {"status": "completed"})
-    unlock()
+    journal.unlock()
     journal.open(changed(iterations=5), {})
     assert load_config(tmp_path / "run")["iterations"] == 5
     assert not (tmp_path / "run" / "result.json").exists()
-    unlock()
+    journal.unlock()
     journal.open(changed(iterations=5, **{"sites.allow": "ann,bob"}), {})  # they come and go
     with pytest.raises(RunError, match="iterations = 3: it was to have 5"):
         journal.open(changed(iterations=3), {})

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from cold_flower import __version__
 from cold_flower.commands import cli
 from cold_flower.errors import ConfigError
-from cold_flower.runtime import catalogue, experiments, runner
+from cold_flower.reporting import catalogue
+from cold_flower.runtime import experiments, runner
 
 
 def said(*arguments: str) -> str:
@@ -30,7 +31,7 @@ def test_a_wrong_command_line_has_exit_code_2(arguments) -> None:
 
 def test_every_shipped_experiment_says_what_it_shows_and_how_long_it_takes() -> None:
     described = catalogue.shipped()
-    assert [experiment.name for experiment in described] == experiments.names()
+    assert [experiment.name for experiment in described] == catalogue.names()
     for experiment in described:
         assert experiment.time
         assert re.match("Section|App|ColD Fusion|The paper", experiment.what), experiment.name

@@ -1,93 +1,54 @@
-"""Real runs that stand alone: what fails, what is stopped, GPUs, real data, harm."""
+"""Whole runs without Flower's engine (tests/in_process.py): resumed, compared, harmed."""
 
-import os
-import signal
-import subprocess
-import time
-from collections import Counter
+from pathlib import Path
 
 import pytest
-from transformers import AutoModel
 
-from cold_flower.repository.bases import Repository
-from tests.conftest import REAL, needs_real
-from tests.test_cli import COLD_FLOWER, cold_flower
-from tests.test_simulation import MARK, SMALL, installed, marked, rows, simulate
+from cold_flower.repository.bases import STATE, Repository
+from tests.test_cli import cold_flower
+from tests.test_simulation import MEMORY, body_of, rows, simulate
 
-pytestmark = pytest.mark.real
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
-def test_a_run_that_fails_says_so_with_its_exit_code(tmp_path) -> None:
-    done = installed(
-        "simulate", "demo", *SMALL, "--run-dir", "run", "--set", "finetune.learning-rate=1e30",
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "the quorum is 2" in done.stderr
-    assert "lower finetune.learning-rate" in done.stderr
-    assert "--resume" in done.stderr
+@pytest.fixture
+def finished(in_process: None, tmp_path: Path) -> Path:
+    simulate(tmp_path, "finished", *MEMORY)
+    return tmp_path / "finished"
 
 
-def test_sigterm_stops_everything_that_was_started(tmp_path) -> None:
-    process = subprocess.Popen(
-        [COLD_FLOWER, "simulate", "demo", "--run-dir", "run"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, MARK: str(tmp_path)},
-    )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "progress.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "what arrived is kept: add --resume" in stderr
-    assert marked(str(tmp_path)) == []
-
-
-def test_gpus_are_shared_as_asked(tmp_path, monkeypatch) -> None:
-    """Two pretended GPUs, half for each: four Ray actors, two on each GPU."""
-    monkeypatch.setenv("RAY_prestart_worker_first_driver", "0")  # else a process for each of them
-    done = simulate(
-        tmp_path, "run", "--fake-gpus", "2", "--gpus-per-contributor", "0.5",
-        "--set", "tasks=weather,kitchen,sports,travel,music,garden,office,market",
-        "--set", "contributors-per-iteration=0", "--set", "iterations=1",
-    )  # fmt: skip
-    assert "4 contributors at once, 4 cores each, 0.5 of a GPU each" in done.stdout
-    given = rows(tmp_path / "run", "contributions.jsonl")
-    gpu = {row["worker"]: row["visible_gpus"] for row in given}
-    shares = Counter(gpu.values())
-    assert shares <= Counter(["0", "0", "1", "1"])  # one of the four may have come too late
-    assert shares.total() >= 3
-    assert all(gpu[row["worker"]] == row["visible_gpus"] for row in given)
-    manifest = Repository(tmp_path / "run").manifest(1)
-    assert {c["device"] for c in manifest["contributors"]} == {"cpu"}
-
-
-@needs_real
-def test_real_datasets_and_a_real_encoder(tmp_path) -> None:
-    done = cold_flower(
-        "simulate", "real_small", "--run-dir", "run",
-        "--set", f"suite={REAL}/data/suite.toml",
-        "--set", f"base-model={REAL}/models/minilm",
-        "--set", "tasks=trec_coarse,rotten_tomatoes,sst2",
-        "--set", "unseen=sst2",
-        "--set", "contributors-per-iteration=0",
-        "--set", "finetune.max-examples=64",
-        "--set", "evaluate.max-test-examples=64",
-        "--set", "iterations=1",
-        cwd=tmp_path, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_in_two_parts_and_by_reference_a_run_ends_with_the_same_bits(finished, tmp_path) -> None:
+    settings = [*MEMORY, "--set", "transport=shared-dir"]
+    short = simulate(tmp_path, "run", *settings, "--set", "iterations=1")
+    assert "iteration 1" in short.stdout
+    longer = simulate(tmp_path, "run", *settings, "--resume")
+    assert "iteration 2 published" in longer.stdout
+    assert "iteration 1 published" not in longer.stdout  # that was the other run
     run = tmp_path / "run"
-    moved = [c["diff-norm"] for c in Repository(run).manifest(1)["contributors"]]
-    assert len(moved) == 2
-    assert all(0 < norm < 100 for norm in moved)
-    before = AutoModel.from_pretrained(f"{REAL}/models/minilm").state_dict()
-    after = AutoModel.from_pretrained(run / "iterations" / "latest").state_dict()
-    assert before.keys() == after.keys()
+    assert [body_of(run, i) for i in range(3)] == [body_of(finished, i) for i in range(3)]
+    memory = [(folder / "iterations/0002" / STATE).read_bytes() for folder in (run, finished)]
+    assert memory[0] == memory[1]
+    assert rows(run, "scores.jsonl") == rows(finished, "scores.jsonl")
+    assert not list((run / "incoming").rglob("*.safetensors*"))
+
+
+def test_a_stock_flower_strategy_drives_the_same_contributors(finished, tmp_path) -> None:
+    stock = "fusion.strategy=flwr.serverapp.strategy:FedAvg"
+    simulate(tmp_path, "run", "--set", stock, "--set", "iterations=1")
+    assert body_of(tmp_path / "run", 0) == body_of(finished, 0)
+    mine, theirs = (rows(r, "contributions.jsonl") for r in (finished, tmp_path / "run"))
+    assert [r["sha256"] for r in theirs] == [r["sha256"] for r in mine if r["iteration"] == 1]
+
+
+def test_a_baseline_is_scored_as_iteration_1(finished, tmp_path) -> None:
+    done = simulate(tmp_path, "run", "--set", "baseline=multitask", "--set", "iterations=1")
+    assert "multitask: 3 tasks, 192 training examples" in done.stdout
+    run = tmp_path / "run"
+    assert Repository(run).manifest(1)["rule"] == "multitask"
+    scores = rows(run, "scores.jsonl")
+    assert {r["iteration"] for r in scores} == {0, 1}
+    assert scores[:4] == rows(finished, "scores.jsonl")[:4]  # the start's
+    assert (run / "report.html").exists()
 
 
 def test_harm_is_refused_and_a_base_is_rolled_back(tmp_path) -> None:

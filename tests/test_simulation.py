@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from cold_flower.repository.bases import STATE, Repository
 from cold_flower.repository.journal import Journal
 from cold_flower.runtime import processes
 from strategies.fusion import fingerprint
+from tests.conftest import REAL, needs_real
 from tests.test_cli import COLD_FLOWER, cold_flower
 
 SMALL = [
@@ -27,6 +29,7 @@ SMALL = [
     "--set", "iterations=2",
 ]  # fmt: skip
 MEMORY = ["--set", "fusion.momentum=0.5", "--set", "fusion.clip=median"]  # outlives a resume
+ALONE = ["--cpus-per-contributor", str(len(os.sched_getaffinity(0)))]  # one worker
 MARK = "COLD_FLOWER_TEST_MARK"  # in the environment of all that a run starts
 pytestmark = pytest.mark.real
 
@@ -45,8 +48,7 @@ def simulate(
 
     One thread each, as where two workers share two cores: then the bits are the same.
     """
-    alone = ["--cpus-per-contributor", str(len(os.sched_getaffinity(0)))]
-    chosen = more if command is installed or "--fake-gpus" in more else (*alone, *more)
+    chosen = more if command is installed or "--fake-gpus" in more else (*ALONE, *more)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         done = command(
@@ -69,19 +71,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cwd = tmp_path_factory.mktemp("with space and_underscore")
     done = simulate(cwd, "run", *MEMORY, command=installed)
     assert "± SEM" in done.stdout
-    return cwd / "run"
-
-
-@pytest.fixture(scope="module")
-def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run by reference, and in two parts."""
-    cwd = tmp_path_factory.mktemp("extended")
-    settings = [*MEMORY, "--set", "transport=shared-dir"]
-    short = simulate(cwd, "run", *settings, "--set", "iterations=1")
-    assert "iteration 1" in short.stdout
-    longer = simulate(cwd, "run", *settings, "--resume")
-    assert "iteration 2 published" in longer.stdout
-    assert "iteration 1 published" not in longer.stdout  # that was the other run
     return cwd / "run"
 
 
@@ -129,35 +118,6 @@ def test_heads_and_data_stay_with_the_contributors(finished) -> None:
     }
 
 
-def test_an_extended_run_equals_one_of_full_length(finished, extended) -> None:
-    assert body_of(extended, 2) == body_of(finished, 2)
-    memory = [(run / "iterations/0002" / STATE).read_bytes() for run in (extended, finished)]
-    assert memory[0] == memory[1]
-    assert len(rows(extended, "scores.jsonl")) == len(rows(finished, "scores.jsonl"))
-
-
-def test_by_reference_a_run_ends_with_the_same_bits(finished, extended) -> None:
-    assert [body_of(extended, i) for i in range(3)] == [body_of(finished, i) for i in range(3)]
-    assert sorted(map(str, rows(extended, "scores.jsonl"))) == sorted(
-        map(str, rows(finished, "scores.jsonl"))
-    )
-    assert not list((extended / "incoming").rglob("*.safetensors*"))
-
-
-def test_a_stock_flower_strategy_drives_the_same_contributors(finished, tmp_path) -> None:
-    simulate(
-        tmp_path,
-        "run",
-        "--set",
-        "fusion.strategy=flwr.serverapp.strategy:FedAvg",
-        "--set",
-        "iterations=1",
-    )
-    assert body_of(tmp_path / "run", 0) == body_of(finished, 0)
-    mine, theirs = (rows(r, "contributions.jsonl") for r in (finished, tmp_path / "run"))
-    assert [r["sha256"] for r in theirs] == [r["sha256"] for r in mine if r["iteration"] == 1]
-
-
 def marked(mark: str) -> list[int]:
     """Return the processes that carry the mark in their environment."""
     found = []
@@ -178,26 +138,8 @@ def command_of(pid: int) -> str:
         return ""
 
 
-def test_a_baseline_is_scored_as_iteration_1(finished, tmp_path) -> None:
-    done = simulate(
-        tmp_path, "run", "--set", "baseline=multitask", "--set", "iterations=1",
-    )  # fmt: skip
-    assert "multitask: 3 tasks, 192 training examples" in done.stdout
-    run = tmp_path / "run"
-    assert Repository(run).manifest(1)["rule"] == "multitask"
-    scores = rows(run, "scores.jsonl")
-    assert {r["iteration"] for r in scores} == {0, 1}
-    # Rows stand in the order in which contributors answered, which no two runs share.
-    start, same = (
-        {r["task"]: r for r in found if r["iteration"] == 0}
-        for found in (scores, rows(finished, "scores.jsonl"))
-    )
-    assert start == same
-    assert (run / "report.html").exists()
-
-
-def killed(run: Path, victim: str, *more: str) -> tuple[int, str]:
-    """Start a run or go on with it, kill one of its processes at work; return how it ended."""
+def killed(run: Path, victim: str, iteration: int, *more: str) -> tuple[int, str]:
+    """Start a run or go on with it, kill one of its processes in an iteration; say how it ended."""
     mark, begun = str(run.parent), time.time()
     process = subprocess.Popen(
         [COLD_FLOWER, "simulate", "demo", *SMALL, *MEMORY, "--run-dir", str(run), *more],
@@ -205,7 +147,8 @@ def killed(run: Path, victim: str, *more: str) -> tuple[int, str]:
         env={**os.environ, MARK: mark},
     )  # fmt: skip
     events: list[dict] = []
-    while not any(event.get("done") for event in events) and process.poll() is None:
+    while not any(event.get("done") and event["iteration"] == iteration for event in events):
+        assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.1)
         events = [event for event in rows(run, "progress.jsonl") if event["time"] > begun]
     server = next(event["server"] for event in events if "server" in event)
@@ -225,9 +168,91 @@ def killed(run: Path, victim: str, *more: str) -> tuple[int, str]:
 
 def test_what_is_killed_takes_the_rest_along_and_the_run_goes_on(finished, tmp_path) -> None:
     run = tmp_path / "run"
-    code, said = killed(run, "server")
+    reference = "--set", "transport=shared-dir"  # the bodies go another way, the bits are the same
+    code, said = killed(run, "server", 1, *reference, "--set", "iterations=1")
     assert code == 1
     assert "the ServerApp ended without a result.json" in said
-    killed(run, "runner", "--resume")
-    simulate(tmp_path, "run", *MEMORY, "--resume")
-    assert [body_of(run, i) for i in (1, 2)] == [body_of(finished, i) for i in (1, 2)]
+    killed(run, "runner", 2, *reference, "--resume")
+    last = simulate(tmp_path, "run", *MEMORY, *reference, "--resume")
+    assert "iteration 1 published" not in last.stdout  # that was the second part
+    assert [body_of(run, i) for i in range(3)] == [body_of(finished, i) for i in range(3)]
+    memory = [(folder / "iterations/0002" / STATE).read_bytes() for folder in (run, finished)]
+    assert memory[0] == memory[1]
+    assert sorted(map(str, rows(run, "scores.jsonl"))) == sorted(
+        map(str, rows(finished, "scores.jsonl"))
+    )
+    assert not list((run / "incoming").rglob("*.safetensors*"))
+
+
+def test_a_run_that_fails_says_so_with_its_exit_code(tmp_path) -> None:
+    done = cold_flower(
+        "simulate", "demo", *SMALL, "--run-dir", "run", "--set", "finetune.learning-rate=1e30",
+        *ALONE, cwd=tmp_path, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "the quorum is 2" in done.stderr
+    assert "lower finetune.learning-rate" in done.stderr
+    assert "--resume" in done.stderr
+
+
+def test_sigterm_stops_everything_that_was_started(tmp_path) -> None:
+    process = subprocess.Popen(
+        [COLD_FLOWER, "simulate", "demo", "--run-dir", "run"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, MARK: str(tmp_path)},
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "progress.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "what arrived is kept: add --resume" in stderr
+    assert marked(str(tmp_path)) == []
+
+
+def test_gpus_are_shared_as_asked(tmp_path, monkeypatch) -> None:
+    """Two pretended GPUs, half for each: four Ray actors, two on each GPU; a stock strategy."""
+    monkeypatch.setenv("RAY_prestart_worker_first_driver", "0")  # else a process for each of them
+    done = simulate(
+        tmp_path, "run", "--fake-gpus", "2", "--gpus-per-contributor", "0.5",
+        "--set", "tasks=weather,kitchen,sports,travel,music,garden,office,market",
+        "--set", "contributors-per-iteration=0", "--set", "iterations=1",
+        "--set", "fusion.strategy=flwr.serverapp.strategy:FedAvg",
+    )  # fmt: skip
+    assert "4 contributors at once, 4 cores each, 0.5 of a GPU each" in done.stdout
+    given = rows(tmp_path / "run", "contributions.jsonl")
+    gpu = {row["worker"]: row["visible_gpus"] for row in given}
+    shares = Counter(gpu.values())
+    assert shares <= Counter(["0", "0", "1", "1"])  # one of the four may have come too late
+    assert shares.total() >= 3
+    assert all(gpu[row["worker"]] == row["visible_gpus"] for row in given)
+    manifest = Repository(tmp_path / "run").manifest(1)
+    assert {c["device"] for c in manifest["contributors"]} == {"cpu"}
+
+
+@needs_real
+def test_real_datasets_and_a_real_encoder(tmp_path) -> None:
+    done = cold_flower(
+        "simulate", "real_small", "--run-dir", "run",
+        "--set", f"suite={REAL}/data/suite.toml",
+        "--set", f"base-model={REAL}/models/minilm",
+        "--set", "tasks=trec_coarse,rotten_tomatoes,sst2",
+        "--set", "unseen=sst2",
+        "--set", "contributors-per-iteration=0",
+        "--set", "finetune.max-examples=64",
+        "--set", "evaluate.max-test-examples=64",
+        "--set", "iterations=1",
+        cwd=tmp_path, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    moved = [c["diff-norm"] for c in Repository(run).manifest(1)["contributors"]]
+    assert len(moved) == 2
+    assert all(0 < norm < 100 for norm in moved)
+    before = AutoModel.from_pretrained(f"{REAL}/models/minilm").state_dict()
+    after = AutoModel.from_pretrained(run / "iterations" / "latest").state_dict()
+    assert before.keys() == after.keys()

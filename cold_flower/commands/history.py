@@ -18,7 +18,7 @@ def log(run_dir: Path) -> Iterator[str]:
     Raises:
         RunError: the folder holds no run.
     """
-    load_config(run_dir)
+    trained = load_config(run_dir)["iterations"] > 0
     repository = Repository(run_dir)
     lineage, latest = set(repository.lineage()), repository.latest()
     rows = every_score(run_dir)
@@ -27,7 +27,7 @@ def log(run_dir: Path) -> Iterator[str]:
         parts = [f"from {found['parent']:04d}"] if number else [str(found.get("base-model", ""))]
         if number:
             parts.append(_made(found))
-        if scores := summary(rows, number):
+        if scores := summary(rows, number, trained=trained):
             parts.append(scores)
         mark = "*" if number in lineage else "| x"
         head = " (latest)" if number == latest else ""

@@ -25,8 +25,8 @@ def experiments(
     from rich import box
     from rich.table import Table
 
+    from cold_flower.reporting import catalogue
     from cold_flower.reporting.tables import console
-    from cold_flower.runtime import catalogue
 
     every = [*catalogue.shipped(), *catalogue.yours(Path())]
     if name:

@@ -23,10 +23,9 @@ def report(
     * `cold-flower report runs/five-seeds runs/multitask --out compared`
     """
     from cold_flower.reporting import html
-    from cold_flower.runtime import catalogue
 
     folder = out or (run[0] if len(run) == 1 else Path("report"))
-    typer.echo(html.write(run, folder, catalogue.about))
+    typer.echo(html.write(run, folder))
 
 
 def log(run: Path) -> None:

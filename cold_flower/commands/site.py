@@ -140,8 +140,9 @@ def log(
         raise SiteError(
             f"no apps in {apps}: expected the FLWR_HOME of a SuperNode that has run here"
         )
+    installed = code_sha256()
     for app_folder in sorted((apps / "apps").iterdir()) if apps else []:
-        same = code_sha256(app_folder) == code_sha256()
+        same = code_sha256(app_folder) == installed
         said = "the code that is installed here" if same else "OTHER CODE than is installed here"
         typer.echo(f"{app_folder.name}: {said}")
 

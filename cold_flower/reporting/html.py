@@ -4,14 +4,14 @@ import html
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cold_flower.config import Config
 from cold_flower.data.suite import load_suite
 from cold_flower.identity import __version__
-from cold_flower.reporting import reference
+from cold_flower.reporting import catalogue, reference
 from cold_flower.reporting.figures import all_figures
 from cold_flower.reporting.markup import STYLE, Cell, image, table
 from cold_flower.reporting.progress import PHASES
@@ -22,15 +22,12 @@ from cold_flower.reporting.tables import columns
 REPORT, FIGURES = "report.html", "figures"
 
 
-def write(
-    folders: Sequence[Path], out: Path, describe: Callable[[str], str] = lambda experiment: ""
-) -> Path:
+def write(folders: Sequence[Path], out: Path) -> Path:
     """Write report.html and the figures of these runs; return the report's path.
 
     Args:
         folders: run directories, or folders that hold some (a sweep).
         out: where the report goes; one that is there is replaced.
-        describe: says what an experiment is, by its name.
 
     Raises:
         RunError: a folder without a run, or a run without scores.
@@ -42,7 +39,7 @@ def write(
         for suffix in ("png", "svg"):
             figure.savefig(out / FIGURES / f"{name}.{suffix}", dpi=150)
         figures.append(out / FIGURES / f"{name}.png")
-    description = describe(str(compared[0].config["experiment"]))
+    description = catalogue.about(str(compared[0].config["experiment"]))
     temporary = out / f".{REPORT}"
     temporary.write_text("".join(_page(compared, figures, description)))
     temporary.replace(out / REPORT)

@@ -27,7 +27,6 @@ FULL = "no space left on the disk of the run directory: make room there"
 # process id.
 WORKERS, RUNNER = "COLD_FLOWER_WORKERS", "COLD_FLOWER_RUNNER"
 _MAY_CHANGE = ("iterations", "resume", "run-dir", "log", "sites.allow", "sites.minimum")
-_locks: list[int] = []  # file descriptors, open for as long as the process lives
 
 
 class Journal:
@@ -35,6 +34,7 @@ class Journal:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
+        self._lock = -1  # file descriptor; the lock lives as long as it is open
 
     def open(self, config: Config, facts: Mapping[str, Any]) -> None:
         """Start the records of a new run, or check that a resumed one is the same run.
@@ -71,10 +71,10 @@ class Journal:
         try:
             yield
         finally:
-            os.close(_locks.pop())
+            self.unlock()
 
     def lock(self) -> None:
-        """Keep others out of this directory for as long as this process lives.
+        """Keep others out of this directory until `unlock`, or the end of this process.
 
         Raises:
             RunError: a run is at work in it.
@@ -85,7 +85,11 @@ class Journal:
         except OSError as error:
             os.close(file)
             raise RunError(f"another run is at work in {self.run_dir}") from error
-        _locks.append(file)
+        self._lock = file
+
+    def unlock(self) -> None:
+        """Let others into this directory again."""
+        os.close(self._lock)
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file, or replace it, in one step."""

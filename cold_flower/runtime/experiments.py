@@ -1,6 +1,5 @@
 """An experiment before it runs: find it, merge its keys, check everything it needs."""
 
-import importlib.resources
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,18 +13,8 @@ from cold_flower.data.schedule import cohort
 from cold_flower.data.splits import check_few_shot, load_splits
 from cold_flower.errors import ConfigError
 from cold_flower.keys import unknown_key
-from cold_flower.reporting import trackers
+from cold_flower.reporting import catalogue, trackers
 from strategies.names import unknown
-
-
-def folder() -> Path:
-    """Return where the shipped experiments lie."""
-    return Path(str(importlib.resources.files("simulations")))
-
-
-def names() -> list[str]:
-    """List the shipped experiments."""
-    return sorted(path.stem for path in folder().glob("*.toml"))
 
 
 def fresh(experiment: str) -> Path:
@@ -39,9 +28,9 @@ def read(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such experiment, or not TOML.
     """
-    path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
-    if not name.endswith(".toml") and name not in names():
-        raise ConfigError(unknown("experiment", name, names()) + " Or give a .toml file.")
+    path = Path(name) if name.endswith(".toml") else catalogue.folder() / f"{name}.toml"
+    if not name.endswith(".toml") and name not in catalogue.names():
+        raise ConfigError(unknown("experiment", name, catalogue.names()) + " Or give a .toml file.")
     return {"experiment": path.stem, **flatten(toml.read(path, "experiment", ConfigError))}
 
 

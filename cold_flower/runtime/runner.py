@@ -15,7 +15,7 @@ from cold_flower.reporting.runs import every_score
 from cold_flower.reporting.tables import console
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, Journal, check_new, check_same
-from cold_flower.runtime import baselines, catalogue, cluster, experiments, resources
+from cold_flower.runtime import baselines, cluster, experiments, resources
 from cold_flower.runtime.experiments import Checked
 from cold_flower.runtime.flower import completed
 from cold_flower.runtime.machine import this_machine
@@ -153,7 +153,7 @@ def run(config: Config, sharing: Sharing, again: str = "") -> None:
         print(f"stopped after {clock(time.time() - started)}; {state}", file=sys.stderr)
         raise
     if every_score(folder):  # evaluate.protocols may be empty
-        html.write([folder], folder, catalogue.about)
+        html.write([folder], folder)
 
 
 def introduction(ready: Prepared) -> str:

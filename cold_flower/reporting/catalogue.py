@@ -4,13 +4,13 @@ An experiment file opens with a comment: what it reproduces, a line ``# Time: ..
 what the paper found.
 """
 
+import importlib.resources
 from dataclasses import dataclass
 from pathlib import Path
 
 from cold_flower import toml
 from cold_flower.config import describe, flatten
 from cold_flower.errors import ConfigError
-from cold_flower.runtime import experiments
 
 TIME = "# Time: "
 
@@ -33,16 +33,26 @@ class Described:
         return self.path.stem if self.shipped else self.path.name
 
 
+def folder() -> Path:
+    """Return where the shipped experiments lie."""
+    return Path(str(importlib.resources.files("simulations")))
+
+
+def names() -> list[str]:
+    """List the shipped experiments."""
+    return sorted(path.stem for path in folder().glob("*.toml"))
+
+
 def shipped() -> list[Described]:
     """Describe the shipped experiments, by name."""
-    return [_read(experiments.folder() / f"{name}.toml", True) for name in experiments.names()]
+    return [_read(folder() / f"{name}.toml", True) for name in names()]
 
 
-def yours(folder: Path) -> list[Described]:
+def yours(where: Path) -> list[Described]:
     """Describe the experiments of a folder: TOML files with nothing but configuration keys."""
     known = describe().keys()
     described = []
-    for path in sorted(folder.glob("*.toml")):
+    for path in sorted(where.glob("*.toml")):
         try:
             keys = flatten(toml.read(path, "experiment", ConfigError)).keys()
         except ConfigError:
@@ -54,8 +64,7 @@ def yours(folder: Path) -> list[Described]:
 
 def about(name: str) -> str:
     """Return what a shipped experiment says of itself; nothing of any other."""
-    path = experiments.folder() / f"{name}.toml"
-    return _read(path, True).text if name in experiments.names() else ""
+    return _read(folder() / f"{name}.toml", True).text if name in names() else ""
 
 
 def _read(path: Path, shipped: bool) -> Described:
