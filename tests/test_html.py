@@ -16,7 +16,6 @@ from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONTRIBUTIONS, SCORES, Journal
 from strategies.fusion import Weights
 from tests.test_cli import cold_flower
-from tests.test_journal import unlock
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def make(tmp_path, tiny):
         folder = tmp_path / "runs" / name
         journal = Journal(folder)
         journal.open(config, {})
-        unlock()
+        journal.unlock()
         repository = Repository(folder)
         repository.create(lambda to: save_starting_model(model, tiny, to), body, "roberta.", {})
         contributors = [
@@ -133,8 +132,9 @@ def test_the_command(make, tmp_path) -> None:
 
 
 def test_a_run_without_scores(tmp_path) -> None:
-    Journal(tmp_path / "run").open(Config(), {})
-    unlock()
+    journal = Journal(tmp_path / "run")
+    journal.open(Config(), {})
+    journal.unlock()
     with pytest.raises(RunError, match="no scores yet"):
         find([tmp_path / "run"])
 

@@ -9,7 +9,6 @@ from cold_flower.errors import ConfigError, RunError
 from cold_flower.repository.journal import Journal
 from cold_flower.runtime import sweep
 from tests.test_cli import cold_flower
-from tests.test_journal import unlock
 
 
 def test_values_of_a_key() -> None:
@@ -29,7 +28,7 @@ def cells(folder: Path, *axes: str, **settings):
 def begin(cell: sweep.Cell, status: str, iterations: int) -> None:
     journal = Journal(Path(cell.config.run_dir))
     journal.open(cell.config, {})
-    unlock()
+    journal.unlock()
     journal.write("result.json", {"status": status, "iterations": iterations, "cause": ""})
 
 
