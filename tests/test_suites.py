@@ -241,8 +241,11 @@ def test_verify_says_what_is_there_and_what_is_not(data) -> None:
     bad = good.replace("[tasks.mine]", "[tasks.worse]").replace('"test" = 20', '"test" = 21')
     bad = bad.replace("test = 20", "test = 21")
     gone = good.replace("[tasks.mine]", "[tasks.gone]").replace('"data"', '"nowhere"')
+    (data / "odd").mkdir()
+    (data / "odd" / "train.parquet").write_bytes(b"PAR1")
+    odd = good.replace("[tasks.mine]", "[tasks.odd]").replace('"data"', '"odd"')
     path = data / "suite.toml"
-    path.write_text("\n".join([gone, bad, good]))  # what fails stops nothing
+    path.write_text("\n".join([odd, gone, bad, good]))  # what fails stops nothing
     shown = cold_flower("suites", "--verify", "suite.toml", cwd=data)
     assert shown.returncode == 1
     lines = [line.split() for line in shown.stdout.splitlines()]
@@ -252,7 +255,7 @@ def test_verify_says_what_is_there_and_what_is_not(data) -> None:
     assert table["gone"] == ["-", "/", "20", "-", "/", "20", "-", "-", "/", "2", "FAILED"]
     assert "worse: split test ('test') has 20 rows, but the suite states 21" in shown.stdout
     assert "gone: no file for split 'train'; looked for" in shown.stdout
-    assert shown.stdout.splitlines()[-1] == "1 of 3 tasks are as the suite says"
+    assert shown.stdout.splitlines()[-1] == "1 of 4 tasks are as the suite says"
     path.write_text(good)
     shown = cold_flower("suites", "suite.toml", "--verify", cwd=data)
     assert shown.returncode == 0, shown.stdout + shown.stderr

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from cold_flower.config import Config
-from cold_flower.data.rows import read_split
+from cold_flower.data.rows import read_split, read_task
 from cold_flower.data.splits import load_splits
 from cold_flower.data.suite import load_suite, suite_names
 from cold_flower.errors import TaskError
@@ -74,6 +74,27 @@ def test_files_of_each_kind_give_the_same_rows(tmp_path, suffix) -> None:
     assert labels == ("even", "odd")
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_record_may_be_of_any_size_and_of_many_lines(tmp_path, suffix) -> None:
+    """Beyond pyarrow's own blocks of 1 MB: a long record, and line breaks all along the file."""
+    texts = ["word " * 600_000, *(f'line {i}\n"next", he said' for i in range(60_000))]
+    labels = [i % 2 for i in range(len(texts))]
+    write(tmp_path / "data", suffix, {"first": texts, "label": labels})
+    rows, _ = read_split(task(tmp_path), "train")
+    assert [text for (text,) in rows.texts] == texts
+    assert rows.labels == labels
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.csv").write_text("first,label,first\na,0,b\n")
+    with pytest.raises(TaskError, match=r"2 columns of .*train.csv are called 'first'; rename"):
+        read_split(task(tmp_path), "train")
+    (tmp_path / "data" / "train.csv").write_text("first,label,other,other\na,0,b,c\n")
+    rows, _ = read_split(task(tmp_path), "train")  # nobody asks for those
+    assert rows.texts == [("a",)]
+
+
 def test_a_pattern_a_template_and_labels_by_name(tmp_path) -> None:
     write(tmp_path / "data", ".csv", split="x-train")
     mine = task(
@@ -136,6 +157,24 @@ def test_bad_data_names_task_file_and_column(tmp_path, changes, words) -> None:
         read_split(task(tmp_path, **changes), "train")
 
 
+@pytest.mark.parametrize("value", ["NaN", "Infinity"])
+def test_a_number_that_is_none_is_refused(tmp_path, value) -> None:
+    (tmp_path / "data").mkdir()
+    lines = ('{"first": "a", "score": 1.5}', f'{{"first": "b", "score": {value}}}')
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(lines))
+    mine = task(tmp_path, kind="regression", label="score", labels=None)
+    with pytest.raises(TaskError, match="split train, row 1: 'score' is .* a finite number"):
+        read_split(mine, "train")
+
+
+def test_a_single_class_is_no_task(tmp_path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "data", ".csv", {**ROWS, "word": ["yes"] * 20}, split)
+    mine = task(tmp_path, label="word", labels=None)
+    with pytest.raises(TaskError, match="split train: every row is 'yes'; .* two classes or more"):
+        read_task(mine)
+
+
 def test_an_empty_split_and_a_broken_file(tmp_path) -> None:
     write(tmp_path / "data", ".parquet", {k: v[:0] for k, v in ROWS.items()})
     with pytest.raises(TaskError, match="split train is empty"):
@@ -149,6 +188,10 @@ def test_an_empty_split_and_a_broken_file(tmp_path) -> None:
     ("changes", "words"),
     [
         ({"sauce": "files"}, "unknown key 'sauce'. Did you mean 'source'"),
+        (
+            {"splits": {"train": "train", "validation": "test", "test": "test"}},
+            "the same data twice, got .*validation",
+        ),
         ({"source": "file"}, "unknown source 'file'. Did you mean 'files'"),
         ({"metric": "acuracy"}, "Did you mean 'accuracy'"),
         ({"text": ["a", "b", "c"]}, "one or two columns"),

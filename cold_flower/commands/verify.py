@@ -37,6 +37,8 @@ def examine(task: Task) -> Finding:
     except (TaskError, OSError) as error:
         cause = str(error).removeprefix(f"{task.where}: ").removeprefix(f"{task.where}, ")
         return Finding(task, (cause,))
+    except Exception as error:  # of a library, for one task; the others are read all the same
+        return Finding(task, (f"{type(error).__name__}: {error}",))
     return Finding(
         task,
         tuple(published.differences(task, rows)),

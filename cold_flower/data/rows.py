@@ -1,5 +1,6 @@
 """A task's rows, checked: the same in every run. What a run draws from them is `splits`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,9 +44,15 @@ def read_task(task: Task) -> TaskRows:
     """Read all splits of a task. Where ``test-sample`` is set, draw the test rows.
 
     Raises:
-        TaskError: see `read_split`; or there are fewer rows than ``test-sample`` wants.
+        TaskError: see `read_split`; train has a single class; or there are fewer rows than
+            ``test-sample`` wants.
     """
     train, labels = read_split(task, "train")
+    if task.kind == "classification" and len(set(train.labels)) == 1:
+        raise TaskError(
+            f"{task.where}, split train: every row is {labels[int(train.labels[0])]!r}; "
+            "a classification needs two classes or more to train on"
+        )
     others = {
         split: read_split(task, split, labels)[0]
         for split in ("validation", "test")
@@ -83,10 +90,7 @@ def read_split(
     if not values:
         raise TaskError(f"{where} is empty")
     if task.kind == "regression":
-        try:
-            return Rows(texts, [float(value) for value in values]), ("",)
-        except (TypeError, ValueError) as error:
-            raise TaskError(f"{where}: column {task.label!r} is no number: {error}") from error
+        return Rows(texts, _numbers(task, values, where)), ("",)
     check_labels(task, split, source_labels)
     listed = task.labels or source_labels
     labels = listed or train_labels or tuple(sorted({str(value) for value in values}))
@@ -103,6 +107,26 @@ def read_split(
             )
         indices.append(index)
     return Rows(texts, indices), labels
+
+
+def _numbers(task: Task, values: list[Any], where: str) -> list[float]:
+    """Return a regression's labels.
+
+    Raises:
+        TaskError: one is no number, or NaN or infinite.
+    """
+    numbers = []
+    for row, value in enumerate(values):
+        try:
+            numbers.append(float(value))
+        except (TypeError, ValueError) as error:
+            raise TaskError(f"{where}: column {task.label!r} is no number: {error}") from error
+        if not math.isfinite(numbers[-1]):
+            raise TaskError(
+                f"{where}, row {row}: {task.label!r} is {value!r}; expected a finite number: "
+                "remove the row or repair it"
+            )
+    return numbers
 
 
 def check_labels(task: Task, split: str, source_labels: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from cold_flower.errors import TaskError
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 Columns = Mapping[str, list[Any]]
+_LARGEST_BLOCK = 2**31 - 1  # bytes; pyarrow counts them in 32 bits
 
 
 def read(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
@@ -56,21 +57,34 @@ def stamp(task: Task) -> list[str]:
 
 
 def _read_file(task: Task, split: str) -> Columns:
+    import pyarrow
+
+    path = _file(task, split)
+    try:
+        table = _table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise TaskError(f"{task.where}: {path} cannot be read: {error}") from error
+    return {name: table[name].to_pylist() for name in _needed(task, table, str(path))}
+
+
+def _table(path: Path) -> Any:
+    """Read a file as a pyarrow table."""
     import pyarrow.csv
     import pyarrow.json
     import pyarrow.parquet
 
-    path = _file(task, split)
-    readers = {
-        ".parquet": pyarrow.parquet.read_table,
-        ".jsonl": pyarrow.json.read_json,
-        ".csv": pyarrow.csv.read_csv,
-    }
-    try:
-        table = readers[path.suffix](path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise TaskError(f"{task.where}: {path} cannot be read: {error}") from error
-    return {name: table[name].to_pylist() for name in _needed(task, table, str(path))}
+    if path.suffix == ".parquet":
+        return pyarrow.parquet.read_table(path)
+    # One block: a record that is longer than a block is an error of pyarrow's.
+    block = min(path.stat().st_size + 1, _LARGEST_BLOCK)
+    if path.suffix == ".jsonl":
+        options = pyarrow.json.ReadOptions(block_size=block)
+        return pyarrow.json.read_json(path, read_options=options)
+    return pyarrow.csv.read_csv(
+        path,
+        read_options=pyarrow.csv.ReadOptions(block_size=block),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+    )
 
 
 def _file(task: Task, split: str) -> Path:
@@ -119,7 +133,7 @@ def _needed(task: Task, table: Any, source: str) -> list[str]:
     """Return the columns that a task's texts and label name.
 
     Raises:
-        TaskError: the table lacks one of them.
+        TaskError: the table lacks one of them, or has it twice.
     """
     names = [*(column for text in task.text for column in columns_of(text)), task.label]
     for name in names:
@@ -127,5 +141,9 @@ def _needed(task: Task, table: Any, source: str) -> list[str]:
             raise TaskError(
                 f"{task.where}: no column {name!r} in {source}; the columns there are "
                 f"{', '.join(table.column_names)}"
+            )
+        if (times := table.column_names.count(name)) > 1:
+            raise TaskError(
+                f"{task.where}: {times} columns of {source} are called {name!r}; rename all but one"
             )
     return list(dict.fromkeys(names))

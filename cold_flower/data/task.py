@@ -90,6 +90,9 @@ class Task:
             raise TaskError(
                 f"{where}: splits names train, test and perhaps validation, got {splits!r}"
             )
+        named = [name for name in splits.values() if name]
+        if len(set(named)) < len(named):
+            raise TaskError(f"{where}: splits names the same data twice, got {splits!r}")
         rows, test_sample = _published_sizes(where, table)
         kind = _choice(where, "kind", table.get("kind", "classification"), tuple(METRIC_OF))
         metric = METRIC_OF[kind]
