@@ -136,12 +136,14 @@ def log(
         what = row.get("error") or f"{row['bytes']} bytes {row.get('sha256', '')}".strip()
         typer.echo(f"{row['time']} {row['kind']} {row.get('iteration', '')} {what}{state}")
     typer.echo(f"every value that left: {sent}")
-    if apps and not (apps / "apps").is_dir():
+    if not apps:
+        return
+    if not (apps / "apps").is_dir():
         raise SiteError(
             f"no apps in {apps}: expected the FLWR_HOME of a SuperNode that has run here"
         )
     installed = code_sha256()
-    for app_folder in sorted((apps / "apps").iterdir()) if apps else []:
+    for app_folder in sorted((apps / "apps").iterdir()):
         same = code_sha256(app_folder) == installed
         said = "the code that is installed here" if same else "OTHER CODE than is installed here"
         typer.echo(f"{app_folder.name}: {said}")

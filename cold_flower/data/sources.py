@@ -75,7 +75,7 @@ def _table(path: Path) -> Any:
 
     if path.suffix == ".parquet":
         return pyarrow.parquet.read_table(path)
-    # One block: a record that is longer than a block is an error of pyarrow's.
+    # One block: a record that is longer than one is an error of pyarrow's. And none is empty.
     block = min(path.stat().st_size + 1, _LARGEST_BLOCK)
     if path.suffix == ".jsonl":
         options = pyarrow.json.ReadOptions(block_size=block)

@@ -115,7 +115,7 @@ def attention(
         return stock
     scale = scaling or query.shape[-1] ** -0.5
     with torch.autocast("cpu", enabled=False):  # every step keeps the precision of its inputs
-        mixed: Tensor = AttentionWithDropout.apply(  # type: ignore[no-untyped-call]
+        mixed: Tensor = AttentionWithDropout.apply(  # type: ignore[no-untyped-call]  # torch's
             query, key, value, attention_mask, scale, dropout
         )
     return mixed.transpose(1, 2), None

@@ -65,13 +65,13 @@ class Folder(Mapping[str, Tensor]):
             )
 
     def _dtype_and_shape(self, key: str) -> tuple[torch.dtype, tuple[int, ...]]:
-        header = self._files[key].get_slice(key)  # type: ignore[no-untyped-call]
+        header = self._files[key].get_slice(key)  # type: ignore[no-untyped-call]  # safetensors'
         if header.get_dtype() not in DTYPES:
             raise ValueError(f"{key} is {header.get_dtype()}, which is not supported")
         return DTYPES[header.get_dtype()], tuple(header.get_shape())
 
     def __getitem__(self, key: str) -> Tensor:
-        tensor: Tensor = self._files[key].get_tensor(key)  # type: ignore[no-untyped-call]
+        tensor: Tensor = self._files[key].get_tensor(key)  # type: ignore[no-untyped-call]  # safetensors'
         return tensor
 
     def __iter__(self) -> Iterator[str]:

@@ -90,6 +90,7 @@ class Journal:
     def unlock(self) -> None:
         """Let others into this directory again."""
         os.close(self._lock)
+        self._lock = -1  # the number may soon be another file's
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file, or replace it, in one step."""

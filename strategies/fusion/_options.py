@@ -39,7 +39,7 @@ def needs(least: Callable[..., int]) -> Callable[[F], F]:
     """
 
     def declare(rule: F) -> F:
-        rule.min_contributions = least  # type: ignore[attr-defined]
+        rule.min_contributions = least  # type: ignore[attr-defined]  # a function has any
         return rule
 
     return declare
