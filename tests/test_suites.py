@@ -7,7 +7,8 @@ import pytest
 
 from cold_flower.commands import cli, verify
 from cold_flower.config import Config
-from cold_flower.data.rows import check_labels, read_split, read_task
+from cold_flower.data.labels import check_labels
+from cold_flower.data.rows import read_split, read_task
 from cold_flower.data.splits import load_splits
 from cold_flower.data.suite import load_suite
 from cold_flower.errors import TaskError
@@ -250,9 +251,9 @@ def test_verify_says_what_is_there_and_what_is_not(data) -> None:
     assert shown.returncode == 1
     lines = [line.split() for line in shown.stdout.splitlines()]
     table = {line[0]: line[2:] for line in lines if line and line[-1] in ("ok", "FAILED")}
-    assert table["mine"] == ["20", "/", "20", "20", "/", "20", "20", "2", "/", "2", "ok"]
-    assert table["worse"] == ["20", "/", "20", "20", "/", "21", "20", "2", "/", "2", "FAILED"]
-    assert table["gone"] == ["-", "/", "20", "-", "/", "20", "-", "-", "/", "2", "FAILED"]
+    assert table["mine"] == ["20", "/", "20", "20", "/", "20", "20", "2", "/", "2", "0", "ok"]
+    assert table["worse"] == ["20", "/", "20", "20", "/", "21", "20", "2", "/", "2", "0", "FAILED"]
+    assert table["gone"] == ["-", "/", "20", "-", "/", "20", "-", "-", "/", "2", "-", "FAILED"]
     assert "worse: split test ('test') has 20 rows, but the suite states 21" in shown.stdout
     assert "gone: no file for split 'train'; looked for" in shown.stdout
     assert shown.stdout.splitlines()[-1] == "1 of 4 tasks are as the suite says"

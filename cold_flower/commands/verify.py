@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 
 from cold_flower.data import published
+from cold_flower.data.remarks import remarks
 from cold_flower.data.rows import read_task
 from cold_flower.data.suite import Suite
 from cold_flower.data.task import Task
@@ -22,12 +23,15 @@ class Finding:
 
     task: Task
     faults: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
     train: str = "-"
     test: str = "-"
     """Rows of the test split as the source has it."""
     tested: str = "-"
     """Test rows that a run uses."""
     labels: str = "-"
+    unlabelled: str = "-"
+    """Rows without label, of all splits: they are left out."""
 
 
 def examine(task: Task) -> Finding:
@@ -42,10 +46,12 @@ def examine(task: Task) -> Finding:
     return Finding(
         task,
         tuple(published.differences(task, rows)),
+        tuple(remarks(task, rows)),
         train=str(rows.sizes["train"]),
         test=str(rows.sizes.get("test", "of train")),
         tested=str(len(rows.test)),
         labels=str(len(rows.labels) - len(published.absent_labels(rows))),
+        unlabelled=str(sum(rows.without_label.values())),
     )
 
 
@@ -54,7 +60,7 @@ def table(findings: Sequence[Finding], title: str) -> Table:
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     drawn.add_column("task", no_wrap=True)
     drawn.add_column("source", overflow="ellipsis")  # is cut first on a narrow terminal
-    for name in ("train", "test", "tested on", "labels"):
+    for name in ("train", "test", "tested on", "labels", "no label"):
         drawn.add_column(name, justify="right", no_wrap=True)
     drawn.add_column("result", no_wrap=True)
     for finding in findings:
@@ -74,6 +80,7 @@ def _cells(finding: Finding) -> list[str]:
         f"{finding.test} / {task.rows.get('test', '-')}",
         finding.tested,
         "number" if task.kind == "regression" else labels,
+        finding.unlabelled,
     ]
 
 
@@ -88,8 +95,8 @@ def report(suite: Suite) -> bool:
         out.width = max(out.width, WIDTH)
     out.print(table(findings, f"suite {suite.name}: found / stated"))
     for finding in findings:
-        for fault in finding.faults:
-            out.print(f"{finding.task.name}: {fault}", markup=False, highlight=False)
+        for said in (*finding.faults, *(f"note: {remark}" for remark in finding.remarks)):
+            out.print(f"{finding.task.name}: {said}", markup=False, highlight=False)
     good = sum(not finding.faults for finding in findings)
     unstated = sum(not (finding.faults or finding.task.rows) for finding in findings)
     tail = f" ({unstated} of them state no published size)" if unstated else ""

@@ -1,11 +1,11 @@
 """A task's rows, checked: the same in every run. What a run draws from them is `splits`."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cold_flower.data import sources
+from cold_flower.data.labels import check_labels, keys_of, lookup, numbers, outside
 from cold_flower.data.task import Task
 from cold_flower.errors import TaskError
 from cold_flower.seeds import shuffled
@@ -17,6 +17,8 @@ class Rows:
 
     texts: list[tuple[str, ...]]
     labels: list[int] | list[float]
+    without_label: int = 0
+    """How many more the source has; they are left out."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -37,7 +39,9 @@ class TaskRows:
     labels: tuple[str, ...]
     """Class names; one empty name for regression."""
     sizes: Mapping[str, int]
-    """By split that the source has: its number of rows, before any was drawn."""
+    """By split that the source has: its number of rows with a label, before any was drawn."""
+    without_label: Mapping[str, int]
+    """By split that the source has: how many rows were left out for that."""
 
 
 def read_task(task: Task) -> TaskRows:
@@ -58,14 +62,21 @@ def read_task(task: Task) -> TaskRows:
         for split in ("validation", "test")
         if task.splits.get(split)
     }
-    sizes = {"train": len(train)} | {split: len(rows) for split, rows in others.items()}
+    whole = {"train": train} | others
     test = others.get("test")
     if test is None:
         held_out, left = _draw_test(task, len(train))
         train, test = train.take(left), train.take(held_out)
     elif task.test_sample:
         test = test.take(_draw_test(task, len(test))[0])
-    return TaskRows(train, others.get("validation"), test, labels, sizes)
+    return TaskRows(
+        train,
+        others.get("validation"),
+        test,
+        labels,
+        sizes={split: len(rows) for split, rows in whole.items()},
+        without_label={split: rows.without_label for split, rows in whole.items()},
+    )
 
 
 def read_split(
@@ -80,73 +91,34 @@ def read_split(
             the source lists any, so that a class has one number in all splits.
 
     Raises:
-        TaskError: the source cannot be read, a column is missing, the split is empty, a label
-            is not in the task's list, or that list is not the source's.
+        TaskError: the source cannot be read, a column is missing, the split is empty, no row has
+            a label, a label is not in the task's list, or that list is not the source's.
     """
     columns, source_labels = sources.read(task, task.splits[split])
-    texts = sources.texts(task, columns)
-    values = columns[task.label]
     where = f"{task.where}, split {split}"
+    texts, values = sources.texts(task, columns, where), columns[task.label]
     if not values:
         raise TaskError(f"{where} is empty")
     if task.kind == "regression":
-        return Rows(texts, _numbers(task, values, where)), ("",)
+        return Rows(texts, numbers(task, values, where)), ("",)
     check_labels(task, split, source_labels)
     listed = task.labels or source_labels
-    labels = listed or train_labels or tuple(sorted({str(value) for value in values}))
-    index_of = {name: i for i, name in enumerate(labels)}
-    indices = []
-    for row, value in enumerate(values):
-        # A number is an index into a list that somebody wrote; otherwise it is a name.
-        is_index = listed and isinstance(value, int) and not isinstance(value, bool)
-        index = value if is_index else index_of.get(str(value))
-        if index is None or not 0 <= index < len(labels):
-            raise TaskError(
-                f"{where}, row {row}: label {value!r} in column {task.label!r} is outside the "
-                f"list {list(labels)} (or 0 to {len(labels) - 1})"
-            )
+    keys = keys_of(task, values, listed, where)
+    names = listed or train_labels or tuple(sorted({str(key) for key in keys if key is not None}))
+    index_of = lookup(names, listed=bool(listed), numbered=bool(source_labels))
+    rows, indices = [], []
+    for row, key in enumerate(keys):
+        if key is None:
+            continue
+        index = index_of(key)
+        if index is None:
+            why = outside(key, names, listed=bool(listed))
+            raise TaskError(f"{where}, row {row}: label {key!r} in column {task.label!r} is {why}")
+        rows.append(texts[row])
         indices.append(index)
-    return Rows(texts, indices), labels
-
-
-def _numbers(task: Task, values: list[Any], where: str) -> list[float]:
-    """Return a regression's labels.
-
-    Raises:
-        TaskError: one is no number, or NaN or infinite.
-    """
-    numbers = []
-    for row, value in enumerate(values):
-        try:
-            numbers.append(float(value))
-        except (TypeError, ValueError) as error:
-            raise TaskError(f"{where}: column {task.label!r} is no number: {error}") from error
-        if not math.isfinite(numbers[-1]):
-            raise TaskError(
-                f"{where}, row {row}: {task.label!r} is {value!r}; expected a finite number: "
-                "remove the row or repair it"
-            )
-    return numbers
-
-
-def check_labels(task: Task, split: str, source_labels: tuple[str, ...]) -> None:
-    """Check the suite's labels against the class names that the source carries.
-
-    The suite may use other words (T5 answers in these words). But there have to be as many, and
-    a word that both use has to stand for the same class.
-
-    Raises:
-        TaskError: with both lists.
-    """
-    if not (task.labels and source_labels):
-        return
-    ours, theirs = ([name.casefold() for name in names] for names in (task.labels, source_labels))
-    moved = [name for name in ours if name in theirs and ours.index(name) != theirs.index(name)]
-    if len(ours) != len(theirs) or moved:
-        raise TaskError(
-            f"{task.where}, split {split}: labels are {list(task.labels)} in the suite, but "
-            f"{list(source_labels)} in the data; list them in the order of the data"
-        )
+    if not rows:
+        raise TaskError(f"{where}: none of {len(keys)} rows has a label in column {task.label!r}")
+    return Rows(rows, indices, without_label=len(keys) - len(rows)), names
 
 
 def _draw_test(task: Task, size: int) -> tuple[list[int], list[int]]:

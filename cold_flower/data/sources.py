@@ -1,16 +1,16 @@
 """Where a task's rows come from: the hub, files, or the embedded demo."""
 
+import datetime
+import decimal
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from cold_flower.data import demo
-from cold_flower.data.task import Task, columns_of
+from cold_flower.data import demo, files
+from cold_flower.data.task import Task, columns_of, needed
 from cold_flower.errors import TaskError
 
-SUFFIXES = (".parquet", ".jsonl", ".csv")
 Columns = Mapping[str, list[Any]]
-_LARGEST_BLOCK = 2**31 - 1  # bytes; pyarrow counts them in 32 bits
+_PLAIN = (str, bool, int, float, decimal.Decimal, datetime.date, datetime.time)
 
 
 def read(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
@@ -26,86 +26,57 @@ def read(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
     if task.source == "demo":
         return demo.columns(task.name, split, task.seed), ()
     if task.source == "files":
-        return _read_file(task, split), ()
+        return files.read(task, split)
     return _read_hub(task, split)
 
 
-def texts(task: Task, columns: Columns) -> list[tuple[str, ...]]:
-    """Make each row's one or two texts from its columns."""
+def texts(task: Task, columns: Columns, where: str) -> list[tuple[str, ...]]:
+    """Make each row's one or two texts from its columns: as the source writes them; null is empty.
+
+    Args:
+        task: the entry.
+        columns: those that `read` gives.
+        where: the task and split, for messages.
+
+    Raises:
+        TaskError: a value is no text, such as a list, bytes or an image, by row and column.
+    """
+    names = dict.fromkeys(name for side in task.text for name in columns_of(side))
+    written = {name: _written(name, columns[name], where) for name in names}
     size = len(columns[task.label])
     sides: list[list[str]] = []
     for text in task.text:
         if "{" in text:
-            names = columns_of(text)
-            rows = ({name: _plain(columns[name][i]) for name in names} for i in range(size))
+            rows = ({name: written[name][i] for name in columns_of(text)} for i in range(size))
             sides.append([text.format_map(row) for row in rows])
         else:
-            sides.append([_plain(value) for value in columns[text]])
+            sides.append(written[text])
     return list(zip(*sides, strict=True))
 
 
-def _plain(value: Any) -> str:
-    return "" if value is None else str(value)
+def _written(name: str, values: list[Any], where: str) -> list[str]:
+    shown = []
+    for row, value in enumerate(values):
+        if value is not None and not isinstance(value, _PLAIN):
+            raise TaskError(
+                f"{where}, row {row}: column {name!r} holds {type(value).__name__}, expected text: "
+                "make a column of text from it, or name another one in text"
+            )
+        shown.append("" if value is None else plain(value))
+    return shown
+
+
+def plain(value: Any) -> str:
+    """Write a value as its source does: true, not True."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def stamp(task: Task) -> list[str]:
     """Return the names, sizes and times of a task's files: it changes when one of them does."""
     if task.source != "files":
         return []
-    files = [_file(task, split) for split in task.splits.values() if split]
-    return [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-
-
-def _read_file(task: Task, split: str) -> Columns:
-    import pyarrow
-
-    path = _file(task, split)
-    try:
-        table = _table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise TaskError(f"{task.where}: {path} cannot be read: {error}") from error
-    return {name: table[name].to_pylist() for name in _needed(task, table, str(path))}
-
-
-def _table(path: Path) -> Any:
-    """Read a file as a pyarrow table."""
-    import pyarrow.csv
-    import pyarrow.json
-    import pyarrow.parquet
-
-    if path.suffix == ".parquet":
-        return pyarrow.parquet.read_table(path)
-    # One block: a record that is longer than one is an error of pyarrow's. And none is empty.
-    block = min(path.stat().st_size + 1, _LARGEST_BLOCK)
-    if path.suffix == ".jsonl":
-        options = pyarrow.json.ReadOptions(block_size=block)
-        return pyarrow.json.read_json(path, read_options=options)
-    return pyarrow.csv.read_csv(
-        path,
-        read_options=pyarrow.csv.ReadOptions(block_size=block),
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-    )
-
-
-def _file(task: Task, split: str) -> Path:
-    """Find a split's file; relative paths start beside the suite's file.
-
-    Raises:
-        TaskError: there is none, or it is of a kind that is not read.
-    """
-    beside = Path(task.suite).parent if task.suite.endswith(".toml") else Path()
-    if "{split}" in task.path:
-        path = beside / task.path.replace("{split}", split)
-        if path.suffix not in SUFFIXES:
-            raise TaskError(f"{task.where}: {path} is none of {', '.join(SUFFIXES)}")
-        candidates = [path]
-    else:
-        candidates = [beside / task.path / f"{split}{suffix}" for suffix in SUFFIXES]
-    for path in candidates:
-        if path.is_file():
-            return path
-    looked = " or ".join(map(str, candidates))
-    raise TaskError(f"{task.where}: no file for split {split!r}; looked for {looked}")
+    there = [file for split in task.splits.values() if split for file in files.paths(task, split)]
+    return [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in there]
 
 
 def _read_hub(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
@@ -113,9 +84,6 @@ def _read_hub(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
 
     try:
         table = datasets.load_dataset(task.path, task.subset or None, split=split)
-        if task.kind == "classification" and task.label in table.column_names:
-            # -1 is the hub's mark of "no label" (SNLI)
-            table = table.filter(lambda label: label != -1, input_columns=task.label)
     except Exception as error:  # datasets raises what its many back ends raise
         raise TaskError(
             f"{task.where}: hub dataset {task.path!r} (subset {task.subset!r}, split {split!r}) "
@@ -123,27 +91,7 @@ def _read_hub(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
             "Without a network, or where it is gone, name a local copy in a suite file of your "
             'own (source = "files"): docs/datasets.md says how'
         ) from error
-    columns = {name: list(table[name]) for name in _needed(task, table, task.path)}
+    columns = {name: list(table[name]) for name in needed(task, table.column_names, task.path)}
     feature = table.features[task.label]
     labels = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
     return columns, labels
-
-
-def _needed(task: Task, table: Any, source: str) -> list[str]:
-    """Return the columns that a task's texts and label name.
-
-    Raises:
-        TaskError: the table lacks one of them, or has it twice.
-    """
-    names = [*(column for text in task.text for column in columns_of(text)), task.label]
-    for name in names:
-        if name not in table.column_names:
-            raise TaskError(
-                f"{task.where}: no column {name!r} in {source}; the columns there are "
-                f"{', '.join(table.column_names)}"
-            )
-        if (times := table.column_names.count(name)) > 1:
-            raise TaskError(
-                f"{task.where}: {times} columns of {source} are called {name!r}; rename all but one"
-            )
-    return list(dict.fromkeys(names))

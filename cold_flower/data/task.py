@@ -1,7 +1,8 @@
 """A task: one entry of a suite file, checked (docs/suites.md says what it may hold)."""
 
+import codecs
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ METRIC_OF = {"classification": "accuracy", "regression": "pearson"}
 SPLITS = ("train", "validation", "test")
 KEYS = (
     *("source", "path", "subset", "text", "label", "labels", "kind", "metric", "splits"),
-    *("rows", "test-sample", "paper-name"),
+    *("rows", "test-sample", "paper-name", "encoding"),
 )
 
 
@@ -39,6 +40,8 @@ class Task:
     test_sample: int = 0
     """How many test rows to draw, the same ones in every run; 0 takes all."""
     paper_name: str = ""
+    encoding: str = ""
+    """Of text files, as Python names it; empty: UTF-8."""
     seed: int = 0
     """The run's; the embedded demo is generated from it."""
 
@@ -65,7 +68,7 @@ class Task:
         for key in ("source", "text", "label", "splits"):
             if key not in table:
                 raise TaskError(f"{where}: {key} is missing")
-        for key in ("path", "subset", "label", "paper-name"):
+        for key in ("path", "subset", "label", "paper-name", "encoding"):
             if not isinstance(table.get(key, ""), str):
                 raise TaskError(f"{where}: {key} is a string, got {table[key]!r}")
         text = table["text"]
@@ -111,6 +114,7 @@ class Task:
             rows=rows,
             test_sample=test_sample,
             paper_name=table.get("paper-name", name),
+            encoding=_encoding(where, table),
             seed=seed,
         )
 
@@ -129,6 +133,51 @@ def columns_of(text: str) -> list[str]:
     if not all(names):
         raise ValueError("every {} names a column")
     return names
+
+
+def needed(task: Task, there: Sequence[str], source: str) -> list[str]:
+    """Return the columns that a task's texts and label name.
+
+    Args:
+        task: the entry.
+        there: the columns of a table.
+        source: the table's name, for messages.
+
+    Raises:
+        TaskError: the table lacks one of them, or has it twice.
+    """
+    names = [*(column for text in task.text for column in columns_of(text)), task.label]
+    for name in names:
+        if name not in there:
+            only = there[0] if len(there) == 1 else ""
+            split = "; are its columns separated by commas?" if ";" in only or "\t" in only else ""
+            raise TaskError(
+                f"{task.where}: no column {name!r} in {source}; the columns there are "
+                f"{', '.join(there)}{split}"
+            )
+        if (times := list(there).count(name)) > 1:
+            raise TaskError(
+                f"{task.where}: {times} columns of {source} are called {name!r}; rename all but one"
+            )
+    return list(dict.fromkeys(names))
+
+
+def _encoding(where: str, table: Mapping[str, Any]) -> str:
+    """Return an entry's ``encoding``, checked; UTF-8, the default, as an empty text."""
+    encoding = table.get("encoding", "")
+    if not encoding:
+        return ""
+    if table["source"] != "files":
+        raise TaskError(f'{where}: encoding is for source = "files", got {table["source"]!r}')
+    try:
+        "".encode(encoding)
+        name = codecs.lookup(encoding).name
+    except LookupError as error:
+        raise TaskError(
+            f'{where}: encoding {encoding!r} is unknown; expected a name such as "cp1252", '
+            '"latin-1" or "utf-16"'
+        ) from error
+    return "" if name == "utf-8" else name
 
 
 def _where(name: str, suite: str) -> str:
