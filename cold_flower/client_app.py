@@ -152,6 +152,8 @@ def query(message: Message, context: Context, site: Site | None) -> RecordDict:
         "task": me.task.name,
         "examples": len(train),
         "tokens": len(train.ids),
+        "unknown": train.unknown,
+        "cut": train.cut,
         "metric": me.task.metric,
         "protocol": records.PROTOCOL,
         "versions": versions(),

@@ -24,6 +24,10 @@ class Member:
     """What it computes on."""
     metric: str = "accuracy"
     """Of its task."""
+    unknown: float = 0.0
+    """Share of its tokens that its tokenizer does not know."""
+    cut: float = 0.0
+    """Share of its texts that are longer than the model gets to see."""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

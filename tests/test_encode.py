@@ -1,5 +1,6 @@
 """Tokenised examples and batches."""
 
+import pytest
 import torch
 
 from cold_flower.data import demo
@@ -43,6 +44,16 @@ def test_pairs_mark_the_second_text(folders) -> None:
 def test_long_texts_are_cut_to_what_the_model_can_hold(tiny) -> None:
     data = encode(tiny.tokenizer, [("bada " * 100,)], [0], max_length=512)
     assert data.lengths().tolist() == [38]
+
+
+def test_what_is_unknown_or_cut_is_counted(tiny) -> None:
+    word, other = demo.vocabulary()[0][0], "unheard"
+    texts = [(word,), (f"{word} {other}",), (" ".join([word] * 20),), (" ".join([other] * 6),)]
+    found = encode(tiny.tokenizer, texts, [0, 1, 0, 1], max_length=8)
+    # With start and end: 3 + 4 + 8 + 8 tokens. Six more words and the ends would just fit.
+    assert len(found.ids) == 23
+    assert found.unknown == pytest.approx(7 / 23)
+    assert found.cut == 1 / 4
 
 
 def test_an_epoch_holds_each_example_once_and_pads_little(tiny) -> None:

@@ -55,6 +55,7 @@ def make(tmp_path, tiny):
         )  # fmt: skip
         journal.append(CONTRIBUTIONS, [{"iteration": 1, "contributor": "mnli"}] * 2)
         journal.say("ready", iterations=iterations)
+        journal.say("read", read={"rte": {"unknown": 0.123, "cut": 0.5}})
         return folder
 
     return write
@@ -74,6 +75,7 @@ def test_seeds_are_one_condition_and_the_figures_are_files(make, tmp_path) -> No
     assert "frozen, seen" in text
     assert "80.00 ± 14.14" in text  # 0.7 and 0.9
     assert "+30.00 ± 10.00" in text  # the gain of mnli: 0.2 and 0.4
+    assert "rte 12.3% 50.0%" in " ".join(text.split())  # tokens unknown, texts cut
     assert {p.name for p in (tmp_path / "out" / "figures").iterdir()} >= {
         "curves.png", "curves.svg", "gains-frozen.png", "beside-the-paper.png",
     }  # fmt: skip

@@ -26,7 +26,7 @@ def planned(number: int, **keys) -> Config:
     return Config.from_flat({"tasks": tasks, "wait.nodes": 0.3, "wait.replies": 0.3, **keys})
 
 
-def gather(client=None, nodes=(1, 2), number=2, say=lambda line: None):
+def gather(client=None, nodes=(1, 2), number=2, say=lambda line, **facts: None):
     def answer(message: Message) -> Message:
         name = NAMES[message.metadata.dst_node_id]
         changes = client(name) if client else {}
@@ -64,9 +64,28 @@ def test_who_does_not_fit_is_refused(changes, words) -> None:
 
 def test_a_node_without_a_task_is_left_out() -> None:
     lines: list[str] = []
-    found = gather(lambda name: {"name": ""} if name == "bob" else {}, number=1, say=lines.append)
+    found = gather(
+        lambda name: {"name": ""} if name == "bob" else {},
+        number=1,
+        say=lambda line, **facts: lines.append(line),
+    )
     assert list(found) == ["ann"]
     assert "node 2 has no task" in lines[0]
+
+
+def test_what_the_model_does_not_see_of_the_texts_is_said() -> None:
+    said: list[tuple[str, dict]] = []
+    gather(
+        lambda name: {"unknown": 0.25, "cut": 0.02} if name == "bob" else {"unknown": 7.0},
+        say=lambda line, **facts: said.append((line, facts)),
+    )
+    assert [line for line, _ in said] == [
+        "texts as the base model reads them: at most 25.0% unknown tokens (bob), at most 2.0% of a "
+        "task's texts cut at 128 tokens (bob)",
+        "WARNING: tokens that the base model's tokenizer does not know: bob 25%",
+    ]
+    shares = {"ann": {"unknown": 0.0, "cut": 0.0}, "bob": {"unknown": 0.25, "cut": 0.02}}
+    assert said[0][1] == {"read": shares}  # of nonsense, nothing is said
 
 
 def test_the_longest_work_is_handed_out_first() -> None:
@@ -82,7 +101,9 @@ def test_nobody_comes() -> None:
 def test_fewer_than_planned_is_said_with_the_way_to_raise_it(monkeypatch) -> None:
     monkeypatch.setattr(participants, "SETTLED", 0.1)
     lines: list[str] = []
-    assert list(gather(nodes=(1,), number=2, say=lines.append)) == ["ann"]
+    assert list(gather(nodes=(1,), number=2, say=lambda line, **facts: lines.append(line))) == [
+        "ann"
+    ]
     assert "1 of 2 contributors are online" in lines[0]
     assert "num-supernodes=2" in lines[0]
 

@@ -7,11 +7,12 @@ import pytest
 
 from cold_flower.commands import cli, verify
 from cold_flower.config import Config
+from cold_flower.data import demo
 from cold_flower.data.labels import check_labels
 from cold_flower.data.rows import read_split, read_task
 from cold_flower.data.splits import load_splits
 from cold_flower.data.suite import load_suite
-from cold_flower.errors import TaskError
+from cold_flower.errors import ConfigError, TaskError
 from cold_flower.seeds import shuffled
 from tests.conftest import REAL, needs_real
 from tests.test_cli import cold_flower
@@ -283,6 +284,27 @@ def test_suites_of_the_command_line(capsys) -> None:
         cli.app(["suites", "--verify", "papr"], standalone_mode=False)
     cli.app(["suites", "--verify", "demo"], standalone_mode=False)
     assert "12 of 12 tasks are as the suite says (12 of them" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--base-model is for --verify SUITE"):
+        cli.app(["suites", "demo", "--base-model", "demo"], standalone_mode=False)
+
+
+def test_verify_says_what_the_base_model_does_not_see(tmp_path, capsys) -> None:
+    words = demo.vocabulary()[0]
+    lines = [f"{words[i]} {'x ' * i},{i % 2}" for i in range(20)]  # up to 19 unknown ones
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        text = "\n".join(["first,label", *lines])
+        (tmp_path / "data" / f"{split}.csv").write_text(text)
+    short = "\n[recipe]\nfinetune.max-length = 12\n"
+    path = suite(tmp_path)
+    path.write_text(path.read_text() + short)
+    assert verify.report(load_suite(str(path)), "demo")
+    output = capsys.readouterr().out
+    # With start, end and the word, ten texts have 3 to 12 tokens, and ten are cut to 12.
+    (line,) = (line.split() for line in output.splitlines() if line.split()[-1:] == ["ok"])
+    assert line[-3:] == ["69.2%", "50.0%", "ok"]  # (45 + 90) of (75 + 120)
+    assert "mine: note: 69% of the tokens are unknown to the tokenizer" in output
+    assert "mine: note: 50% of the texts are longer than a run reads, and cut" in output
 
 
 @needs_real

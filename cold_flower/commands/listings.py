@@ -72,21 +72,27 @@ def suites(
         bool,
         typer.Option("--verify", help="Read all data of NAME; compare with what it states."),
     ] = False,
+    base_model: Annotated[
+        str,
+        typer.Option(help="With --verify: also say how this model's tokenizer reads the texts."),
+    ] = "",
 ) -> None:
     """List the built-in suites (or NAME alone: a suite, or the path of a suite file).
 
     Examples:
     * `cold-flower suites --verify paper`: downloads its 36 datasets
 
-    * `cold-flower suites --verify suite.toml`
+    * `cold-flower suites --verify suite.toml --base-model roberta-base`
     """
     from cold_flower.commands import verify as verification
     from cold_flower.data.suite import load_suite, suite_names
 
+    if base_model and not verify:
+        raise ConfigError("--base-model is for --verify SUITE")
     if verify:
         if not name:
             raise ConfigError(f"--verify expects a suite: {', '.join(suite_names())}, or a file")
-        if not verification.report(load_suite(name)):
+        if not verification.report(load_suite(name), base_model):
             raise typer.Exit(1)
         return
     for each in [name] if name else suite_names():

@@ -35,6 +35,7 @@ from strategies.fusion import Weights, write_safetensors
 
 SPLITS = ("train", "dev", "test")
 ENCODED = ("ids", "types", "starts", "labels")  # the tensors of an Encoded
+FACTS = ("padding", "unknown", "cut")  # its numbers
 
 
 class Contributor:
@@ -202,9 +203,10 @@ def _planned(config: Config, index: int) -> tuple[str, Task]:
 
 
 def _save(data: EncodedSplits, path: Path) -> None:
-    tensors = {"padding": torch.tensor(data.train.padding)}
+    tensors: dict[str, Tensor] = {}
     for name in SPLITS:
         rows = getattr(data, name)
+        tensors |= {f"{name}.{key}": torch.tensor(getattr(rows, key)) for key in FACTS}
         tensors |= {f"{name}.{key}": getattr(rows, key) for key in ENCODED}
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = {"labels": json.dumps(data.labels)}
@@ -217,7 +219,8 @@ def _read(path: Path, task: Task) -> EncodedSplits:
         labels = tuple(json.loads(file.metadata()["labels"]))
     train, dev, test = (
         Encoded(
-            **{key: tensors[f"{name}.{key}"] for key in ENCODED}, padding=int(tensors["padding"])
+            **{key: tensors[f"{name}.{key}"] for key in ENCODED},
+            **{key: tensors[f"{name}.{key}"].item() for key in FACTS},
         )
         for name in SPLITS
     )

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MUCH = 0.1  # of tokens unknown, or of texts cut: a user should know
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -22,6 +24,10 @@ class Encoded:
     """int64 [examples], or float32 for regression"""
     padding: int = 0
     """The token that fills up shorter examples of a batch."""
+    unknown: float = 0.0
+    """Share of the tokens that the tokenizer has no word for, when these were made."""
+    cut: float = 0.0
+    """Share of the examples that were longer, when these were made."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -115,14 +121,20 @@ def encode(
     limit = min(max_length, tokenizer.model_max_length)
     output = tokenizer(*sides, truncation=True, max_length=limit, return_attention_mask=False)
     ids, types = output["input_ids"], output.get("token_type_ids", [])
+    flat = torch.tensor([token for example in ids for token in example], dtype=torch.int32)
+    # A tokenizer in Python does not say what it cut: of those that are full, some were not.
+    cut = [bool(e.overflowing) for e in output.encodings or ()] or [len(e) >= limit for e in ids]
+    unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
     return Encoded(
-        ids=torch.tensor([token for example in ids for token in example], dtype=torch.int32),
+        ids=flat,
         types=torch.tensor([kind for example in types for kind in example], dtype=torch.uint8),
         starts=torch.tensor([0, *map(len, ids)]).cumsum(0),
         labels=torch.tensor(
             list(labels), dtype=torch.float32 if isinstance(labels[0], float) else torch.int64
         ),
         padding=int(tokenizer.pad_token_id or 0),
+        unknown=float((flat == unknown).float().mean()),
+        cut=sum(cut) / len(cut),
     )
 
 

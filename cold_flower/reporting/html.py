@@ -72,6 +72,7 @@ def _page(
     yield "<h2>Task by task</h2>"
     for condition in compared:
         yield from _tasks(condition)
+    yield from _read(run.progress.read for condition in compared for run in condition.runs)
     yield from _paper_table(compared)
     yield "<h2>Cost</h2>"
     head = ["run", "hours", *PHASES, "contributions", "sent and received"]
@@ -82,6 +83,18 @@ def _page(
             yield from _lineage(run)
     yield "<h2>Configuration</h2>"
     yield f"<details><summary>all keys</summary><pre>{_configuration(config)}</pre></details>"
+
+
+def _read(runs: Iterable[Mapping[str, Mapping[str, float]]]) -> Iterable[str]:
+    """Yield what the base model does not get to see of each contributor's texts."""
+    shares = {name: shares for run in runs for name, shares in run.items()}
+    if shares:
+        yield "<h2>Texts as the base model reads them</h2>"
+        rows = [
+            [name, *(f"{s[key]:.1%}" for key in ("unknown", "cut"))]
+            for name, s in sorted(shares.items())
+        ]
+        yield table(["contributor", "tokens unknown", "texts cut"], rows)
 
 
 def _scores(condition: Condition, *, with_label: bool) -> Iterable[str]:

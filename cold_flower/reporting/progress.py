@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cold_flower.repository.journal import READ
+
 Event = Mapping[str, Any]
 
 WORK = ("finetune", "validate", "evaluate")  # of the contributors
@@ -27,6 +29,8 @@ class Progress:
     done: int = 0
     of: int = 0
     scores: str = ""
+    read: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    """By contributor: which shares of its tokens are ``unknown``, of its texts ``cut``."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     """Time spent in each phase, up to the last event."""
     busy: float = 0.0
@@ -49,6 +53,7 @@ class Progress:
         self._last = max(now, self._last)
         self.iterations = event.get("iterations", self.iterations)
         self.scores = event.get("scores", self.scores)
+        self.read |= event.get(READ, {})
         if "phase" not in event:
             return
         entered = self._enter(event["phase"], int(event["iteration"]), now)

@@ -20,6 +20,7 @@ from cold_flower.errors import RunError
 CONFIG, SCORES, CONTRIBUTIONS = "config.json", "scores.jsonl", "contributions.jsonl"
 VALIDATION = "validation.jsonl"  # of the gate's candidates
 RESULT, PROGRESS = "result.json", "progress.jsonl"
+READ = "read"  # of an event there: by contributor, its shares of tokens unknown and of texts cut
 LOG = "flower.log"
 SITES = "sites.jsonl"  # which came, left or was refused; with versions and code
 FULL = "no space left on the disk of the run directory: make room there"

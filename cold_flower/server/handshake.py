@@ -58,4 +58,10 @@ def examine(answer: Mapping[str, Any], node: int, *, model: str, code: str = "")
     device, metric = str(answer.get("device", "cpu"))[:80], str(answer.get("metric", "accuracy"))
     if metric not in METRIC_OF.values():
         raise Refused(unknown("metric", metric[:80], list(METRIC_OF.values())))
-    return Member(name, node, examples, tokens, device, metric)
+    shares = [_share(answer.get(key, 0.0)) for key in ("unknown", "cut")]
+    return Member(name, node, examples, tokens, device, metric, *shares)
+
+
+def _share(value: Any) -> float:
+    """Return a share as it was said; 0 where it is none: it informs, nothing rests on it."""
+    return value if type(value) is float and 0 <= value <= 1 else 0.0

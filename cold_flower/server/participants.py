@@ -16,6 +16,7 @@ from cold_flower.data.plan import Plan, plan
 from cold_flower.errors import RunError
 from cold_flower.identity import code_sha256
 from cold_flower.server.handshake import answer_of, examine, query
+from cold_flower.server.reading import say_shares
 from strategies.errors import Refused
 from strategies.exchange import exchange
 from strategies.participants import Member, Participants
@@ -73,7 +74,7 @@ class Contributors(Participants):
         return [member.name for member in longest_first(training[name] for name in drawn)]
 
 
-def gather(grid: Grid, config: Config, model: str, say: Callable[[str], object]) -> Contributors:
+def gather(grid: Grid, config: Config, model: str, say: Callable[..., object]) -> Contributors:
     """Wait for the nodes of a simulation, and ask each who it is.
 
     Args:
@@ -115,6 +116,7 @@ def gather(grid: Grid, config: Config, model: str, say: Callable[[str], object])
         if member.name in members:
             raise RunError(f"two nodes call themselves {member.name}: each contributor is one node")
         members[member.name] = member
+    say_shares(members.values(), config.finetune.max_length, say)
     _warn_of_idle_gpus(members.values(), say)
     return Contributors(config, whole, (member for _, member in sorted(members.items())))
 

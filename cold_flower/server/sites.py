@@ -19,6 +19,7 @@ from cold_flower.errors import ConfigError, RunError
 from cold_flower.repository.journal import SITES, Journal
 from cold_flower.server.handshake import answer_of, examine, query
 from cold_flower.server.participants import Contributors
+from cold_flower.server.reading import say_shares
 from strategies.errors import Refused
 from strategies.exchange import exchange
 from strategies.names import NAME
@@ -147,6 +148,7 @@ class Sites(Contributors):
             self._journal.say(f"site {name} takes part: {member.examples} training examples")
             runs = {key: str(answer.get(key, ""))[:200] for key in ("versions", "code")}
             self._record(name, "joined", examples=member.examples, **runs)
+        say_shares(joined.values(), self._config.finetune.max_length, self._journal.say)
         return joined
 
     def _refuse(self, name: str, cause: str) -> None:
