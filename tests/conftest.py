@@ -138,6 +138,12 @@ def _tiny_config(family: str) -> Any:
     made = {
         "bert": lambda: transformers.BertConfig(**usual),
         "roberta": lambda: transformers.RobertaConfig(**usual),
+        "xlm-roberta": lambda: transformers.XLMRobertaConfig(**usual),
+        "camembert": lambda: transformers.CamembertConfig(**usual),
+        # Its layers share their weights; its embedding is narrower than they are.
+        "albert": lambda: transformers.AlbertConfig(
+            **usual, embedding_size=8, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1
+        ),
         "electra": lambda: transformers.ElectraConfig(**usual, embedding_size=8),
         "mpnet": lambda: transformers.MPNetConfig(**usual),
         # As DeBERTa-v3: relative positions alone, in buckets; no token types.

@@ -8,6 +8,7 @@ from cold_flower.config import PROTOCOLS, Config, Finetune
 from cold_flower.data.encode import EncodedSplits
 from cold_flower.models import first_token, gpus
 from cold_flower.models.base import load_base
+from cold_flower.models.families import OWN_ATTENTION, PREFIXES
 from cold_flower.models.starting import starting_model
 from cold_flower.models.text_to_text import TextToText, label_tokens
 from cold_flower.training.finetune import accumulate_gradients
@@ -16,7 +17,7 @@ from tests.conftest import _tiny_config
 from tests.test_encode import some
 
 META = torch.device("meta")
-FAMILIES = ("bert", "roberta", "electra", "modernbert", "distilbert")
+FAMILIES = sorted(set(PREFIXES) - set(OWN_ATTENTION))
 
 
 def step(family, data, *, adapted=True):

@@ -14,7 +14,7 @@ from cold_flower.errors import ModelError
 from cold_flower.models.base import load_base
 from cold_flower.models.body import body_of, head_parameters, load_body, prefix_of
 from cold_flower.models.classifier import classifier
-from cold_flower.models.families import PREFIXES
+from cold_flower.models.families import BEHIND_PADDING, PREFIXES
 from cold_flower.models.folder import WEIGHTS
 from cold_flower.models.starting import save_starting_model, starting_model
 from cold_flower.repository.bases import Repository
@@ -26,6 +26,13 @@ from tests.test_encode import some
 
 # A starting model of each kind: bare, with a language-model head, with a classifier.
 STARTS = {
+    "albert": ("AlbertModel", "AlbertForMaskedLM", "AlbertForSequenceClassification"),
+    "camembert": ("CamembertModel", "CamembertForMaskedLM"),
+    "xlm-roberta": (
+        "XLMRobertaModel",
+        "XLMRobertaForMaskedLM",
+        "XLMRobertaForSequenceClassification",
+    ),
     "bert": ("BertModel", "BertForMaskedLM", "BertForSequenceClassification"),
     "roberta": ("RobertaModel", "RobertaForMaskedLM"),
     "distilbert": ("DistilBertModel", "DistilBertForMaskedLM"),
@@ -143,7 +150,7 @@ def test_a_text_has_the_positions_that_there_are(folders, family) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     base = load_base(str(folder))
     data = encode(base.tokenizer, [("nome " * 100,)], [0], max_length=64)
-    room = {"roberta": 38, "mpnet": 38, "t5": 64}.get(family, 40)
+    room = 38 if family in BEHIND_PADDING else 64 if family == "t5" else 40
     assert data.lengths().tolist() == [room]
     _, body = starting_model(base, seed=0)
     model = classifier(base, body, labels=ABC, kind="classification", seed=1)
@@ -184,7 +191,7 @@ def test_a_model_that_is_not_supported_or_not_there(tmp_path, folders) -> None:
     from cold_flower.models import demo as demo_model
 
     demo_model.tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"GPT2LMHeadModel.*Supported: bert, deberta-v2"):
+    with pytest.raises(ModelError, match=r"GPT2LMHeadModel.*Supported: albert, bert, camembert"):
         load_base(str(tmp_path))
     with pytest.raises(ModelError, match=r"'no-such/model' cannot be loaded.*absolute path"):
         load_base("no-such/model")

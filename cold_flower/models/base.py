@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from cold_flower.errors import ModelError
 from cold_flower.models import demo
-from cold_flower.models.families import PREFIXES
+from cold_flower.models.families import BEHIND_PADDING, PREFIXES
 
 # The class of a T5 with decoder and LM head, and its name in old checkpoints.
 TEXT_TO_TEXT = ("T5ForConditionalGeneration", "T5WithLMHeadModel")
@@ -61,7 +61,7 @@ def load_base(name: str) -> Base:
             )
     else:
         # Positions begin behind the padding's in these families, so there are fewer of them.
-        skipped = config.pad_token_id + 1 if config.model_type in ("roberta", "mpnet") else 0
+        skipped = config.pad_token_id + 1 if config.model_type in BEHIND_PADDING else 0
         positions = config.max_position_embeddings - skipped
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     return Base(name, config, tokenizer, _fingerprint(config, tokenizer))
