@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from cold_flower.errors import ModelError
 from cold_flower.models import demo
 from cold_flower.models.families import BEHIND_PADDING, PREFIXES
+from cold_flower.models.tokenizer import first_line, load_tokenizer
 
 # The class of a T5 with decoder and LM head, and its name in old checkpoints.
 TEXT_TO_TEXT = ("T5ForConditionalGeneration", "T5WithLMHeadModel")
@@ -46,13 +47,13 @@ def load_base(name: str) -> Base:
     if name == "demo":
         config, tokenizer = demo.config(), demo.tokenizer()
         return Base(name, config, tokenizer, _fingerprint(config, tokenizer))
-    config = _load(AutoConfig, name)
+    config = _load_config(name)
     if config.model_type not in PREFIXES:
         raise ModelError(
             f"base-model {name!r} is {config.architectures or config.model_type}: no tested "
             f"sequence-classification class. Supported: {', '.join(PREFIXES)}."
         )
-    tokenizer = _load(AutoTokenizer, name)
+    tokenizer = load_tokenizer(name, config)
     if config.model_type == "t5":  # has relative positions, so only the tokenizer sets a limit
         if (config.architectures or [""])[0] not in TEXT_TO_TEXT:
             raise ModelError(
@@ -67,9 +68,9 @@ def load_base(name: str) -> Base:
     return Base(name, config, tokenizer, _fingerprint(config, tokenizer))
 
 
-def _load(auto_class: Any, name: str) -> Any:
+def _load_config(name: str) -> Any:
     try:
-        return auto_class.from_pretrained(name)
+        return AutoConfig.from_pretrained(name)
     except Exception as error:  # a broken file may raise anything
         tried = "" if Path(name).is_dir() else " (no such folder here; as a model of the hub)"
         raise ModelError(
@@ -79,15 +80,13 @@ def _load(auto_class: Any, name: str) -> Any:
         ) from error
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, as a sentence."""
-    return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".") + "."
-
-
 def _fingerprint(config: Any, tokenizer: Any) -> str:
     shape = {k: v for k, v in config.to_diff_dict().items() if k not in _INCIDENTAL}
-    words = json.loads(tokenizer.backend_tokenizer.to_str())
-    for setting in ("truncation", "padding"):  # left there by the tokenizer's last call
-        words.pop(setting, None)
+    if tokenizer.is_fast:
+        words = json.loads(tokenizer.backend_tokenizer.to_str())
+        for setting in ("truncation", "padding"):  # left there by the tokenizer's last call
+            words.pop(setting, None)
+    else:
+        words = [type(tokenizer).__name__, tokenizer.get_vocab()]
     text = json.dumps([shape, words], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from cold_flower.errors import ModelError
-from cold_flower.models.base import TEXT_TO_TEXT, Base, first_line
+from cold_flower.models.base import TEXT_TO_TEXT, Base
 from cold_flower.models.body import body_of, load_body
+from cold_flower.models.tokenizer import first_line
 from cold_flower.seeds import derive, seeded
 
 

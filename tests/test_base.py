@@ -1,0 +1,240 @@
+"""A base model is what its files say, or refused before anything starts: tokenizer and weights."""
+
+import json
+import shutil
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from cold_flower.commands.rehearsal import rehearse
+from cold_flower.config import Config
+from cold_flower.contributors.site import load_site
+from cold_flower.data import demo
+from cold_flower.data.encode import encode
+from cold_flower.errors import ModelError
+from cold_flower.models.base import load_base
+from cold_flower.models.classifier import classifier
+from cold_flower.models.families import BEHIND_PADDING
+from cold_flower.models.folder import WEIGHTS
+from cold_flower.models.starting import save_starting_model, starting_model
+from cold_flower.runtime import experiments
+from cold_flower.training.scoring import logits_of
+from tests.test_encode import some
+from tests.test_model import ABC, ENCODERS, STARTS
+
+TEXT = "nome karo  zoda!"
+FRAMED = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
+# How each family's sentencepiece model is made; its ids' distance from the tokenizer's; the frame.
+SENTENCEPIECE = {
+    "deberta-v2": ("spm.model", {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, **FRAMED}, 0),
+    "t5": ("spiece.model", {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}, 0),
+    "albert": (
+        "spiece.model",
+        {
+            "pad_id": 0,
+            "unk_id": 1,
+            "bos_id": -1,
+            "eos_id": -1,
+            "control_symbols": ["[CLS]", "[SEP]", "[MASK]"],
+        },
+        0,
+    ),
+    "xlm-roberta": ("sentencepiece.bpe.model", {}, 1),
+    "camembert": ("sentencepiece.bpe.model", {}, 4),
+}
+FRAMES = {"t5": ([], [1]), "albert": ([2], [3]), "xlm-roberta": ([0], [2]), "camembert": ([5], [6])}
+WORDS = [word for concept in demo.vocabulary() for word in concept]
+
+
+def pieces(family) -> bytes:
+    """Train a small sentencepiece model on the demo's words."""
+    model = BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(WORDS),
+        model_writer=model,
+        vocab_size=60,
+        minloglevel=3,
+        **SENTENCEPIECE[family][1],
+    )
+    return model.getvalue()
+
+
+def vocabulary(family) -> dict[str, bytes]:
+    """Return the files in which a family's own tokenizer keeps its words."""
+    if family in SENTENCEPIECE:
+        return {SENTENCEPIECE[family][0]: pieces(family)}
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "[UNK]", "[PAD]", "[CLS]", "[SEP]"]
+    if family == "roberta":
+        letters = [*special, "Ġ", *sorted(set("".join(WORDS))), "no", "Ġno"]
+        ids = json.dumps({token: i for i, token in enumerate(letters)})
+        return {"vocab.json": ids.encode(), "merges.txt": "#version: 0.2\nn o\nĠ no\n".encode()}
+    return {"vocab.txt": "\n".join([*special, "[MASK]", *WORDS[:99]]).encode()}
+
+
+KINDS = sorted({"bert", "distilbert", "electra", "mpnet", "roberta", *SENTENCEPIECE})
+_MADE: dict[str, dict[str, bytes]] = {}
+
+
+@pytest.fixture
+def native(folders):
+    """Return a function that writes a model with its family's own vocabulary files alone."""
+
+    def write(family, *, tokenizer_class=None, **changes) -> Path:
+        folder = folders(family, STARTS[family][0], **changes)
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+        if family not in _MADE:
+            _MADE[family] = vocabulary(family)
+        for name, data in _MADE[family].items():
+            (folder / name).write_bytes(data)
+        if tokenizer_class:
+            settings = json.dumps({"tokenizer_class": tokenizer_class})
+            (folder / "tokenizer_config.json").write_text(settings)
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_a_familys_own_vocabulary_files_are_read(native, family, tmp_path) -> None:
+    base = load_base(str(native(family)))
+    model, body = starting_model(base, seed=0)
+    data = encode(base.tokenizer, [(TEXT, "nome"), ("futu", "☃")], [0, 1], max_length=32)
+    made = classifier(base, body, labels=ABC, kind="classification", seed=1)
+    assert logits_of(made, data, "fp32").isfinite().all()
+    save_starting_model(model, base, tmp_path / "again")  # as iteration 0 is published
+    again = load_base(str(tmp_path / "again"))
+    assert again.sha256 == base.sha256
+    assert again.tokenizer(TEXT)["input_ids"] == base.tokenizer(TEXT)["input_ids"]
+
+
+@pytest.mark.parametrize("family", SENTENCEPIECE)
+@pytest.mark.parametrize("suffix", ["", "Tokenizer", "TokenizerFast"])
+def test_tokens_are_those_of_sentencepiece_itself(native, family, suffix) -> None:
+    name = {"deberta-v2": "DebertaV2", "xlm-roberta": "XLMRoberta"}.get(family, family.capitalize())
+    base = load_base(str(native(family, tokenizer_class=name + suffix if suffix else None)))
+    file, _, distance = SENTENCEPIECE[family]
+    own = sentencepiece.SentencePieceProcessor(model_proto=_MADE[family][file])
+    begin, end = FRAMES.get(family, ([1], [2]))
+    for text in (TEXT, "futu", ""):
+        ids = [i + distance for i in own.encode(text)]
+        if family in ("xlm-roberta", "camembert"):  # their unknown token comes before the others
+            ids = [3 if i == own.unk_id() + distance else i for i in ids]
+        assert base.tokenizer(text)["input_ids"] == [*begin, *ids, *end]
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_missing_vocabulary_files_are_named(native, family) -> None:
+    for file in vocabulary(family):
+        folder = native(family)
+        (folder / file).unlink()
+        with pytest.raises(ModelError, match=rf"{folder}.*no {file}.*no tokenizer.json.*Copy"):
+            load_base(str(folder))
+
+
+def test_a_folder_without_any_tokenizer_is_refused_for_every_family(folders) -> None:
+    for family in STARTS:
+        folder = folders(family, STARTS[family][0])
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+        with pytest.raises(ModelError, match=r"no tokenizer\.json, which would be enough"):
+            load_base(str(folder))
+
+
+def test_tokenizer_json_alone_is_enough(folders) -> None:
+    for family in STARTS:
+        folder = folders(family, STARTS[family][0])
+        whole = load_base(str(folder)).tokenizer(TEXT)["input_ids"]
+        load_base.cache_clear()
+        (folder / "tokenizer_config.json").unlink()
+        alone = load_base(str(folder)).tokenizer(TEXT)["input_ids"]
+        assert len(alone) > 3
+        if family in ("roberta", "modernbert"):  # others frame a text as the family does
+            assert alone == whole
+
+
+DAMAGED = {
+    "spm.model": ("deberta-v2", b"no model", "its sentencepiece model is damaged"),
+    "spiece.model": ("t5", b"", "no words, only special tokens"),
+    "vocab.txt": ("bert", b"", "cannot"),
+    "vocab.json": ("roberta", b"{", "its tokenizer cannot be loaded"),
+    "merges.txt": ("roberta", b"#version: 0.2\nn zz\n", "its tokenizer cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("file", DAMAGED)
+def test_a_damaged_vocabulary_is_refused(native, file) -> None:
+    family, data, said = DAMAGED[file]
+    folder = native(family)
+    (folder / file).write_bytes(data)
+    with pytest.raises(ModelError, match=rf"{said}.*save_pretrained\(folder\)"):
+        load_base(str(folder))
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"
+    (folder / file).write_bytes(pointer)
+    with pytest.raises(ModelError, match=rf"{file} is a pointer of Git LFS.*git lfs pull"):
+        load_base(str(folder))
+
+
+def test_tokens_beyond_the_embedding_are_refused(folders) -> None:
+    folder = folders("bert", "BertForMaskedLM")
+    tokenizer = load_base(str(folder)).tokenizer
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["xylophone", "yoke"])
+    tokenizer.save_pretrained(folder)
+    load_base.cache_clear()
+    with pytest.raises(ModelError, match=rf"2 tokens.*'xylophone' is number {rows}.*is {rows}\."):
+        load_base(str(folder))
+    model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(tokenizer))  # the way out
+    model.save_pretrained(folder)
+    base = load_base(str(folder))
+    assert len(starting_model(base, 0)[1]["embeddings.word_embeddings.weight"]) == rows + 2
+    assert rows + 1 in base.tokenizer("nome yoke")["input_ids"]
+
+
+def test_rows_beyond_the_tokenizer_are_usual(folders) -> None:
+    folder = folders("bert", "BertModel", vocab_size=512)
+    assert load_base(str(folder)).config.vocab_size == 512
+
+
+@pytest.mark.parametrize("family", BEHIND_PADDING)
+def test_positions_are_counted_from_the_padding_that_was_meant(folders, family) -> None:
+    for ours in (None, 0):
+        folder = folders(family, STARTS[family][0])
+        change(folder, pad_token_id=ours)
+        said = "null" if ours is None else "0"
+        with pytest.raises(ModelError, match=rf"pad_token_id is {said} in config.*tokenizer's is 1"):
+            load_base(str(folder))
+
+
+def change(folder, **keys) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **keys}))
+
+
+@pytest.mark.parametrize("key", ["pad_token_id", "decoder_start_token_id"])
+def test_t5_needs_a_token_to_begin_with(folders, key) -> None:
+    folder = folders("t5", STARTS["t5"][0])
+    change(folder, **{key: None})
+    with pytest.raises(ModelError, match=rf"{key} in config.json is null"):
+        load_base(str(folder))
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_elsewhere_padding_may_be_any_token(folders, family) -> None:
+    """A tokenizer without one fills up with token 0, which the mask hides."""
+    folder = folders(family, STARTS[family][0], initializer_range=0.5)
+    if family not in BEHIND_PADDING:
+        change(folder, pad_token_id=None)
+    base = load_base(str(folder))
+    base.tokenizer.pad_token = None
+    model = classifier(base, starting_model(base, 0)[1], labels=ABC, kind="regression", seed=1)
+    data = some(base, 9)
+    assert data.padding == 0
+    alone = torch.cat([logits_of(model, data.take([i]), "fp32") for i in range(9)])
+    assert torch.allclose(logits_of(model, data, "fp32"), alone, atol=1e-5)
