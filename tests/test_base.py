@@ -1,7 +1,6 @@
 """A base model is what its files say, or refused before anything starts: tokenizer and weights."""
 
 import json
-import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from cold_flower.models.classifier import classifier
 from cold_flower.models.families import BEHIND_PADDING
 from cold_flower.models.folder import WEIGHTS
 from cold_flower.models.starting import save_starting_model, starting_model
-from cold_flower.runtime import experiments
 from cold_flower.training.scoring import logits_of
 from tests.test_encode import some
 from tests.test_model import ABC, ENCODERS, STARTS
@@ -146,22 +144,22 @@ def test_a_folder_without_any_tokenizer_is_refused_for_every_family(folders) -> 
             load_base(str(folder))
 
 
-def test_tokenizer_json_alone_is_enough(folders) -> None:
-    for family in STARTS:
-        folder = folders(family, STARTS[family][0])
-        whole = load_base(str(folder)).tokenizer(TEXT)["input_ids"]
-        load_base.cache_clear()
-        (folder / "tokenizer_config.json").unlink()
-        alone = load_base(str(folder)).tokenizer(TEXT)["input_ids"]
-        assert len(alone) > 3
-        if family in ("roberta", "modernbert"):  # others frame a text as the family does
-            assert alone == whole
+@pytest.mark.parametrize("family", KINDS)
+def test_tokenizer_json_alone_is_enough(native, family) -> None:
+    folder = native(family)
+    tokenizer = load_base(str(folder)).tokenizer
+    for file in vocabulary(family):
+        (folder / file).unlink()
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    load_base.cache_clear()
+    alone = load_base(str(folder)).tokenizer
+    assert alone(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
 
 
 DAMAGED = {
     "spm.model": ("deberta-v2", b"no model", "its sentencepiece model is damaged"),
     "spiece.model": ("t5", b"", "no words, only special tokens"),
-    "vocab.txt": ("bert", b"", "cannot"),
+    "vocab.txt": ("bert", b"", "no words, only special tokens"),
     "vocab.json": ("roberta", b"{", "its tokenizer cannot be loaded"),
     "merges.txt": ("roberta", b"#version: 0.2\nn zz\n", "its tokenizer cannot be loaded"),
 }
@@ -208,7 +206,9 @@ def test_positions_are_counted_from_the_padding_that_was_meant(folders, family) 
         folder = folders(family, STARTS[family][0])
         change(folder, pad_token_id=ours)
         said = "null" if ours is None else "0"
-        with pytest.raises(ModelError, match=rf"pad_token_id is {said} in config.*tokenizer's is 1"):
+        with pytest.raises(
+            ModelError, match=rf"pad_token_id is {said} in config.*tokenizer's is 1"
+        ):
             load_base(str(folder))
 
 
@@ -238,3 +238,90 @@ def test_elsewhere_padding_may_be_any_token(folders, family) -> None:
     assert data.padding == 0
     alone = torch.cat([logits_of(model, data.take([i]), "fp32") for i in range(9)])
     assert torch.allclose(logits_of(model, data, "fp32"), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "start"), [("bert", "BertForMaskedLM"), ("t5", STARTS["t5"][0])]
+)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_in_any_tensor_is_refused_by_name(folders, family, start, bad) -> None:
+    folder = folders(family, start)
+    whole = load_file(folder / WEIGHTS)
+    for name, tensor in whole.items():
+        spoilt = tensor.clone()
+        spoilt.view(-1)[-1] = bad
+        save_file({**whole, name: spoilt}, folder / WEIGHTS, {"format": "pt"})
+        with pytest.raises(ModelError, match=rf"{folder}.*tensor {name} holds NaN or infinity"):
+            starting_model(load_base(str(folder)), 0)
+
+
+def test_a_checkpoint_without_part_of_the_body_is_refused(folders) -> None:
+    for family, names in STARTS.items():
+        folder = folders(family, names[-1])
+        whole = load_file(folder / WEIGHTS)
+        name = next(n for n in whole if n.endswith("weight") and whole[n].ndim == 2 and ".0." in n)
+        if family == "albert":
+            name = next(n for n in whole if "albert_layers" in n)
+        save_file({k: t for k, t in whole.items() if k != name}, folder / WEIGHTS, {"format": "pt"})
+        with pytest.raises(ModelError, match=rf"lack 1 of the model's .*{name[-20:]}\."):
+            starting_model(load_base(str(folder)), 0)
+        other = {f"module.{k}": t for k, t in whole.items()}  # as DataParallel names them
+        save_file(other, folder / WEIGHTS, {"format": "pt"})
+        with pytest.raises(ModelError, match=r"weights lack \d\d of the model's \d\d tensors"):
+            starting_model(load_base(str(folder)), 0)
+
+
+def test_a_vocabulary_size_that_is_not_the_embeddings_is_refused(folders) -> None:
+    folder = folders("bert", "BertModel")  # whose tokenizer has 389 tokens, as many as rows
+    change(folder, vocab_size=400)
+    with pytest.raises(ModelError, match="weights cannot be loaded"):
+        starting_model(load_base(str(folder)), 0)
+
+
+def test_loading_says_nothing_but_errors(folders, capfd) -> None:
+    base = load_base(str(folders("bert", "BertForMaskedLM")))
+    capfd.readouterr()
+    transformers.logging.set_verbosity_info()
+    try:
+        starting_model(base, 0)
+        assert transformers.logging.get_verbosity() == transformers.logging.INFO
+    finally:
+        transformers.logging.set_verbosity_error()
+    assert capfd.readouterr() == ("", "")
+
+
+def spoil(folder) -> None:
+    whole = load_file(folder / WEIGHTS)
+    whole["embeddings.word_embeddings.weight"][7] = float("nan")
+    save_file(whole, folder / WEIGHTS, {"format": "pt"})
+
+
+@pytest.mark.parametrize("where", ["simulate", "evaluate", "site check"])
+def test_the_same_is_said_everywhere_before_anything_starts(folders, tmp_path, where) -> None:
+    from cold_flower.commands import api
+
+    def start(folder) -> None:
+        if where == "simulate":
+            api.simulate("demo", {"base-model": str(folder)}, run_dir=tmp_path / "run")
+        elif where == "evaluate":
+            api.evaluate(folder, suite="demo", run_dir=tmp_path / "run")
+        else:
+            toml = tmp_path / "site.toml"
+            toml.write_text(
+                f'name = "travel"\nbase-model = "{folder}"\n[task]\nsource = "demo"\n'
+                'path = "travel"\ntext = ["text"]\nlabel = "label"\n'
+                'splits = { train = "train", test = "test" }\n'
+            )
+            list(rehearse(load_site(toml), Config()))
+
+    wrong = {
+        "holds NaN or infinity": spoil,
+        "no vocab.txt": lambda f: [path.unlink() for path in f.glob("tokenizer*")],
+        "no embedding for": lambda f: change(f, vocab_size=300),
+    }
+    for said, spoils in wrong.items():
+        folder = folders("bert", "BertModel")
+        spoils(folder)
+        with pytest.raises(ModelError, match=rf"{folder}.*{said}"):
+            start(folder)
+        assert not (tmp_path / "run").exists()

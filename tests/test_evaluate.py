@@ -1,5 +1,6 @@
 """The protocols."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from cold_flower.data.encode import EncodedSplits, encode
 from cold_flower.models.base import load_base
 from cold_flower.models.starting import starting_model
 from cold_flower.training.protocols import evaluate, stratified
+from cold_flower.training.scoring import DivergedError
 from strategies.fusion import fingerprint
 from tests.test_encode import some
 from tests.test_model import ENCODERS, STARTS
@@ -45,6 +47,14 @@ def test_protocols_are_independent_and_leave_the_body_alone(tiny, data) -> None:
     assert together["finetuned"] > together["frozen"]  # it memorises what it is tested on
 
 
+@pytest.mark.parametrize("protocol", ["frozen", "finetuned", "few-shot"])
+def test_a_body_that_computes_nan_has_no_score(tiny, data, protocol) -> None:
+    _, body = starting_model(tiny, seed=0)
+    key = "encoder.layer.1.output.dense.weight"
+    with pytest.raises(DivergedError, match=f"^{protocol}: "):
+        evaluate(tiny, {**body, key: body[key] * math.nan}, data, [protocol], CONFIG, seed=1)
+
+
 @pytest.mark.parametrize("family", ENCODERS)
 def test_regression_heads(folders, family) -> None:
     """Every encoder learns a number, the share of one word in a text, by each protocol."""
@@ -55,7 +65,7 @@ def test_regression_heads(folders, family) -> None:
     texts = [(" ".join(["nome"] * n + ["karo"] * (8 - n)),) for n in ones]
     rows = encode(base.tokenizer, texts, [n / 8 for n in ones], max_length=16)
     data = EncodedSplits(rows, rows, rows, ("",), "regression", "pearson")
-    config = replace(CONFIG, few_shot=replace(CONFIG.few_shot, draws=1, epochs=10))
+    config = replace(CONFIG, few_shot=replace(CONFIG.few_shot, draws=1, epochs=20))
     scores = evaluate(base, body, data, ["frozen", "finetuned", "few-shot"], config, seed=1)
     assert scores["finetuned"] > 0.9
     assert scores["few-shot"] > 0.5

@@ -9,9 +9,9 @@ import torch
 from cold_flower.config import Finetune
 from cold_flower.models.classifier import classifier
 from cold_flower.models.starting import starting_model
-from cold_flower.training.finetune import DivergedError, finetune
-from cold_flower.training.optimizer import linear_decay
-from cold_flower.training.scoring import measure, score
+from cold_flower.training.finetune import finetune
+from cold_flower.training.optimizer import Optimizer, linear_decay
+from cold_flower.training.scoring import DivergedError, measure, score
 from strategies.fusion import fingerprint
 from tests.test_encode import some
 
@@ -146,6 +146,37 @@ def test_metrics_by_hand() -> None:
     line = torch.tensor([[1.0], [2.0], [3.0]])
     assert measure("pearson", line, torch.tensor([10.0, 20.0, 30.0])) == pytest.approx(1.0)
     assert measure("pearson", torch.ones(3, 1), torch.tensor([1.0, 2.0, 3.0])) == 0.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("metric", ["accuracy", "pearson"])
+def test_outputs_that_are_not_finite_have_no_score(metric, bad) -> None:
+    logits = torch.zeros(4, 2 if metric == "accuracy" else 1)
+    logits[2, 0] = bad
+    with pytest.raises(DivergedError, match="NaN or infinite on 1 of 4 examples"):
+        measure(metric, logits, torch.tensor([0, 0, 1, 0]))
+
+
+def test_weights_that_the_last_step_spoils_are_noticed(tiny, start, monkeypatch) -> None:
+    """The loss is measured before the step, so it is finite to the end."""
+    step = Optimizer.step
+
+    def spoil(self) -> None:
+        step(self)
+        with torch.no_grad():
+            self._parameters[0].fill_(math.nan)
+
+    monkeypatch.setattr(Optimizer, "step", spoil)
+    options = replace(OPTIONS, batch_size=40, max_epochs=1)
+    with pytest.raises(DivergedError, match="outputs are NaN or infinite on 40 of 40"):
+        run(tiny, start, options, dev=some(tiny, 40))
+
+
+def test_a_loss_that_is_not_finite_is_said_before_dev_is_scored(tiny, start) -> None:
+    bad = {k: t * math.inf if k.endswith("word_embeddings.weight") else t for k, t in start.items()}
+    options = replace(OPTIONS, validate_every_examples=8)
+    with pytest.raises(DivergedError, match="loss is nan after 1 steps: lower finetune"):
+        run(tiny, bad, options, dev=some(tiny, 40))
 
 
 @pytest.mark.parametrize("trains", [True, False])

@@ -31,6 +31,7 @@ from cold_flower.models.heads import Heads
 from cold_flower.seeds import derive
 from cold_flower.training import protocols
 from cold_flower.training.finetune import finetune
+from cold_flower.training.scoring import DivergedError
 from strategies.fusion import Weights, write_safetensors
 
 SPLITS = ("train", "dev", "test")
@@ -178,6 +179,9 @@ class Contributor:
             iteration: with ``partition.fresh``, which rows.
             seed: the run's.
             split: ``test``, or ``dev`` for the gate.
+
+        Raises:
+            DivergedError: on ``test``, a model's loss or outputs are not finite.
         """
         data = self.splits(iteration, evaluation=split == "test")
         if split == "dev":
@@ -186,7 +190,13 @@ class Contributor:
             check_few_shot(self.task, self.config, len(data.train))
         # The same draws at every iteration: then only the body makes the difference.
         derived = derive(seed, self.name, "evaluate")
-        scores = protocols.evaluate(self.base, body, data, chosen, self.config, derived)
+        try:
+            scores = protocols.evaluate(self.base, body, data, chosen, self.config, derived)
+        except DivergedError:
+            if split == "test":
+                raise
+            # A candidate that computes NaN has the lowest score there is: the gate leaves it.
+            scores = dict.fromkeys(chosen, -1.0 if data.metric == "pearson" else 0.0)
         return {"num-examples": len(data.test), **scores}
 
 

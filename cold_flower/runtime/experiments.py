@@ -161,9 +161,12 @@ def check(config: Config) -> Checked:
     """
     from cold_flower.models import text_to_text
     from cold_flower.models.base import load_base
+    from cold_flower.models.starting import starting_model
 
     whole = check_keys(config)
     base = load_base(config.base_model)
+    if not config.resume:  # a run that has begun has its own copy
+        starting_model(base, config.seed)
     shards = config.partition.kind == "shards"
     loaded = {
         name: load_splits(whole.tasks[name], config, 0 if shards else None)

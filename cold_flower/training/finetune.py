@@ -15,15 +15,10 @@ from torch import Tensor, nn
 
 from cold_flower.config import Finetune
 from cold_flower.data.encode import Encoded, training_batches
-from cold_flower.errors import ColdFlowerError
 from cold_flower.seeds import derive, seeded
 from cold_flower.training.optimizer import Optimizer
-from cold_flower.training.scoring import autocast, score
+from cold_flower.training.scoring import DivergedError, autocast, score
 from cold_flower.training.vocabulary import trimmed_embedding
-
-
-class DivergedError(ColdFlowerError):
-    """The loss became NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ def finetune(
         seed: of the order of the examples and of dropout.
 
     Raises:
-        DivergedError: the loss is not finite.
+        DivergedError: the loss, or an output on dev, is not finite.
     """
     started = time.perf_counter()
     train, dev = train.to(model.device), dev and dev.to(model.device)
@@ -82,6 +77,7 @@ def finetune(
                     steps, seen = steps + 1, seen + len(indices)
                     if dev is not None and seen - validated_at >= options.validate_every_examples:
                         validated_at = seen
+                        check_finite(float(loss), steps, options)
                         if stopping.update(score(model, dev, metric, options.precision), seen):
                             break
                     out_of_time = 0 < options.max_seconds <= time.perf_counter() - started

@@ -21,7 +21,7 @@ from cold_flower.models.classifier import classifier
 from cold_flower.seeds import derive
 from cold_flower.training import probe
 from cold_flower.training.finetune import finetune
-from cold_flower.training.scoring import measure, score
+from cold_flower.training.scoring import DivergedError, measure, score
 
 
 def evaluate(
@@ -41,9 +41,18 @@ def evaluate(
         protocols: of `cold_flower.config.PROTOCOLS`.
         config: the finetuning, probing and few-shot recipes.
         seed: of the evaluation; each protocol derives its own from it.
+
+    Raises:
+        DivergedError: a model's loss or outputs are not finite, by protocol.
     """
     scorers = {"frozen": frozen, "finetuned": finetuned, "few-shot": few_shot}
-    return {name: scorers[name](base, body, data, config, derive(seed, name)) for name in protocols}
+    scores = {}
+    for name in protocols:
+        try:
+            scores[name] = scorers[name](base, body, data, config, derive(seed, name))
+        except DivergedError as error:
+            raise DivergedError(f"{name}: {error}") from error
+    return scores
 
 
 def frozen(base: Base, body: State, data: EncodedSplits, config: Config, seed: int) -> float:

@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 from cold_flower.data.encode import Encoded, sorted_batches
+from cold_flower.errors import ColdFlowerError
 
 EVALUATION_BATCH = 64
+
+
+class DivergedError(ColdFlowerError):
+    """A model computes NaN or infinity."""
 
 
 def score(model: Any, data: Encoded, metric: str, precision: str) -> float:
@@ -19,7 +24,17 @@ def score(model: Any, data: Encoded, metric: str, precision: str) -> float:
 
 
 def measure(metric: str, logits: Tensor, labels: Tensor) -> float:
-    """Return accuracy in [0, 1], or Pearson's correlation in [-1, 1] (0 if constant)."""
+    """Return accuracy in [0, 1], or Pearson's correlation in [-1, 1] (0 if constant).
+
+    Raises:
+        DivergedError: an output is NaN or infinite; its argmax would be a class all the same.
+    """
+    if wrong := int((~logits.isfinite()).any(-1).sum()):
+        raise DivergedError(
+            f"the model's outputs are NaN or infinite on {wrong} of {len(logits)} examples: the "
+            "base, or what was trained from it, has diverged (lower finetune.learning-rate or "
+            "probe.learning-rate, or go back to an earlier base)"
+        )
     if metric == "accuracy":
         return float((logits.argmax(-1) == labels).double().mean())
     pair = torch.stack([logits.squeeze(-1).double(), labels.double()])
