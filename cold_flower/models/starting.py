@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.utils import enable_progress_bars
+from huggingface_hub.utils.tqdm import enable_progress_bars
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
@@ -68,8 +68,9 @@ def _quiet() -> Iterator[None]:
     """Have the library not list the tensors that are drawn; show no bar but a download's."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    enable_progress_bars()
+    if bar:
+        logging.disable_progress_bar()
+        enable_progress_bars()
     try:
         yield
     finally:
