@@ -156,6 +156,18 @@ def test_tokenizer_json_alone_is_enough(native, family) -> None:
     assert alone(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
 
 
+def test_a_cased_vocabulary_is_not_read_in_lower_case(folders) -> None:
+    folder = folders("bert", "BertModel")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "The", "the"]
+    ids = {word: i for i, word in enumerate(words)}
+    transformers.BertTokenizer(vocab=ids, do_lower_case=False).save_pretrained(folder)
+    assert load_base(str(folder)).tokenizer("The the")["input_ids"] == [2, 5, 6, 3]
+    load_base.cache_clear()
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ModelError, match="no tokenizer_config.json, and without it"):
+        load_base(str(folder))
+
+
 DAMAGED = {
     "spm.model": ("deberta-v2", b"no model", "its sentencepiece model is damaged"),
     "spiece.model": ("t5", b"", "no words, only special tokens"),

@@ -8,6 +8,7 @@ noticed when the first text has it.
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import TOKENIZER_MAPPING, AutoTokenizer
 from transformers.utils import has_file
 
@@ -25,8 +26,9 @@ def load_tokenizer(name: str, config: Any) -> Any:
         config: the model's.
 
     Raises:
-        ModelError: files are missing or damaged; it knows no words; it has tokens that the
-            embedding has no row for; padding means another token to the model.
+        ModelError: files are missing or damaged; it knows no words; it would read texts otherwise
+            than its file says; it has tokens that the embedding has no row for; padding means
+            another token to the model.
     """
     _check_pointers(name)
     try:
@@ -41,11 +43,13 @@ def load_tokenizer(name: str, config: Any) -> Any:
             f"base-model {name!r}: its tokenizer cannot be loaded: {reason} {_WAY_OUT}"
         ) from error
     _check_words(name, tokenizer)
+    _check_settings(name, tokenizer)
     _check_ids(name, tokenizer, config)
     _check_padding(name, tokenizer, config)
     return tokenizer
 
 
+_MIXED = "The CAFÉ of 1,000  naïve 北京 words"
 _WAY_OUT = (
     "Copy the tokenizer's files from the model that this one was made from, or save it there: "
     "tokenizer.save_pretrained(folder)."
@@ -97,6 +101,25 @@ def _check_words(name: str, tokenizer: Any) -> None:
             f"base-model {name!r}: its tokenizer cannot read a word that it does not know: "
             f"{first_line(error)} {_WAY_OUT}"
         ) from error
+
+
+def _check_settings(name: str, tokenizer: Any) -> None:
+    """Check that tokenizer.json is read as it is written.
+
+    Of most families transformers 5 takes the words from there, and how a text is prepared (in
+    lower case, say) from tokenizer_config.json alone.
+    """
+    whole, settings = Path(name, "tokenizer.json"), Path(name, "tokenizer_config.json")
+    if not whole.is_file() or settings.is_file():
+        return
+    written = Tokenizer.from_file(str(whole))
+    written.no_truncation()
+    written.no_padding()
+    if written.encode(_MIXED).ids != tokenizer(_MIXED)["input_ids"]:
+        raise ModelError(
+            f"base-model {name!r} has no tokenizer_config.json, and without it transformers reads "
+            f"texts otherwise than tokenizer.json says: {_MIXED!r}. {_WAY_OUT}"
+        )
 
 
 def _check_ids(name: str, tokenizer: Any, config: Any) -> None:
