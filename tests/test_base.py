@@ -207,6 +207,22 @@ def test_tokens_beyond_the_embedding_are_refused(folders) -> None:
     assert rows + 1 in base.tokenizer("nome yoke")["input_ids"]
 
 
+def test_tokenizers_that_are_not_written_in_rust_work_too(folders) -> None:
+    """BERTweet is a RoBERTa whose words lie in vocab.txt and bpe.codes."""
+    made = {}
+    for words in ("nome karo", "nome zoda"):
+        folder = folders("roberta", "RobertaModel")
+        (folder / "tokenizer.json").unlink()
+        settings = json.dumps({"tokenizer_class": "BertweetTokenizer"})
+        (folder / "tokenizer_config.json").write_text(settings)
+        (folder / "bpe.codes").write_text("")
+        letters = sorted({f"{letter}@@" for letter in words} | set(words.replace(" ", "")))
+        (folder / "vocab.txt").write_text("\n".join(f"{letter} 1" for letter in letters))
+        made[words] = load_base(str(folder))
+        assert len(set(made[words].tokenizer(words)["input_ids"])) > 5
+    assert len({base.sha256 for base in made.values()}) == 2  # another vocabulary
+
+
 def test_rows_beyond_the_tokenizer_are_usual(folders) -> None:
     folder = folders("bert", "BertModel", vocab_size=512)
     assert load_base(str(folder)).config.vocab_size == 512

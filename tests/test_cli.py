@@ -162,7 +162,7 @@ def test_wrong_data_and_a_wrong_model(tmp_path) -> None:
     model = gpt2(tmp_path / "gpt2")
     done = cold_flower("simulate", "demo", "--set", f"base-model={model}", cwd=tmp_path)
     assert "GPT2LMHeadModel" in done.stderr
-    assert "Supported: bert, deberta-v2" in done.stderr
+    assert "Supported: albert, bert, camembert" in done.stderr
     assert done.returncode == 1
 
 

@@ -183,3 +183,16 @@ def test_a_changed_file_is_read_again(tmp_path) -> None:
     assert len(Contributor(config, 0).splits().test) == 20
     write(tmp_path / "data", ".csv", {k: v[:9] for k, v in ROWS.items()}, "test")
     assert len(Contributor(config, 0).splits().test) == 9
+
+
+@pytest.mark.parametrize("protocol", ["frozen", "finetuned"])
+def test_what_computes_nan_has_no_score_and_as_a_candidate_the_lowest(arrays, protocol) -> None:
+    body = {key: t * torch.finfo(t.dtype).max for key, t in records.unpack(arrays)}  # finite
+    sent = {"arrays": records.pack(body.items())}
+
+    def ask(split):
+        config = ConfigRecord({"protocols": protocol, "seed": 0, "iteration": 1, "split": split})
+        return send(MessageType.EVALUATE, {**sent, "config": config}, context())
+
+    assert ask("test").error.reason.startswith(f"DivergedError: {protocol}: ")
+    assert records.metrics_of(ask("dev").content)[protocol] == 0.0

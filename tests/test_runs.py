@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForMaskedLM
 
 from cold_flower.repository.bases import STATE, Repository
 from tests.test_cli import cold_flower
+from tests.test_model import STARTS
 from tests.test_simulation import MEMORY, body_of, rows, simulate
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -93,3 +96,20 @@ def test_harm_is_refused_and_a_base_is_rolled_back(tmp_path) -> None:
         "* 0003 (latest)", "| x 0002", "* 0001", "* 0000",
     ]  # fmt: skip
     assert "from 0001; average, 1 accepted, 2 refused; frozen seen" in log[0]
+
+
+@pytest.mark.parametrize("family", ["albert", "camembert", "xlm-roberta"])
+def test_a_whole_run_of_albert_camembert_and_xlm_roberta(folders, tmp_path, family) -> None:
+    base = folders(family, STARTS[family][1])
+    settings = ("tasks=music,travel", "unseen=", "contributors-per-iteration=0", "iterations=1")
+    settings += ("finetune.max-examples=64", "probe.epochs=2", "evaluate.max-test-examples=50")
+    pairs = [part for setting in (f"base-model={base}", *settings) for part in ("--set", setting)]
+    simulate(tmp_path, "run", *pairs)
+    scored = {(row["iteration"], row["task"]) for row in rows(tmp_path / "run", "scores.jsonl")}
+    assert scored == {(iteration, task) for iteration in (0, 1) for task in ("music", "travel")}
+    folder = tmp_path / "run" / "iterations" / "latest"
+    before, after = (AutoModelForMaskedLM.from_pretrained(f).state_dict() for f in (base, folder))
+    head = ("lm_head", "predictions")  # it is not fused; its decoder is the word embedding
+    for key, tensor in before.items():
+        moved = not torch.equal(tensor, after[key])
+        assert moved == (not key.startswith(head) or "decoder.weight" in key), key

@@ -1,7 +1,8 @@
 """In the last layer, compute the first token only: the head reads no other.
 
-The head of a BERT, RoBERTa or ELECTRA classifier, and BERT's pooler, read the first token's last
-hidden state and nothing else. So the last layer needs one query, and no keys and values at all:
+The head of a BERT, ELECTRA or RoBERTa classifier (XLM-RoBERTa and CamemBERT are RoBERTas), and
+BERT's pooler, read the first token's last hidden state and nothing else. So the last layer needs
+one query, and no keys and values at all:
 
 - A score is query . (W_k x) = (W_k^T query) . x. On the right the weights are multiplied with one
   vector per head, on the left with one per token.
