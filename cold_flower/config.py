@@ -205,7 +205,11 @@ class Config:
         choices=("message", "shared-dir"),
     )
     keep_iterations: int = key(0, "delete the weights of all but the newest so many; 0 = none")
-    quorum: int = key(0, "good contributions an iteration needs; 0 = all that are asked")
+    quorum: int = key(
+        0,
+        "good contributions an iteration needs; 0 = all that are asked answer, and screening "
+        "refuses fewer than half",
+    )
     baseline: str = key(
         "",
         "train on the union of all data instead of fusing: many tasks, or one in shards",

@@ -35,7 +35,8 @@ class Inbox(Grid):
         folder: where bodies go: ``<folder>/<iteration>/<name>.safetensors``.
         participants: who is there, and whom an iteration asks.
         first: the iteration that the first round makes.
-        quorum: accepted contributions an iteration needs; 0 means all that are asked.
+        quorum: accepted contributions an iteration needs; 0 means a good reply of all that are
+            asked, of which ``screen`` may then refuse fewer than half.
         keep_arrays: leave the arrays in the replies too, for strategies that fuse
             them themselves; costs one model per contributor in memory.
         window: how many contributors may be at work at once; 0 is all (see `exchange`).
@@ -100,8 +101,7 @@ class Inbox(Grid):
         asked = {names[m.metadata.dst_node_id]: self._stamped(m, base) for m in listed}
         self.contributions = self._already_here(asked, base)
         self._collect(asked, records.template_of(arrays), base, timeout)
-        self._judge(base, Weights(records.Tensors(arrays)))
-        self._check_quorum()
+        self._check_quorum(self._judge(base, Weights(records.Tensors(arrays))))
         accepted = self.accepted()
         # Flower's strategies want the same metrics of all; contributors need not send them all.
         common = sorted(set.intersection(*(set(one.metrics) for one in accepted)))
@@ -222,10 +222,10 @@ class Inbox(Grid):
         except Refused as reason:
             return Contribution(name, "refused", records.text_of(reason, 500))
 
-    def _judge(self, sha256: str, base: Weights) -> None:
-        """Screen what was accepted so far, all together."""
+    def _judge(self, sha256: str, base: Weights) -> int:
+        """Screen what was accepted so far, all together; return how many it refuses."""
         if not self._screen:
-            return
+            return 0
         promised = {name: m.examples for name, m in self._participants.members.items()}
         candidates = [
             Candidate(
@@ -238,15 +238,19 @@ class Inbox(Grid):
             for one in self.accepted()
         ]
         if not candidates:
-            return
-        for name, verdict in self._screen(sha256, candidates, self.diagnosis(base)).items():
+            return 0
+        verdicts = self._screen(sha256, candidates, self.diagnosis(base))
+        for name, verdict in verdicts.items():
             self.contributions[name] = replace(self.contributions[name], figures=verdict.figures)
             if verdict.reason:
                 self.refuse(name, verdict.reason)
+        return sum(bool(verdict.reason) for verdict in verdicts.values())
 
-    def _check_quorum(self) -> None:
+    def _check_quorum(self, screened: int) -> None:
         accepted, asked = len(self.accepted()), len(self.contributions)
-        needed = self.quorum or asked
+        # What screening tells apart rests on medians, so on more than half of them being good.
+        enough = accepted + screened == asked and 2 * accepted > asked
+        needed = self.quorum or (accepted if enough else asked)
         if accepted >= needed:
             return
         causes = []

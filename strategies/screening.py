@@ -19,10 +19,10 @@ from strategies.fusion import Template, is_finite
 from strategies.names import unknown
 
 LIES = 4.0  # how much the steps it says to have taken may excuse a contributor's norm, at most
-GROWN = 1.5  # the most that short honest finetunings were seen to grow
-SHRUNK = 0.25  # the median growth up to which a cohort is said to shrink
+APART = 4.0  # how many spreads a cohort's growth is from noise's, to tell the two sides apart
+FEW = 6  # a spread of fewer says little
 LONGER = 2.0  # so many times the cohort's median steps, and growth is no sign of anything
-AGREED = 0.03  # the median cosine from which on a cohort is said to pull together
+AGREED = 0.05  # the median cosine from which on a cohort is said to pull together
 LOSS = 1e4  # no training loss of a classifier is larger
 
 
@@ -128,14 +128,24 @@ def too_far(norm: float, usual: float, steps: float, factor: float, whose: str) 
     return f"its update has norm {norm:.3g}, more than {limit:.3g}: {whose} is {usual:.3g}"
 
 
-def outgrown(growth: float, usual: float) -> str:
-    """Find weights that grew where the cohort's shrink: an update turned around.
+def outgrown(growth: float, cohort: Sequence[float]) -> str:
+    """Find an update turned around: its weights grew where the cohort's shrink, or the reverse.
 
-    AdamW's decay shrinks weights in a short finetuning. An honest ``growth`` g of one as short is
-    at most about `GROWN` (without decay); turned around it is 2 - g. Nothing follows from a cohort
-    that does not shrink (`SHRUNK`).
+    ``growth`` g of `Diagnosis.growth` is 2 - g turned around. A cohort's g lie close together, or
+    far from each other: it depends on learning rate, length and decay. So nothing follows unless
+    the cohort's median is `APART` times its spread (1.4826 times the median absolute deviation: a
+    standard deviation, were they normal) from the 1 of noise. Then an honest one on the other side,
+    half as far away, would be an outlier of 1.5 times as many.
+
+    Args:
+        growth: of the update.
+        cohort: all that are compared, its own among them; fewer than `FEW` tell nothing.
     """
-    if usual > SHRUNK or growth <= GROWN + max(0.0, -usual) / 2:
+    usual = median(cohort)
+    spread = 1.4826 * median(abs(one - usual) for one in cohort)
+    side = math.copysign(1.0, 1 - usual)  # 1 where the cohort's is below noise
+    apart = abs(1 - usual)
+    if len(cohort) < FEW or apart <= APART * spread or (growth - 1) * side < apart / 2:
         return ""
     return f"its weights grew by {growth:.2f} updates' squares, the cohort's by {usual:.2f}"
 
@@ -245,9 +255,9 @@ class Screen:
 
                 return far
             case "growth":
-                shrunk = median(measured.growth[i] for i in left) if many else 1.0
+                cohort = [measured.growth[i] for i in left]
                 longer = _longer(given, left)
-                return lambda i: outgrown(measured.growth[i], shrunk) if longer[i] <= LONGER else ""
+                return lambda i: outgrown(measured.growth[i], cohort) if longer[i] <= LONGER else ""
         agreement = {i: _agreement(measured, i, left) for i in left}
         usual = median(agreement.values()) if many else 0.0
         agreed = usual >= AGREED and self.cosine > -1

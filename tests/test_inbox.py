@@ -365,11 +365,38 @@ def test_below_the_quorum_a_refused_one_is_asked_again(tmp_path) -> None:
 
     folder = tmp_path / "incoming"
     _, first = make(folder, client, screen=Screen(checks=("duplicate",)))
-    with pytest.raises(QuorumError, match="bob refused: duplicate: the same weights as ann"):
+    with pytest.raises(QuorumError, match="1 of 3 .*quorum is 3 .bob refused: duplicate: the same"):
         start(first)
     grid, second = make(folder)
     start(second)
     assert [NAMES[m.metadata.dst_node_id] for m in grid.sent] == ["bob", "cat"]
+
+
+def test_what_screening_refuses_ends_no_run_that_has_more_good_ones(tmp_path) -> None:
+    """Two of three are good. But one that did not answer, or another quorum, is no chance."""
+
+    def copies(message):
+        return trained(message, body={k: t + 1.0 for k, t in BASE.items()})
+
+    def client(message):
+        is_bob = NAMES[message.metadata.dst_node_id] == "bob"
+        return copies(message) if is_bob else trained(message)
+
+    screen = Screen(checks=("duplicate",))
+    _, inbox = make(tmp_path / "a", client, screen=screen)
+    assert torch.equal(start(inbox)["w"], torch.full((2, 2), 3.5))  # of ann 1 and cat 6
+    assert inbox.contributions["bob"].verdict == "refused"
+    _, strict = make(tmp_path / "b", client, screen=screen, quorum=3)
+    with pytest.raises(QuorumError, match="2 of 3 contributions are good, the quorum is 3"):
+        start(strict)
+
+    def silent(message):
+        return None if NAMES[message.metadata.dst_node_id] == "cat" else client(message)
+
+    participants = Here(simulated=False)
+    _, fewer = make(tmp_path / "c", silent, screen=screen, participants=participants)
+    with pytest.raises(QuorumError, match="1 of 3 contributions are good"):
+        start(fewer)
 
 
 def test_the_gate_leaves_the_base_as_it_is_or_one_contribution_out(tmp_path) -> None:
