@@ -194,9 +194,13 @@ def no_table(folder):
     (folder / "config.json").write_text("[1, 2]")
 
 
+def indexed(folder, weight_map):
+    (folder / "model.safetensors").rename(folder / "shard.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
 def phantom(folder):
-    index = {"weight_map": {"nowhere": "model.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    indexed(folder, {"nowhere": "shard.safetensors"})
 
 
 def pickle(folder):
@@ -209,8 +213,7 @@ def cut(folder):
 
 
 def escape(folder):
-    index = {"weight_map": {"x": "../a/model.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    indexed(folder, {"x": "../a/model.safetensors"})
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from cold_flower.runtime import experiments
 from cold_flower.runtime.processes import stoppable
 from strategies.errors import StrategyError
 from strategies.fusion import load
+from strategies.names import unknown
 
 AnyPath = str | Path
 
@@ -120,6 +121,8 @@ def fuse(
     out: AnyPath,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
+    vocabulary: str = "base",
+    allow_tokenizer: bool = False,
     say: Callable[[str], object] = warnings.warn,
 ) -> Path:
     """Fuse finetuned models that lie on a disk; return the folder of the fused one.
@@ -131,20 +134,41 @@ def fuse(
         out: the folder to write; it must not exist.
         options: of the rule.
         seed: for rules that draw, such as dare.
-        say: takes a line for each tensor that not every model has.
+        vocabulary: ``base``, or ``union``: models added tokens, embeddings are fused by token (the
+            mean over the models that have it), and the fused model has all tokens.
+        allow_tokenizer: models may have other tokenizers than the base; embeddings are fused row
+            by row all the same, or by token with ``union``.
+        say: takes a line for each tensor that not every model has, and for what of the base's
+            folder is not carried along.
 
     Raises:
-        ColdFlowerError: models that do not fit, by tensor; a rule or option that is not there.
+        ColdFlowerError: models that do not fit, by key, token or tensor; a rule or option that is
+            not there.
     """
+    if vocabulary not in offline.VOCABULARIES:
+        raise ConfigError(unknown("vocabulary", vocabulary, offline.VOCABULARIES))
     chosen, names = dict(options or {}), [str(model) for model in models]
     folder = _folder(out)
     with one_kind_of_error():
         combine = load(rule, **chosen)
-        card = offline.card(rule, chosen, str(base), names, seed)
+        flags = ["--vocabulary", vocabulary] if vocabulary != "base" else []
+        flags += ["--allow-tokenizer"] if allow_tokenizer else []
+        card = offline.card(rule, chosen, str(base), names, seed, flags)
         theta, given = Folder(str(base)), [Folder(name) for name in names]
         with stoppable():
-            for key in offline.fuse(combine, theta, given, folder, card, seed):
-                say(f"{key}: not in every model, left as the base's")
+            left = offline.fuse(
+                combine,
+                theta,
+                given,
+                folder,
+                card,
+                seed,
+                vocabulary=vocabulary,
+                allow_tokenizer=allow_tokenizer,
+                say=say,
+            )
+        for key in left:
+            say(f"{key}: not in every model, left as the base's")
     return folder
 
 

@@ -18,6 +18,14 @@ def fuse(
         typer.Option(metavar="KEY=VALUE", help="An option of the rule; may be repeated."),
     ] = None,
     seed: Annotated[int, typer.Option(help="For rules that draw, such as dare.")] = 0,
+    vocabulary: Annotated[
+        str,
+        typer.Option(help="Of the fused model: base, or union where models added tokens."),
+    ] = "base",
+    allow_tokenizer: Annotated[
+        bool,
+        typer.Option("--allow-tokenizer", help="Models may have other tokenizers than the base."),
+    ] = False,
 ) -> None:
     """Fuse finetuned models that lie on a disk: transformers folders, or models of the hub.
 
@@ -35,6 +43,14 @@ def fuse(
     options = offline.parse_options(option or [])
     with exit_code_of_a_stop():
         folder = api.fuse(
-            rule, base=base, models=model, out=out, options=options, seed=seed, say=typer.echo
+            rule,
+            base=base,
+            models=model,
+            out=out,
+            options=options,
+            seed=seed,
+            vocabulary=vocabulary,
+            allow_tokenizer=allow_tokenizer,
+            say=typer.echo,
         )
     typer.echo(f"{len(model)} models fused by {rule}: {folder}")

@@ -1,14 +1,15 @@
 """Fuse transformers folders that lie on a disk: ``cold-flower fuse``.
 
-Needs neither flwr nor transformers for the families we know, so it starts fast; tensors are
-mapped, fused a block at a time, and written as they come.
+Needs no flwr, and no transformers where folders of a family we know have the same configuration;
+so it starts fast. Tensors are mapped, fused a block at a time, and written as they come.
 """
 
 import json
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,18 @@ import torch
 from torch import Tensor
 
 from cold_flower import toml
+from cold_flower.commands import carried, configurations, vocabularies
+from cold_flower.commands.bodies import match
+from cold_flower.commands.union import Union
+from cold_flower.commands.vocabularies import Vocabulary
 from cold_flower.errors import ConfigError, ModelError
 from cold_flower.identity import __version__
-from cold_flower.models.folder import INDEX, WEIGHTS, Folder
+from cold_flower.models.folder import WEIGHTS, Folder, is_tied_name
 from strategies.errors import FusionError
 from strategies.fusion import Rule, Template, Weights, is_finite, write_safetensors
 
 CARD = "README.md"
-_CARRIED = (".json", ".txt", ".model", ".jinja")  # configuration and tokenizer
-_OWN = (INDEX, "manifest.json")  # of the base's weights, and of a run
-# Of a configuration: what makes another architecture of the same tensor shapes.
-_SHAPE = (
-    "num_hidden_layers", "n_layers", "num_layers", "num_attention_heads", "n_heads", "num_heads",
-    "hidden_act", "activation", "hidden_activation", "position_embedding_type", "is_decoder",
-)  # fmt: skip
+VOCABULARIES = ("base", "union")
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -50,10 +49,18 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     return chosen
 
 
-def card(rule: str, options: Mapping[str, Any], base: str, models: Sequence[str], seed: int) -> str:
+def card(
+    rule: str,
+    options: Mapping[str, Any],
+    base: str,
+    models: Sequence[str],
+    seed: int,
+    flags: Sequence[str] = (),
+) -> str:
     """Write the model card: the recipe, and the command that repeats it."""
     listed = "\n".join(f"- {name}" for name in models)
     command = ["cold-flower", "fuse", rule, "--base", base, "--out", "...", "--seed", str(seed)]
+    command += flags
     for key, value in options.items():
         command += ["--option", f"{key}={_toml(value)}"]
     return f"""---
@@ -80,7 +87,16 @@ def _toml(value: Any) -> str:
 
 
 def fuse(
-    rule: Rule, base: Folder, models: Sequence[Folder], out: Path, card: str, seed: int = 0
+    rule: Rule,
+    base: Folder,
+    models: Sequence[Folder],
+    out: Path,
+    card: str,
+    seed: int = 0,
+    *,
+    vocabulary: str = "base",
+    allow_tokenizer: bool = False,
+    say: Callable[[str], object] = warnings.warn,
 ) -> list[str]:
     """Fuse the models' bodies into a copy of the base; return tensors left as the base's.
 
@@ -94,37 +110,56 @@ def fuse(
         out: a folder that does not exist.
         card: its README.md.
         seed: for rules that draw.
+        vocabulary: ``base``, or ``union`` where models added tokens (`Union`).
+        allow_tokenizer: whether models may have other tokenizers than the base.
+        say: takes a line for what is not carried along.
 
     Raises:
-        ModelError, FusionError: models that do not fit, by tensor; NaN, by file and tensor;
-            no space; the rule's own conditions.
+        ModelError, FusionError: models that do not fit, by key, token or tensor; NaN, by file and
+            tensor; a base without vocabulary; no space; the rule's own conditions.
     """
     if out.exists():
         raise ModelError(f"{out} exists: name a new folder with --out")
-    body, left = _common(base, models)
-    given = [_Checked(model, {key: model.body[key] for key in body}) for model in models]
-    theta = _Checked(base, body)
-    # In the file's order, the body first: the rule yields in the order of the base's keys.
-    stored = set(body.values())
-    ordered = {body[key]: base.template[body[key]] for key in theta.keys()}  # noqa: SIM118 - no dict
-    ordered |= {key: form for key, form in base.template.items() if key not in stored}
+    for model in models:
+        configurations.check(base, model)
+    by_token = vocabulary == "union"
+    tokens = _vocabularies(base, models, by_token, allow_tokenizer)
+    (body, *bodies), left = match(base, models, by_token)
+    theta: Weights = _Checked(base, body)
+    given: list[Weights] = [_Checked(m, b) for m, b in zip(models, bodies, strict=True)]
+    union = None
+    if by_token:
+        union = Union(theta, given, [key for key in body if is_tied_name(key)], tokens)
+        theta, given = union.theta, union.given
+    # In the file's order, the body first: the rule yields in the order of the base's keys. What
+    # is tied to a tensor comes behind it, with the same values.
+    stored = {key: [name] for key, name in body.items()}
+    for alias, name in base.tied.items():
+        stored[base.named(name)].append(alias)
+    fused = {name for names in stored.values() for name in names}
+    heads = {key: form for key, form in base.template.items() if key not in fused}
+    if union:
+        heads = {key: union.widened(form) for key, form in heads.items()}
+    template = {name: form for key, form in theta.template().items() for name in stored[key]}
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for key, tensor in rule(theta, given, seed=seed):
-            yield body[key], tensor
-        for key in base:
-            if key not in stored:
-                yield key, base[key]
+            for name in stored[key]:
+                yield name, tensor
+        for key, (_, shape) in heads.items():
+            yield key, union.padded(base[key], shape) if union else base[key]
 
-    _check_space(ordered, out)
+    template |= heads
+    _check_space(template, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        for file in base.path.iterdir():
-            if file.is_file() and file.suffix in _CARRIED and file.name not in _OWN:
-                shutil.copy2(file, temporary)
+        for line in carried.copy(base, temporary):
+            say(line)
+        if union:
+            union.write(temporary)
         (temporary / CARD).write_text(card)
-        write_safetensors(temporary / WEIGHTS, ordered, tensors(), {"format": "pt"})
+        write_safetensors(temporary / WEIGHTS, template, tensors(), {"format": "pt"})
         temporary.chmod(0o755)  # mkdtemp makes it private
         temporary.rename(out)
     except BaseException:
@@ -133,50 +168,31 @@ def fuse(
     return left
 
 
-def _common(base: Folder, models: Sequence[Folder]) -> tuple[dict[str, str], list[str]]:
-    """Return the body that all have, and what of the base's a model lacks (a pooler)."""
-    body, left = dict(base.body), []
-    for model in models:
-        theirs = model.body
-        _check_architecture(base, model)
-        for key in sorted(body.keys() ^ theirs.keys()):
-            holder, stored = (base, body[key]) if key in body else (model, theirs[key])
-            if "pooler." not in key and holder.template[stored][0].is_floating_point:
-                without = model if key in body else base
-                raise ModelError(
-                    f"model {without.name} has no tensor {key}, which {holder.name} has"
-                )
-            if key in body:
-                left.append(key)
-                del body[key]
-        for key, stored in body.items():
-            (kind, ours), (other, shape) = base.template[stored], model.template[theirs[key]]
-            if ours != shape:
-                raise ModelError(
-                    f"model {model.name}: {key} has shape {shape}, in the base {base.name} it "
-                    f"has {ours} (another vocabulary or size?)"
-                )
-            if kind.is_floating_point != other.is_floating_point:
-                raise ModelError(
-                    f"model {model.name}: {key} is {other}, in the base {base.name} it is {kind} "
-                    "(quantised?)"
-                )
-    return body, left
-
-
-def _check_architecture(base: Folder, model: Folder) -> None:
-    """Check that two models compute the same with the same weights.
+def _vocabularies(
+    base: Folder, models: Sequence[Folder], by_token: bool, allow: bool
+) -> list[Vocabulary]:
+    """Read and compare the vocabularies; return the base's and the models'.
 
     Raises:
-        ModelError: naming the first key of their configurations that differs.
+        ModelError: the base has none, or a model another one; by token.
     """
-    for key in ("model_type", *_SHAPE):
-        ours, theirs = base.config.get(key), model.config.get(key)
-        if ours != theirs and None not in (ours, theirs):
-            raise ModelError(
-                f"model {model.name} has {key} = {theirs!r}, the base {base.name} {ours!r}: only "
-                "models of one architecture can be fused"
-            )
+    ours = vocabularies.read(base)
+    if ours is None and not vocabularies.takes_bytes(base):
+        raise ModelError(
+            f"model {base.name}: no vocabulary in {base.path} (tokenizer.json, vocab.txt, "
+            "vocab.json or a SentencePiece model), so the fused model could read no text: save "
+            "the tokenizer into that folder"
+        )
+    if ours is None:
+        return []
+    found = [ours]
+    for model in models:
+        theirs = vocabularies.read(model, like=ours)
+        if theirs and not allow:
+            vocabularies.check(ours, theirs, united=by_token)
+        if theirs and by_token:
+            found.append(theirs)
+    return found
 
 
 class _Checked(Weights):

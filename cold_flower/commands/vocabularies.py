@@ -1,0 +1,204 @@
+"""Which token has which id in a transformers folder, and whether two folders agree.
+
+Reads tokenizer.json, vocab.txt or vocab.json itself. Where there is only a SentencePiece model,
+transformers reads it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from cold_flower.errors import ModelError
+from cold_flower.models.folder import Folder
+
+FULL, PLAIN, SETTINGS = "tokenizer.json", ("vocab.txt", "vocab.json"), "tokenizer_config.json"
+_PIECES = (".model", ".spm", ".tiktoken", ".tokenizer")  # read by transformers alone
+_BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")  # they need no file
+# Settings that change what a text becomes, beside the files of the vocabulary.
+_CHANGES = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "do_basic_tokenize")
+# Texts that tell tokenizers apart: case, accents, spaces, figures, punctuation, other scripts.
+_PROBES = (
+    "The quick brown Fox isn't here.",
+    "ÀÉÎõü naïve Straße",
+    "  two  spaces\tand\nlines ",
+    "3.14159 10,000 2026-11-21",
+    "#@user http://x.org (a-b)!?",
+    "北京 Москва 한국어 👍",
+)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer's tokens."""
+
+    name: str
+    """Of the model, for messages."""
+    ids: Mapping[str, int]
+    added: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Those that were added to the ones it was trained with, and how they are matched."""
+    rules: Sequence[str] = ()
+    """How words are cut: the merges of a byte-pair encoding, the scores of unigrams; in order."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    backend: str = ""
+    """The text of its tokenizer.json."""
+
+    @cached_property
+    def tokens(self) -> dict[int, str]:
+        """Return the tokens by id."""
+        return {i: token for token, i in self.ids.items()}
+
+    def pieces(self, text: str) -> list[str]:
+        """Return the tokens that a text becomes."""
+        found: list[str] = self._tokenizer.encode(text).tokens
+        return found
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_str(self.backend)
+        except Exception as error:  # the library raises nothing more special
+            raise ModelError(f"model {self.name}: unreadable {FULL}: {error}") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+
+def read(folder: Folder, like: Vocabulary | None = None) -> Vocabulary | None:
+    """Read a folder's vocabulary; None if it has no files of one.
+
+    Args:
+        folder: of a model.
+        like: one that it may be a copy of: then what they share is kept once.
+
+    Raises:
+        ModelError: a file that cannot be read, or that holds no token.
+    """
+    try:
+        found = _read(folder, like)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"model {folder.name}: unreadable vocabulary: {error!r}") from error
+    if found and not found.ids:
+        raise ModelError(f"model {folder.name}: its vocabulary is empty")
+    return found
+
+
+def takes_bytes(folder: Folder) -> bool:
+    """Return whether a folder's tokenizer takes bytes or characters, so that no file lists them."""
+    settings = _json(folder.path / SETTINGS)
+    named = (settings.get("tokenizer_class"), folder.config.get("tokenizer_class"))
+    return any(str(name).removesuffix("Fast") in _BYTES for name in named)
+
+
+def check(base: Vocabulary, model: Vocabulary, *, united: bool = False) -> None:
+    """Check that two tokenizers turn a text into the same tokens, with the same ids.
+
+    Args:
+        base: of the base.
+        model: of a model.
+        united: tokens are matched by name, so their ids, and tokens of one side, do not count.
+
+    Raises:
+        ModelError: naming the first token, merge, setting or text that differs.
+    """
+    for key in _CHANGES:
+        ours, theirs = base.settings.get(key), model.settings.get(key)
+        if None not in (ours, theirs) and ours != theirs:
+            _refuse(base, model, f"{key} is {theirs!r}", ours)
+    if base.backend and base.backend == model.backend:
+        return
+    if not united:
+        _check_ids(base, model)
+    if base.rules and model.rules and base.rules != model.rules:
+        pairs = enumerate(zip_longest(base.rules, model.rules))
+        i, (ours, theirs) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+        _refuse(base, model, f"merge or score {i} is {theirs!r}", ours)
+    if base.backend and model.backend:
+        for text in _PROBES:
+            ours, theirs = base.pieces(text), model.pieces(text)
+            if ours != theirs:
+                _refuse(base, model, f"{text!r} becomes {theirs}", ours)
+
+
+def _check_ids(base: Vocabulary, model: Vocabulary) -> None:
+    if base.ids.items() < model.ids.items():
+        new = sorted((i, token) for token, i in model.ids.items() if token not in base.ids)
+        raise ModelError(
+            f"model {model.name} has {len(new):,} tokens that the base {base.name} lacks, the "
+            f"first is {new[0][1]!r} with id {new[0][0]}: --vocabulary union fuses embeddings by "
+            "token and keeps them"
+        )
+    for i in sorted(base.tokens.keys() | model.tokens.keys()):
+        ours, theirs = base.tokens.get(i), model.tokens.get(i)
+        if ours != theirs:
+            _refuse(base, model, f"token {i} is {theirs!r}", ours)
+
+
+def _refuse(base: Vocabulary, model: Vocabulary, theirs: str, ours: Any) -> None:
+    raise ModelError(
+        f"model {model.name} has another tokenizer than the base {base.name}: {theirs}, the base's "
+        f"is {ours!r}; --allow-tokenizer says that this is meant"
+    )
+
+
+def _read(folder: Folder, like: Vocabulary | None) -> Vocabulary | None:
+    settings = _json(folder.path / SETTINGS)
+    if (folder.path / FULL).exists():
+        text = (folder.path / FULL).read_text("utf-8")
+        if like and text == like.backend:
+            return replace(like, name=folder.name, settings=settings)
+        return _from_backend(folder.name, text, settings)
+    if not any((folder.path / name).exists() for name in PLAIN):
+        if not any(file.suffix in _PIECES for file in folder.path.iterdir()):
+            return None
+        return _from_library(folder, settings)
+    lines, table = (folder.path / name for name in PLAIN)
+    ids = _json(table) or {line: i for i, line in enumerate(_lines(lines))}
+    listed = _json(folder.path / "added_tokens.json")
+    added: dict[str, Mapping[str, Any]] = {token: {} for token in listed}
+    ids |= listed
+    for i, flags in (settings.get("added_tokens_decoder") or {}).items():
+        added[flags["content"]] = flags
+        ids[flags["content"]] = int(i)
+    merges = _lines(folder.path / "merges.txt") or _lines(folder.path / "bpe.codes")
+    merges = [line for line in merges if not line.startswith("#version")]
+    return Vocabulary(folder.name, ids, added, merges, settings)
+
+
+def _from_backend(name: str, text: str, settings: Mapping[str, Any]) -> Vocabulary:
+    whole = json.loads(text)
+    vocab, rules = whole["model"]["vocab"], whole["model"].get("merges") or []
+    rules = [rule if isinstance(rule, str) else " ".join(rule) for rule in rules]
+    if isinstance(vocab, list):
+        rules = [f"{token} {score:.5g}" for token, score in vocab]
+        vocab = {token: i for i, (token, _) in enumerate(vocab)}
+    added = {token["content"]: token for token in whole.get("added_tokens") or ()}
+    ids = {**vocab, **{token: int(flags["id"]) for token, flags in added.items()}}
+    return Vocabulary(name, ids, added, rules, settings, text)
+
+
+def _from_library(folder: Folder, settings: Mapping[str, Any]) -> Vocabulary:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder.path)
+    except Exception as error:  # a broken file may raise anything
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ModelError(f"model {folder.name}: unreadable vocabulary: {reason}") from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return Vocabulary(folder.name, tokenizer.get_vocab(), settings=settings)
+    return _from_backend(folder.name, backend.to_str(), settings)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text("utf-8").rstrip("\n").split("\n") if path.exists() else []
