@@ -25,7 +25,10 @@ def match(base: Folder, models: Sequence[Folder], by_token: bool) -> tuple[list[
     ours, left = dict(base.body), []
     bodies = []
     for model in models:
-        theirs = _renamed(base, model)
+        theirs = dict(model.body)
+        for alias in model.tied:  # its own tensor in the base, if equal to another in this model
+            if (name := model.named(alias)) in base.body:
+                theirs.setdefault(name, alias)
         for key in sorted(ours.keys() - theirs.keys()):
             if not _may_lack(model, base, key):
                 raise ModelError(f"model {model.name} has no tensor {key}, which {base.name} has")
@@ -43,18 +46,6 @@ def match(base: Folder, models: Sequence[Folder], by_token: bool) -> tuple[list[
             _check(base, stored, model, theirs[key], key, by_token)
         bodies.append(theirs)
     return [{key: body[key] for key in ours} for body in (ours, *bodies)], left
-
-
-def _renamed(base: Folder, model: Folder) -> Names:
-    """Return a model's body with the base's names for tied tensors."""
-    theirs = dict(model.body)
-    expected, found = base.named(base.embedding), model.named(model.embedding)
-    if expected in base.body and expected not in theirs and found in theirs:
-        theirs[expected] = theirs.pop(found)
-    for alias in model.tied:  # two tensors in the base, which are equal in this model
-        if (name := model.named(alias)) in base.body:
-            theirs.setdefault(name, alias)
-    return theirs
 
 
 def _may_lack(model: Folder, base: Folder, key: str) -> bool:

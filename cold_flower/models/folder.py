@@ -31,6 +31,11 @@ _TIED = (
     "word_embeddings.weight", "tok_embeddings.weight", "shared.weight", "embed_tokens.weight",
     "lm_head.weight", "decoder.weight", "vocab_projector.weight",
 )  # fmt: skip
+_INPUTS = {
+    "t5": "shared.weight",
+    "mt5": "shared.weight",
+    "modernbert": "embeddings.tok_embeddings.weight",
+}
 # In old files, and in no model: buffers, and a bias that T5's cross attention never had.
 _UNREAD = re.compile(
     r"(^|\.)(position_ids|token_type_ids|rotary_emb\.inv_freq)$"
@@ -124,6 +129,8 @@ class Folder(Mapping[str, Tensor]):
 
     def named(self, key: str) -> str:
         """Return a tensor's name in a body, from its name in the file."""
+        if key == self.embedding and (name := _input(self.family)):
+            return name
         return _modern(key if self.bare else key.removeprefix(self._prefix))
 
     @cached_property
@@ -134,7 +141,8 @@ class Folder(Mapping[str, Tensor]):
     @cached_property
     def embedding(self) -> str:
         """Return the input embedding's name in the file, or that of what is tied to it."""
-        usable = (key for key in self._candidates if self._ties or self._is_inside(key))
+        stands_in = self._ties and _input(self.family)
+        usable = (key for key in self._candidates if stands_in or self._is_inside(key))
         return next(usable, "")
 
     @cached_property
@@ -180,6 +188,12 @@ class Folder(Mapping[str, Tensor]):
 def is_tied_name(name: str) -> bool:
     """Return whether a tensor of this name may be one with the input embedding."""
     return name.endswith(_TIED)
+
+
+def _input(family: str) -> str:
+    """Return the input embedding's name in a body of this family, if we know it."""
+    usual = "embeddings.word_embeddings.weight" if family in PREFIXES else ""
+    return _INPUTS.get(family, usual)
 
 
 def _adapter(name: str, found: str) -> str:
