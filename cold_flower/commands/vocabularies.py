@@ -5,7 +5,7 @@ transformers reads it.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import zip_longest
@@ -21,7 +21,7 @@ _BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")  # they need
 # Settings that change what a text becomes, beside the files of the vocabulary.
 _CHANGES = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "do_basic_tokenize")
 # Texts that tell tokenizers apart: case, accents, spaces, figures, punctuation, other scripts.
-_PROBES = (
+_TEXTS = (
     "The quick brown Fox isn't here.",
     "ÀÉÎõü naïve Straße",
     "  two  spaces\tand\nlines ",
@@ -119,10 +119,23 @@ def check(base: Vocabulary, model: Vocabulary, *, united: bool = False) -> None:
         i, (ours, theirs) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
         _refuse(base, model, f"merge or score {i} is {theirs!r}", ours)
     if base.backend and model.backend:
-        for text in _PROBES:
+        for text in (*_TEXTS, *_variants(base)):
             ours, theirs = base.pieces(text), model.pieces(text)
             if ours != theirs:
                 _refuse(base, model, f"{text!r} becomes {theirs}", ours)
+
+
+def _variants(vocabulary: Vocabulary) -> Iterator[str]:
+    """Yield words of a vocabulary, plain and as other cases, accents and neighbours make them."""
+    words = [token for token in vocabulary.ids if token.isalpha()]
+    for word in words[:: max(1, len(words) // 50)]:
+        yield from (
+            word,
+            word.upper(),
+            word.title(),
+            f"{word[0]}\u0301{word[1:]}",
+            f"({word},{word}",
+        )
 
 
 def _check_ids(base: Vocabulary, model: Vocabulary) -> None:

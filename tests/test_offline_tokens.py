@@ -1,0 +1,244 @@
+"""`cold-flower fuse`: whether the models read with the base's tokenizer, and --vocabulary union."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import AddedToken
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from cold_flower.commands.offline import fuse
+from cold_flower.errors import ModelError
+from cold_flower.models.folder import Folder
+from strategies.fusion import load
+from tests.test_cli import cold_flower
+from tests.test_offline import AVERAGE, broken, reconfigured
+
+WORDS = "roberta.embeddings.word_embeddings.weight"
+
+
+@pytest.fixture(scope="module")
+def base(folders):
+    return folders("roberta", "RobertaForMaskedLM")
+
+
+def tokenizer_json(folder, change):
+    path = folder / "tokenizer.json"
+    table = json.loads(path.read_text())
+    change(table)
+    path.write_text(json.dumps(table))
+
+
+def copied(base, to, change=lambda _: None):
+    shutil.copytree(base, to)
+    tokenizer_json(to, change)
+    return to
+
+
+def swapped(table):
+    """Give two tokens each other's id."""
+    vocab = table["model"]["vocab"]
+    first, second = list(vocab)[10], list(vocab)[11]
+    vocab[first], vocab[second] = 11, 10
+
+
+def lowercase(table):
+    table["normalizer"] = {"type": "Lowercase"}
+
+
+def replaced(table):
+    vocab = table["model"]["vocab"]
+    del vocab[list(vocab)[20]]
+    vocab["elsewhere"] = 20
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (swapped, "other has another tokenizer than the base .*: token 10 is '.*', the base's is"),
+        (replaced, "token 20 is 'elsewhere', the base's is .*--allow-tokenizer"),
+        (lowercase, r"'[A-Z]+' becomes \['<s>', '[a-z]+', '</s>'\], the base's is .*<unk>"),
+    ],
+)
+def test_another_tokenizer_of_the_same_size_is_refused(base, tmp_path, change, words) -> None:
+    models = [Folder(str(base)), Folder(str(copied(base, tmp_path / "other", change)))]
+    with pytest.raises(ModelError, match=words):
+        fuse(AVERAGE, models[0], [models[1]], tmp_path / "out", "")
+    assert not (tmp_path / "out").exists()
+    fuse(AVERAGE, models[0], [models[1]], tmp_path / "out", "", allow_tokenizer=True)
+
+
+@pytest.mark.parametrize("kind", ["vocab.txt", "vocab.json"])
+def test_plain_files_are_read(base, tmp_path, kind) -> None:
+    table = json.loads((base / "tokenizer.json").read_text())["model"]["vocab"]
+    texts = {"vocab.txt": "\n".join(table) + "\n", "vocab.json": json.dumps(table)}
+    changed = {k: t.replace(list(table)[30], "other") for k, t in texts.items()}
+    for name, text in (("same", texts[kind]), ("other", changed[kind])):
+        copied(base, tmp_path / name)
+        (tmp_path / name / "tokenizer.json").unlink()
+        (tmp_path / name / kind).write_text(text)
+    fuse(AVERAGE, Folder(str(base)), [Folder(str(tmp_path / "same"))], tmp_path / "out", "")
+    with pytest.raises(ModelError, match="token 30 is 'other'"):
+        fuse(AVERAGE, Folder(str(base)), [Folder(str(tmp_path / "other"))], tmp_path / "x", "")
+
+
+def test_case_is_part_of_a_tokenizer(base, tmp_path) -> None:
+    for name, lower in (("cased", False), ("uncased", True)):
+        folder = copied(base, tmp_path / name)
+        (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lower}))
+    folders = [Folder(str(tmp_path / name)) for name in ("cased", "uncased")]
+    with pytest.raises(ModelError, match="do_lower_case is True, the base's is False"):
+        fuse(AVERAGE, folders[0], folders[1:], tmp_path / "out", "")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        (["a b", "c d"], ["a b", "d c"], "merge or score 1 is 'd c', the base's is 'c d'"),
+        (["a b", "c d"], [["a", "b"], ["c", "d"]], ""),
+        (["a b", "c d"], ["a b"], "merge or score 1 is None"),
+    ],
+)
+def test_merges_are_part_of_a_tokenizer(base, tmp_path, one, other, words) -> None:
+    ids = {token: i for i, token in enumerate(["a", "b", "c", "d", "ab", "cd", "dc", "<unk>"])}
+    for name, merges in (("base", one), ("m", other)):
+
+        def bpe(table, merges=merges):
+            table["model"] = {"type": "BPE", "vocab": ids, "merges": merges}
+            table["added_tokens"] = []
+            table["post_processor"] = None
+
+        copied(base, tmp_path / name, bpe)
+    folders = [Folder(str(tmp_path / name)) for name in ("base", "m")]
+    if not words:
+        fuse(AVERAGE, folders[0], folders[1:], tmp_path / "out", "")
+        return
+    with pytest.raises(ModelError, match=words):
+        fuse(AVERAGE, folders[0], folders[1:], tmp_path / "out", "")
+
+
+@pytest.mark.parametrize("harm", ["none", "empty"])
+def test_a_base_without_vocabulary_is_refused(base, tmp_path, harm) -> None:
+    bare = copied(base, tmp_path / "bare", lambda t: t["model"].update(vocab={}))
+    if harm == "empty":
+        tokenizer_json(bare, lambda t: t.update(added_tokens=[]))
+    else:
+        (bare / "tokenizer.json").unlink()
+    words = {"none": "bare: no vocabulary in .*save the tokenizer", "empty": "vocabulary is empty"}
+    with pytest.raises(ModelError, match=words[harm]):
+        fuse(AVERAGE, Folder(str(bare)), [Folder(str(base))], tmp_path / "out", "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bytes_need_no_vocabulary(base, tmp_path) -> None:
+    bare = copied(base, tmp_path / "bare")
+    (bare / "tokenizer.json").unlink()
+    (bare / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    fuse(AVERAGE, Folder(str(bare)), [Folder(str(base))], tmp_path / "out", "")
+
+
+@pytest.fixture
+def added(base, tmp_path):
+    """Return a function that writes a model with tokens of its own; all else is the base's."""
+
+    def write(name, tokens, rows):
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            for token, value in rows.items():
+                i = tokenizer.convert_tokens_to_ids(token)
+                model.get_input_embeddings().weight[i] = value
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.mark.parametrize("rule", ["average", "ties", "dare"])
+def test_added_tokens_are_fused_by_token(base, added, tmp_path, rule) -> None:
+    one = added("a", ["<x>", "<y>"], {"<x>": 1.0, "<y>": 2.0})
+    two = added("b", ["<z>", "<x>"], {"<z>": 8.0, "<x>": 3.0})
+    plain = AutoTokenizer.from_pretrained(base)
+    done = cold_flower(
+        "fuse", rule, "--base", str(base), "--out", "x", one, two, cwd=tmp_path
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "a has 2 tokens that the base" in done.stderr
+    assert "--vocabulary union" in done.stderr
+    out = tmp_path / "out"
+    models = [Folder(one), Folder(two)]
+    fuse(load(rule), Folder(str(base)), models, out, "", vocabulary="union")
+
+    tokenizer, model = (c.from_pretrained(out) for c in (AutoTokenizer, AutoModelForMaskedLM))
+    assert len(tokenizer) == len(plain) + 3 == model.config.vocab_size
+    found = model.get_input_embeddings().weight
+    assert found.shape == (len(plain) + 3, 16)
+    for token, value in {"<x>": 2.0, "<y>": 2.0, "<z>": 8.0}.items():
+        row = found[tokenizer.convert_tokens_to_ids(token)]
+        assert torch.equal(row, torch.full((16,), value)), token
+    before = load_file(base / "model.safetensors")[WORDS]
+    assert torch.allclose(found[: len(before)], before, atol=1e-6)
+    word = plain.convert_ids_to_tokens(40)
+    assert tokenizer(f"{word} <y>")["input_ids"] == [0, 40, tokenizer.vocab["<y>"], 2]
+    assert model.get_output_embeddings().weight is found
+    assert torch.equal(model.lm_head.bias[len(before) :], torch.zeros(3))
+    assert torch.isfinite(model(**tokenizer("<x> <z>", return_tensors="pt")).logits).all()
+
+
+def test_a_token_that_a_model_lacks_is_the_mean_of_the_others(base, added, tmp_path) -> None:
+    """The base has been extended; one of two models has not."""
+    extended = added("base", ["<x>"], {"<x>": 0.0})
+    one = added("a", ["<x>"], {"<x>": 6.0})
+    old = added("b", [], {})
+    out = tmp_path / "out"
+    fuse(AVERAGE, Folder(extended), [Folder(one), Folder(old)], out, "", vocabulary="union")
+    found = load_file(out / "model.safetensors")[WORDS]
+    assert torch.allclose(found[389], torch.full((16,), 6.0))
+
+
+def test_words_of_a_list_are_united_too(base, tmp_path) -> None:
+    def longer(table):
+        table["model"]["vocab"]["newcomer"] = 389
+
+    model = copied(base, tmp_path / "m", longer)
+    reconfigured(model, vocab_size=390)
+    row = torch.full((1, 16), 5.0)
+    broken(model, lambda ts: ts.update({WORDS: torch.cat([ts[WORDS], row])}))
+    out = tmp_path / "out"
+    done = cold_flower(
+        "fuse", "average", "--base", str(base), "--out", str(out), "--vocabulary", "union",
+        str(model), cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--vocabulary union" in (out / "README.md").read_text()
+    assert AutoTokenizer.from_pretrained(out)("newcomer")["input_ids"] == [0, 389, 2]
+    assert torch.equal(load_file(out / "model.safetensors")[WORDS][389:], row)
+
+
+def test_padding_of_an_embedding_is_no_token(base, tmp_path) -> None:
+    padded = copied(base, tmp_path / "padded")
+    reconfigured(padded, vocab_size=400)
+    broken(padded, lambda ts: ts.update({WORDS: torch.cat([ts[WORDS] + 1, torch.ones(11, 16)])}))
+    with pytest.raises(ModelError, match="has shape .400, 16.*--vocabulary union"):
+        fuse(AVERAGE, Folder(str(base)), [Folder(str(padded))], tmp_path / "out", "")
+    models = [Folder(str(padded))]
+    fuse(AVERAGE, Folder(str(base)), models, tmp_path / "out", "", vocabulary="union")
+    before, after = (load_file(f / "model.safetensors")[WORDS] for f in (base, tmp_path / "out"))
+    assert torch.allclose(after, before + 1)
+
+
+def test_union_needs_vocabularies_that_fit(base, tmp_path) -> None:
+    short = copied(base, tmp_path / "short")
+    broken(short, lambda ts: ts.update({WORDS: ts[WORDS][:7]}))
+    none = copied(base, tmp_path / "none")
+    (none / "tokenizer.json").unlink()
+    for folder, words in ((short, "has id 388, the embedding has 7 rows"), (none, "no vocab")):
+        with pytest.raises(ModelError, match=words):
+            models = [Folder(str(folder))]
+            fuse(AVERAGE, Folder(str(base)), models, tmp_path / "out", "", vocabulary="union")
+    assert not (tmp_path / "out").exists()
