@@ -45,6 +45,7 @@ def write_models(folder: Path, count: int) -> tuple[Path, list[Path]]:
     torch.manual_seed(0)
     base = folder / "base"
     RobertaForMaskedLM(shape).save_pretrained(base, max_shard_size="100GB")
+    (base / "vocab.txt").write_text("\n".join(f"word{i}" for i in range(shape.vocab_size)))
     theta = Weights(base / WEIGHTS)
     made = []
     for i in range(count):

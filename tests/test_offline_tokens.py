@@ -168,7 +168,7 @@ def test_added_tokens_are_fused_by_token(base, added, tmp_path, rule) -> None:
         "fuse", rule, "--base", str(base), "--out", "x", one, two, cwd=tmp_path
     )  # fmt: skip
     assert done.returncode == 1
-    assert "a has 2 tokens that the base" in done.stderr
+    assert "a has tokens that the base" in done.stderr
     assert "--vocabulary union" in done.stderr
     out = tmp_path / "out"
     models = [Folder(one), Folder(two)]

@@ -9,10 +9,19 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from cold_flower.commands import vocabularies
 from cold_flower.models.folder import BESIDE, Folder
 
 CARD, MODULES = "README.md", "modules.json"
 _OF_RUNS = ("manifest.json", "trainer_state.json")
+_READ = (
+    "config.json",
+    vocabularies.FULL,
+    vocabularies.SETTINGS,
+    vocabularies.ADDED,
+    *vocabularies.PLAIN,
+    *vocabularies.MERGES,
+)
 _HEAVY = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".onnx",
     ".ot", ".gguf", ".npz", ".npy", ".tflite",
@@ -28,7 +37,8 @@ def copy(base: Folder, to: Path) -> list[str]:
     said = []
     for path in sorted(_kept(root, modules)):
         name = path.relative_to(root)
-        if not path.resolve().is_relative_to(home):
+        # A link to what transformers reads is followed, as transformers follows it.
+        if not (_is_read(path) or path.resolve().is_relative_to(home)):
             said.append(f"{name} is a link that leads out of {base.path}: not carried")
             continue
         (to / name).parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +51,10 @@ def copy(base: Folder, to: Path) -> list[str]:
                 "sentence-transformers, which writes safetensors"
             )
     return said
+
+
+def _is_read(path: Path) -> bool:
+    return path.name in _READ or path.suffix in vocabularies.PIECES
 
 
 def _kept(root: Path, modules: set[str]) -> Iterator[Path]:

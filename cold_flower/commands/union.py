@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cold_flower.commands.vocabularies import FULL, PLAIN, Vocabulary
+from cold_flower.commands.vocabularies import ADDED, FULL, MERGES, PLAIN, Vocabulary
 from cold_flower.errors import ModelError
 from strategies.fusion import Template, Weights
 
 Form = tuple[torch.dtype, tuple[int, ...]]
-_STALE = (*PLAIN, "merges.txt", "added_tokens.json")  # tokenizer.json says it all
+_STALE = (*PLAIN, *MERGES, ADDED)  # tokenizer.json says it all
 _MATCHED = {
     "single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False,
 }  # fmt: skip

@@ -16,15 +16,16 @@ from cold_flower.errors import ModelError
 from cold_flower.models.folder import Folder
 
 FULL, PLAIN, SETTINGS = "tokenizer.json", ("vocab.txt", "vocab.json"), "tokenizer_config.json"
-_PIECES = (".model", ".spm", ".tiktoken", ".tokenizer")  # read by transformers alone
+MERGES, ADDED = ("merges.txt", "bpe.codes"), "added_tokens.json"
+PIECES = (".model", ".spm", ".tiktoken", ".tokenizer")  # suffixes; read by transformers alone
 _BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")  # they need no file
 # Settings that change what a text becomes, beside the files of the vocabulary.
 _CHANGES = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "do_basic_tokenize")
-# Texts that tell tokenizers apart: case, accents, spaces, figures, punctuation, other scripts.
+# Texts that tell tokenizers apart: case, accents, figures, punctuation, other scripts. Not runs of
+# spaces, which versions of one tokenizer treat differently.
 _TEXTS = (
     "The quick brown Fox isn't here.",
     "ÀÉÎõü naïve Straße",
-    "  two  spaces\tand\nlines ",
     "3.14159 10,000 2026-11-21",
     "#@user http://x.org (a-b)!?",
     "北京 Москва 한국어 👍",
@@ -142,8 +143,8 @@ def _check_ids(base: Vocabulary, model: Vocabulary) -> None:
     if base.ids.items() < model.ids.items():
         new = sorted((i, token) for token, i in model.ids.items() if token not in base.ids)
         raise ModelError(
-            f"model {model.name} has {len(new):,} tokens that the base {base.name} lacks, the "
-            f"first is {new[0][1]!r} with id {new[0][0]}: --vocabulary union fuses embeddings by "
+            f"model {model.name} has tokens that the base {base.name} lacks: {len(new):,}, the "
+            f"first is {new[0][1]!r} with id {new[0][0]}; --vocabulary union fuses embeddings by "
             "token and keeps them"
         )
     for i in sorted(base.tokens.keys() | model.tokens.keys()):
@@ -167,19 +168,19 @@ def _read(folder: Folder, like: Vocabulary | None) -> Vocabulary | None:
             return replace(like, name=folder.name, settings=settings)
         return _from_backend(folder.name, text, settings)
     if not any((folder.path / name).exists() for name in PLAIN):
-        if not any(file.suffix in _PIECES for file in folder.path.iterdir()):
+        if not any(file.suffix in PIECES for file in folder.path.iterdir()):
             return None
         return _from_library(folder, settings)
     lines, table = (folder.path / name for name in PLAIN)
     ids = _json(table) or {line: i for i, line in enumerate(_lines(lines))}
-    listed = _json(folder.path / "added_tokens.json")
+    listed = _json(folder.path / ADDED)
     added: dict[str, Mapping[str, Any]] = {token: {} for token in listed}
     ids |= listed
     for i, flags in (settings.get("added_tokens_decoder") or {}).items():
         added[flags["content"]] = flags
         ids[flags["content"]] = int(i)
-    merges = _lines(folder.path / "merges.txt") or _lines(folder.path / "bpe.codes")
-    merges = [line for line in merges if not line.startswith("#version")]
+    found = (_lines(folder.path / name) for name in MERGES)
+    merges = [line for line in next(filter(None, found), []) if not line.startswith("#version")]
     return Vocabulary(folder.name, ids, added, merges, settings)
 
 

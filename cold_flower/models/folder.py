@@ -29,11 +29,13 @@ QUANTISED = "a quantised checkpoint; dequantise it and save it again with save_p
 # What a tensor ends with that may be one with the input embedding, the embedding's names first.
 _TIED = (
     "word_embeddings.weight", "tok_embeddings.weight", "shared.weight", "embed_tokens.weight",
+    "wte.weight",
     "lm_head.weight", "decoder.weight", "vocab_projector.weight",
 )  # fmt: skip
 _INPUTS = {
     "t5": "shared.weight",
     "mt5": "shared.weight",
+    "umt5": "shared.weight",
     "modernbert": "embeddings.tok_embeddings.weight",
 }
 # In old files, and in no model: buffers, and a bias that T5's cross attention never had.
