@@ -127,6 +127,17 @@ def test_the_whole_file_wins_over_an_index_beside_it(copy, tmp_path) -> None:
     assert all(torch.allclose(found[key], base[key]) for key in base)
 
 
+def test_weights_that_the_configuration_names_are_fused(copy, tmp_path) -> None:
+    base, model = copy("roberta", "base"), copy("roberta", "m")
+    for folder in (base, model):
+        tensors = {key: folder[key] + 1 for key in folder}
+        save_file(tensors, folder.path / "other.safetensors", {"format": "pt"})
+        reconfigured(folder.path, transformers_weights="other.safetensors")
+    fuse(AVERAGE, Folder(base.name), [Folder(model.name)], tmp_path / "out", "")
+    loaded = transformers.RobertaForMaskedLM.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.allclose(loaded[key], base[key] + 1) for key in base)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_base_in_shards_becomes_one_file(copy, tmp_path, dtype) -> None:
     whole = copy("roberta", "whole")

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from tokenizers import AddedToken
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from cold_flower.commands import api
 from cold_flower.commands.offline import fuse
-from cold_flower.errors import ModelError
+from cold_flower.errors import ColdFlowerError, ModelError
 from cold_flower.models.folder import Folder
 from strategies.fusion import load
 from tests.test_cli import cold_flower
@@ -159,17 +160,17 @@ def added(base, tmp_path):
     return write
 
 
+def test_added_tokens_are_said(base, added, tmp_path) -> None:
+    model = Folder(added("a", ["<x>", "<y>"], {}))
+    with pytest.raises(ModelError, match="lacks: 2, the first is '<x>' .*; --vocabulary union"):
+        fuse(AVERAGE, Folder(str(base)), [model], tmp_path / "out", "")
+
+
 @pytest.mark.parametrize("rule", ["average", "ties", "dare"])
 def test_added_tokens_are_fused_by_token(base, added, tmp_path, rule) -> None:
     one = added("a", ["<x>", "<y>"], {"<x>": 1.0, "<y>": 2.0})
     two = added("b", ["<z>", "<x>"], {"<z>": 8.0, "<x>": 3.0})
     plain = AutoTokenizer.from_pretrained(base)
-    done = cold_flower(
-        "fuse", rule, "--base", str(base), "--out", "x", one, two, cwd=tmp_path
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "a has tokens that the base" in done.stderr
-    assert "--vocabulary union" in done.stderr
     out = tmp_path / "out"
     models = [Folder(one), Folder(two)]
     fuse(load(rule), Folder(str(base)), models, out, "", vocabulary="union")
@@ -220,6 +221,72 @@ def test_words_of_a_list_are_united_too(base, tmp_path) -> None:
     assert torch.equal(load_file(out / "model.safetensors")[WORDS][389:], row)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_that_has_a_row_for_each_token_gets_new_rows(base, added, tmp_path, dtype) -> None:
+    """A decoder that the file holds beside the embedding, its bias, the base's number format."""
+    own = copied(base, tmp_path / "own")
+
+    def decoder(tensors):
+        tensors["lm_head.decoder.weight"] = tensors[WORDS].clone()
+        for key in tensors:
+            tensors[key] = tensors[key].to(dtype)
+
+    broken(own, decoder)
+    models = [Folder(added("a", ["<x>"], {"<x>": 3.0}))]
+    out = tmp_path / "out"
+    fuse(AVERAGE, Folder(str(own)), models, out, "", vocabulary="union")
+    tensors = load_file(out / "model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {dtype}
+    assert torch.equal(tensors["lm_head.decoder.weight"], tensors[WORDS])
+    assert torch.equal(tensors[WORDS][389:], torch.full((1, 16), 3.0, dtype=dtype))
+    model = AutoModelForMaskedLM.from_pretrained(out)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_a_base_without_tokenizer_json_gets_one(folders, tmp_path) -> None:
+    """A BERT of vocab.txt, whose settings list the added tokens, as transformers 4 wrote them."""
+    base, model = tmp_path / "base", tmp_path / "m"
+    shutil.copytree(folders("bert", "BertModel"), base)
+    (base / "tokenizer.json").unlink()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(384))]
+    (base / "vocab.txt").write_text("\n".join(words))
+    special = {"special": True, "normalized": False, "lstrip": False, "rstrip": False}
+    listed = {
+        str(i): {"content": word, "single_word": False, **special}
+        for i, word in enumerate(words[:5])
+    }
+    settings = {"tokenizer_class": "BertTokenizer", "added_tokens_decoder": listed}
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    shutil.copytree(base, model)
+    (model / "vocab.txt").write_text("\n".join([*words, "word"]))
+    (model / "added_tokens.json").write_text('{"<x>": 390, "<y>": 395}')
+    rows = torch.arange(400.0).repeat(16, 1).T.contiguous()
+    words_key = "embeddings.word_embeddings.weight"
+    broken(model, lambda ts: ts.update({words_key: rows}))
+    out = tmp_path / "out"
+    fuse(AVERAGE, Folder(str(base)), [Folder(str(model))], out, "", vocabulary="union")
+    found = load_file(out / "model.safetensors")[words_key]
+    assert found[389:, 0].tolist() == [389, 390, 395]
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer("w7 word <x> <y>")["input_ids"] == [2, 12, 389, 390, 391, 3]
+
+
+def test_pieces_cannot_be_united(base, tmp_path) -> None:
+    ids = {token: i for i, token in enumerate(["a", "b", "c", "d", "ab", "cd", "dc", "<unk>"])}
+    for name, more in (("base", {}), ("m", {"bb": 8})):
+
+        def bpe(table, more=more):
+            table["model"] = {"type": "BPE", "vocab": {**ids, **more}, "merges": ["a b"]}
+            table["added_tokens"] = []
+            table["post_processor"] = None
+
+        copied(base, tmp_path / name, bpe)
+    folders = [Folder(str(tmp_path / name)) for name in ("base", "m")]
+    with pytest.raises(ModelError, match=r"token 'bb' cannot be added .*\(BPE\): .*add_tokens"):
+        fuse(AVERAGE, folders[0], folders[1:], tmp_path / "out", "", vocabulary="union")
+    assert not (tmp_path / "out").exists()
+
+
 def test_padding_of_an_embedding_is_no_token(base, tmp_path) -> None:
     padded = copied(base, tmp_path / "padded")
     reconfigured(padded, vocab_size=400)
@@ -230,6 +297,11 @@ def test_padding_of_an_embedding_is_no_token(base, tmp_path) -> None:
     fuse(AVERAGE, Folder(str(base)), models, tmp_path / "out", "", vocabulary="union")
     before, after = (load_file(f / "model.safetensors")[WORDS] for f in (base, tmp_path / "out"))
     assert torch.allclose(after, before + 1)
+
+
+def test_the_choices_are_named(base, tmp_path) -> None:
+    with pytest.raises(ColdFlowerError, match="unknown vocabulary 'onion'.*union"):
+        api.fuse("average", base=base, models=[base], out=tmp_path / "x", vocabulary="onion")
 
 
 def test_union_needs_vocabularies_that_fit(base, tmp_path) -> None:

@@ -35,7 +35,7 @@ def match(base: Folder, models: Sequence[Folder], by_token: bool) -> tuple[list[
             left.append(key)
             del ours[key]
         for key in sorted(theirs.keys() - base.body.keys()):
-            if is_tied_name(key):
+            if is_tied_name(key) and base.embedding:
                 raise ModelError(
                     f"model {model.name}: {key} is a tensor of its own, in the base {base.name} it "
                     "is tied to the embedding"

@@ -12,10 +12,10 @@ from pathlib import Path
 from cold_flower.commands import vocabularies
 from cold_flower.models.folder import BESIDE, Folder
 
-CARD, MODULES = "README.md", "modules.json"
+CONFIG, MODULES = "config.json", "modules.json"
 _OF_RUNS = ("manifest.json", "trainer_state.json")
 _READ = (
-    "config.json",
+    CONFIG,
     vocabularies.FULL,
     vocabularies.SETTINGS,
     vocabularies.ADDED,
@@ -43,6 +43,9 @@ def copy(base: Folder, to: Path) -> list[str]:
             continue
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, to / name)
+    config = json.loads((to / CONFIG).read_text("utf-8"))
+    if config.pop("transformers_weights", None):  # the fused ones have the usual name
+        (to / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
     for module in sorted(modules):
         held = [file.suffix for file in (root / module).glob("*")]
         if ".bin" in held and ".safetensors" not in held:

@@ -176,7 +176,7 @@ def _vocabularies(
     Raises:
         ModelError: the base has none, or a model another one; by token.
     """
-    ours = vocabularies.read(base)
+    ours = vocabularies.read(base, whole=by_token)
     if ours is None and not vocabularies.takes_bytes(base):
         raise ModelError(
             f"model {base.name}: no vocabulary in {base.path} (tokenizer.json, vocab.txt, "

@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cold_flower.commands.vocabularies import ADDED, FULL, MERGES, PLAIN, Vocabulary
+from cold_flower.commands.vocabularies import (
+    ADDED,
+    FULL,
+    MERGES,
+    PLAIN,
+    SETTINGS,
+    Vocabulary,
+    parsed,
+)
 from cold_flower.errors import ModelError
 from strategies.fusion import Template, Weights
 
@@ -46,7 +54,11 @@ class Union:
         keys: Sequence[str],
         vocabularies: Sequence[Vocabulary],
     ) -> None:
-        bodies, self._keys = [base, *models], keys
+        bodies = [base, *models]
+        if not keys:
+            raise ModelError(
+                f"model {base.name}: no input embedding, which --vocabulary union needs"
+            )
         if missing := {m.name for m in bodies} - {v.name for v in vocabularies}:
             raise ModelError(f"model {min(missing)}: no vocabulary, which --vocabulary union needs")
         sizes = [body.template()[keys[0]][1][0] for body in bodies]
@@ -76,7 +88,7 @@ class Union:
         """Return, for each row of the union, the row of a model's own embedding, or -1."""
         rows = torch.arange(self._size)
         rows[rows >= size] = -1
-        rows[list(vocabulary.tokens)] = -1  # what is left is padding, behind the last token
+        rows[[i for i in vocabulary.tokens if i < self._size]] = -1  # padding is left
         for token, i in self._ids.items():
             rows[i] = vocabulary.ids.get(token, -1)
         return rows
@@ -98,26 +110,40 @@ class Union:
         Raises:
             ModelError: a token cannot be added to a tokenizer of this kind.
         """
+        _edit(folder / "config.json", {"vocab_size": self._size})
+        if not self._new:
+            return
         whole = json.loads(self._base.backend or "{}")
-        kind = whole.get("model", {}).get("type")
-        flags = {token: model.added.get(token) for token, model in self._new.items()}
-        for token, added in flags.items():
-            if kind is None or (added is None and kind not in _LISTS):
+        kind = whole.get("model", {}).get("type") or "of an unknown kind"
+        added = {}
+        for token, model in self._new.items():
+            if "added_tokens" not in whole or (token not in model.added and kind not in _LISTS):
                 raise ModelError(
-                    f"model {self._new[token].name}: token {token!r} cannot be added to the base's "
-                    f"tokenizer ({kind or f'it has no {FULL}'}): --vocabulary union takes tokens "
-                    "that were added with add_tokens, and words of a list of words"
+                    f"model {model.name}: token {token!r} cannot be added to the base's tokenizer "
+                    f"({kind}): --vocabulary union takes tokens that came by add_tokens, and words "
+                    f"of a vocabulary of kind {' or '.join(_LISTS)}"
                 )
-            if added is None:
-                whole["model"]["vocab"][token] = self._ids[token]
+            if token in model.added:
+                flags = {key: model.added[token].get(key, no) for key, no in _MATCHED.items()}
+                added[self._ids[token]] = {"content": token, **flags}
             else:
-                matched = {**_MATCHED, **added, "content": token, "id": self._ids[token]}
-                whole["added_tokens"].append(matched)
-        _check_ids(whole, self._ids)
-        (folder / FULL).write_text(json.dumps(whole, ensure_ascii=False))
+                whole["model"]["vocab"][token] = self._ids[token]
+        whole["added_tokens"] += [{"id": i, **flags} for i, flags in added.items()]
+        text = json.dumps(whole, ensure_ascii=False)
+        united = parsed(text, self._base.name)
+        for token, i in self._ids.items():  # the library counts for itself
+            if (found := united.token_to_id(token)) != i:
+                raise ModelError(
+                    f"model {self._base.name}: with the models' tokens its {FULL} gives token "
+                    f"{token!r} the id {found} instead of {i}: are there gaps between its ids?"
+                )
+        (folder / FULL).write_text(text, "utf-8")
+        listed = self._base.settings.get("added_tokens_decoder")
+        if listed:  # where there is this list, transformers takes added tokens from it alone
+            entries = {str(i): flags for i, flags in added.items()}
+            _edit(folder / SETTINGS, {"added_tokens_decoder": {**listed, **entries}})
         for name in _STALE:
             (folder / name).unlink(missing_ok=True)
-        _edit(folder / "config.json", {"vocab_size": self._size})
 
 
 class _United(Weights):
@@ -179,17 +205,7 @@ def _means(tensors: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
     return total.div_(count.clamp_(min=1)).to(base.dtype)
 
 
-def _check_ids(whole: Mapping[str, Any], ids: Mapping[str, int]) -> None:
-    """Check that the library reads a tokenizer.json as it is meant: it counts added tokens."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(json.dumps(whole))
-    for token, i in ids.items():
-        if (found := tokenizer.token_to_id(token)) != i:
-            raise ModelError(f"the united {FULL} gives token {token!r} the id {found}, due is {i}")
-
-
 def _edit(path: Path, changes: Mapping[str, Any]) -> None:
     """Change keys of a JSON file."""
     table = {**json.loads(path.read_text("utf-8")), **changes}
-    path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -59,34 +59,48 @@ class Vocabulary:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
-
-        try:
-            tokenizer = Tokenizer.from_str(self.backend)
-        except Exception as error:  # the library raises nothing more special
-            raise ModelError(f"model {self.name}: unreadable {FULL}: {error}") from error
+        tokenizer = parsed(self.backend, self.name)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
 
 
-def read(folder: Folder, like: Vocabulary | None = None) -> Vocabulary | None:
+def read(
+    folder: Folder, like: Vocabulary | None = None, *, whole: bool = False
+) -> Vocabulary | None:
     """Read a folder's vocabulary; None if it has no files of one.
 
     Args:
         folder: of a model.
         like: one that it may be a copy of: then what they share is kept once.
+        whole: with a tokenizer.json; where there is none, transformers makes it.
 
     Raises:
         ModelError: a file that cannot be read, or that holds no token.
     """
     try:
         found = _read(folder, like)
+        if found and whole and not found.backend:
+            found = _from_library(folder, found.settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"model {folder.name}: unreadable vocabulary: {error!r}") from error
     if found and not found.ids:
         raise ModelError(f"model {folder.name}: its vocabulary is empty")
     return found
+
+
+def parsed(text: str, name: str) -> Any:
+    """Return the `tokenizers.Tokenizer` of a tokenizer.json's text.
+
+    Raises:
+        ModelError: it is none; ``name`` is the model's.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing more special
+        raise ModelError(f"model {name}: unreadable {FULL}: {error}") from error
 
 
 def takes_bytes(folder: Folder) -> bool:

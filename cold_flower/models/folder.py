@@ -21,7 +21,8 @@ from strategies.fusion import DTYPES
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 BESIDE = (
-    ".json", ".txt", ".model", ".jinja", ".codes", ".spm", ".tokenizer", ".tiktoken", ".py",
+    ".json", ".txt", ".model", ".spm", ".codes", ".bpe", ".vocab", ".tokenizer", ".tiktoken",
+    ".jinja", ".py",
 )  # fmt: skip
 """Suffixes of what lies beside the weights: configuration, tokenizer, the model's own code."""
 QUANTISED = "a quantised checkpoint; dequantise it and save it again with save_pretrained"
@@ -29,8 +30,7 @@ QUANTISED = "a quantised checkpoint; dequantise it and save it again with save_p
 # What a tensor ends with that may be one with the input embedding, the embedding's names first.
 _TIED = (
     "word_embeddings.weight", "tok_embeddings.weight", "shared.weight", "embed_tokens.weight",
-    "wte.weight",
-    "lm_head.weight", "decoder.weight", "vocab_projector.weight",
+    "wte.weight", "lm_head.weight", "decoder.weight", "vocab_projector.weight",
 )  # fmt: skip
 _INPUTS = {
     "t5": "shared.weight",
@@ -127,7 +127,7 @@ class Folder(Mapping[str, Tensor]):
         inside = [key for key in self if self._is_inside(key)]
         inside += [self.embedding] if self.embedding else []  # an LM head's may stand for both
         named = {self.named(key): key for key in inside if key not in self.tied}
-        return {name: key for name, key in named.items() if not self._is_unread(name, key)}
+        return {name: key for name, key in named.items() if not self._is_unread(name)}
 
     def named(self, key: str) -> str:
         """Return a tensor's name in a body, from its name in the file."""
@@ -180,7 +180,7 @@ class Folder(Mapping[str, Tensor]):
     def _prefix(self) -> str:
         return _prefix(self.family, self.name)
 
-    def _is_unread(self, name: str, key: str) -> bool:
+    def _is_unread(self, name: str) -> bool:
         if _UNREAD.search(name):
             return True
         relative = self.config.get("position_biased_input") is False  # DeBERTa
