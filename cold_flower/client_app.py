@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cold_flower.config import PROTOCOLS, Config, split
 from cold_flower.contributors.contributor import Contributor
-from cold_flower.contributors.egress import Egress, only_listed
+from cold_flower.contributors.egress import Egress, only_listed, redacted
 from cold_flower.contributors.site import Site, imported, load_site
 from cold_flower.data.plan import resolve
 from cold_flower.errors import ColdFlowerError, ConfigError, NoTaskError, SiteError
@@ -47,28 +47,37 @@ def _answer(handle: Handler) -> Callable[[Message, Context], Message]:
 
     @wraps(handle)
     def reply(message: Message, context: Context) -> Message:
-        egress = None
+        egress = Egress()
         try:
             site = _site(context)
             if site is None:
                 content = handle(message, context, None)
             else:
-                egress = Egress(site)
+                egress = Egress(site.name, dry_run=site.dry_run)
                 site.apply_limits()
                 if site.app:
                     content = _own_app(site, message, context)
                 else:
                     content = handle(message, context, site)
+            answer = Message(content, reply_to=message)
+            if site:  # the last thing that can fail: what is written down leaves
                 kind = str(message.metadata.message_type).partition(".")[0]
                 egress.release(kind, content, message.content)
-            return Message(content, reply_to=message)
+            return answer
         except Exception as error:
-            line = _line(error)
-            if egress:
-                line = egress.redact(error, line)
+            cause = line = _line(error)
+            at_site = isinstance(context.node_config.get("site"), str)
+            if at_site:
+                cause, line = redacted(error, line)
             elif not isinstance(error, ColdFlowerError | torch.OutOfMemoryError):
                 raise
-        torch.cuda.empty_cache()  # not above, where the error's traceback still holds the model
+        # Not above, where the error's traceback still holds the model, and memory may be short.
+        torch.cuda.empty_cache()
+        if at_site:
+            try:
+                egress.tell(cause, line)
+            except OSError:  # a full disk; Flower would send the error's text
+                line = "OSError: this site's own log cannot be written"
         return Message(Error(_CLIENT_RAISED, line), reply_to=message)
 
     return reply
@@ -103,7 +112,7 @@ def _site(context: Context) -> Site | None:
         return load_site(Path(path))
     except Exception as error:
         print(f"cold-flower: {_line(error)}", file=sys.stderr, flush=True)
-        raise SiteError(  # what does not fit may be a label, or another word of the site's own
+        raise ConfigError(  # what does not fit may be a label, or another word of the site's own
             "this node's site.toml cannot be used: the details are in the site's own log"
         ) from error
 

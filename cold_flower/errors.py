@@ -30,3 +30,7 @@ class RunError(ColdFlowerError):
 
 class SiteError(ColdFlowerError):
     """A site's own settings, its trainer, or what it would send."""
+
+
+class LimitError(SiteError):
+    """What a run asks of a site, and the site's own limits do not allow; it may say so."""

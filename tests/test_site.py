@@ -13,6 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, 
 from cold_flower.client_app import app
 from cold_flower.commands.rehearsal import rehearse
 from cold_flower.config import Config
+from cold_flower.contributors.contributor import Contributor
 from cold_flower.contributors.egress import Egress
 from cold_flower.contributors.site import Limits, load_site
 from cold_flower.errors import ColdFlowerError, SiteError
@@ -22,7 +23,7 @@ from strategies.fusion import fingerprint
 from tests.federation import block
 from tests.test_cli import cold_flower
 
-ROWS = [{"review": f"a{i % 7} b{i % 5} c", "stars": ("bad", "good")[i % 2]} for i in range(60)]
+ROWS = [{"review": f"a{i % 7} b{i % 5} c", "stars": ("bad", "good")[i % 2]} for i in range(160)]
 TOML = """
 name = "clinic-a"
 base-model = "demo"
@@ -69,8 +70,8 @@ from strategies import records
 TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
 keys = {
     "recipe": False, "tasks": "travel,music", "attacks": "{music = 'sign-flip'}",
-    "finetune.max-examples": 24, "finetune.max-epochs": 1, "finetune.precision": "fp32",
-    "evaluate.protocols": "frozen", "evaluate.max-test-examples": 20,
+    "finetune.max-examples": 120, "finetune.max-epochs": 1, "finetune.precision": "fp32",
+    "evaluate.protocols": "frozen", "evaluate.max-test-examples": 50,
 }
 node = {"site": sys.argv[1]} if sys.argv[1:] else {"partition-id": 0}
 arrays = records.pack(starting_model(load_base("demo"), seed=0)[1].items())
@@ -107,15 +108,76 @@ def log(own_home) -> list[dict]:
 
 
 def test_limits_hold_whatever_the_run_asks(site) -> None:
-    limited = load_site(site(limits="max-examples = 40\nmax-seconds = 60\nmicro-batch-size = 8"))
+    limited = load_site(site(limits="max-examples = 140\nmax-seconds = 60\nmicro-batch-size = 8"))
     keys = {"finetune.max-examples": 500, "partition.kind": "shards", "base-model": "theirs"}
     applied = limited.apply(Config.from_flat(keys))
-    assert (applied.finetune.max_examples, applied.finetune.max_seconds) == (40, 60.0)
+    assert (applied.finetune.max_examples, applied.finetune.max_seconds) == (140, 60.0)
     assert (applied.finetune.micro_batch_size, applied.base_model) == (8, "demo")
     assert applied.partition.kind == "tasks"
-    lower = limited.apply(Config.from_flat({"finetune.max-examples": 9}))
-    assert lower.finetune.max_examples == 9
     assert Limits() == load_site(site()).limits
+    assert (Limits().min_examples, Limits().min_test_examples) == (100, 50)
+
+
+@pytest.mark.parametrize(
+    ("key", "least"),
+    [
+        ("finetune.max-examples", "limits.min-examples = 100"),
+        ("finetune.validate-every-examples", "limits.min-examples = 100"),
+        ("finetune.dev-examples", "limits.min-test-examples = 50"),
+        ("evaluate.max-test-examples", "limits.min-test-examples = 50"),
+    ],
+)
+def test_no_key_of_the_coordinator_singles_a_record_out(site, arrays, own_home, key, least) -> None:
+    said = f"LimitError: {key} is 1, which is less than {least} of this site"
+    config = ConfigRecord({"protocols": "frozen"})
+    for reply in (
+        train(site(), arrays, **{key: 1}),
+        send(MessageType.EVALUATE, {"arrays": arrays, "config": config}, site(), **{key: 1}),
+        send(MessageType.QUERY, {}, site(), **{key: 1}),
+    ):
+        assert reply.error.reason == said
+    assert [row["error"] for row in log(own_home)] == [said] * 3
+    with pytest.raises(SiteError, match=f"{key} is 1"):
+        list(rehearse(load_site(site()), Config.from_flat({**RUN, key: 1})))
+
+
+def test_a_site_uses_its_rows_whatever_the_run_asks(site, arrays) -> None:
+    """The same ones each time, so that no two answers differ by a row."""
+    fewer = {"finetune.max-examples": 110, "evaluate.max-test-examples": 60, "seed": 7}
+    mine = load_site(site())
+    data = [
+        Contributor(Config.from_flat({**RUN, **keys}), site=mine).splits()
+        for keys in ({}, {**fewer, "finetune.dev-examples": 50})
+    ]
+    assert [len(part) for part in (data[0].train, data[0].dev, data[0].test)] == [144, 16, 160]
+    assert all(torch.equal(a.ids, b.ids) for a, b in zip(*map(parts, data), strict=True))
+    reply = train(site(limits="max-examples = 120"), arrays, **fewer)
+    assert records.metrics_of(reply.content)["num-examples"] == 120
+
+
+def parts(data):
+    return data.train, data.dev, data.test
+
+
+def test_a_site_that_has_too_little_says_so_itself(site, arrays, tmp_path) -> None:
+    path = site()
+    for split, word in (("test", "min-test-examples = 50 examples to test on"),
+                        ("train", "min-examples = 100 examples to train on")):  # fmt: skip
+        lines = (tmp_path / "data" / f"{split}.jsonl").read_text().splitlines()[:40]
+        (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(lines))
+        reply = train(path, arrays)
+        assert reply.error.reason.startswith(f"LimitError: fewer than limits.{word} at this site")
+    allowed = path.read_text() + "min-examples = 30\nmin-test-examples = 40\n"
+    path.write_text(allowed)
+    assert not train(path, arrays).has_error()
+    path.write_text(allowed + "max-examples = 20\n")
+    with pytest.raises(SiteError, match="max-examples is 20, less than limits.min-examples = 30"):
+        load_site(path)
+
+
+def test_a_clock_leaves_no_body_of_a_few_examples(site, arrays) -> None:
+    reply = train(site(), arrays, **{"finetune.max-seconds": 1e-9, "finetune.batch-size": 1})
+    assert reply.error.reason.startswith("LimitError: fewer than limits.min-examples = 100")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +203,7 @@ def test_a_name_that_cannot_be_registered(site) -> None:
 
 
 def test_the_node_decides_and_what_leaves_is_written_down(site, arrays, own_home) -> None:
-    path = site(limits="max-examples = 20")
+    path = site(limits="max-examples = 20\nmin-examples = 20")
     query = send(MessageType.QUERY, {}, path, suite="/nowhere.toml", recipe=True).content
     assert records.config_of(query, "contributor")["name"] == "clinic-a"
     reply = train(path, arrays).content
@@ -159,7 +221,7 @@ def test_the_node_decides_and_what_leaves_is_written_down(site, arrays, own_home
 
 
 def test_dry_run_trains_and_keeps_the_answer(site, arrays, own_home) -> None:
-    path = site(top="dry-run = true", limits="max-examples = 20")
+    path = site(top="dry-run = true", limits="max-examples = 20\nmin-examples = 20")
     assert not send(MessageType.QUERY, {}, path).has_error()
     reply = train(path, arrays)
     assert "dry-run: the answer to train" in reply.error.reason
@@ -173,7 +235,7 @@ def test_a_site_never_loads_what_does_harm(site) -> None:
         command = [sys.executable, "-c", LOADED, *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    assert loaded(str(site(limits="max-examples = 20"))) == "False"
+    assert loaded(str(site(limits="max-examples = 20\nmin-examples = 20"))) == "False"
     assert loaded() == "True"  # a simulation that rehearses it
 
 
@@ -227,29 +289,94 @@ def test_a_gpu_that_is_full_is_said_and_written_down(site, arrays, own_home, mon
     assert "Tried to allocate" in (own_home / "clinic-a" / "errors.log").read_text()
 
 
-def test_a_broken_site_file_does_not_leave(site) -> None:
+def test_a_broken_site_file_does_not_leave(site, own_home) -> None:
     path = site()
     path.write_text("name = 'x")
     reason = send(MessageType.QUERY, {}, path).error.reason
     assert "this node's site.toml cannot be used" in reason
+    (row,) = (json.loads(line) for line in (own_home / "sent.jsonl").read_text().splitlines())
+    assert (row["kind"], row["error"]) == ("error", reason)
+
+
+def test_a_log_that_cannot_be_written_keeps_the_answer(site, arrays, own_home) -> None:
+    own_home.mkdir()
+    (own_home / "clinic-a").write_text("")  # where the folder would be
+    reply = send(MessageType.QUERY, {}, site())
+    assert reply.error.reason == "OSError: this site's own log cannot be written"
+
+
+W = records.pack([("w", torch.zeros(2))])
+GOOD = {
+    "query": {
+        "contributor": ConfigRecord(
+            {
+                "name": "clinic-a", "task": "clinic-a", "metric": "accuracy", "examples": 9,
+                "unknown": 0.1, "versions": "flwr=1.41.0 torch=2.13.0+cpu", "model": "0" * 64,
+                "device": "cuda", "visible-gpus": "GPU-3f2a,1", "worker": 7,
+            }
+        )
+    },
+    "train": {
+        "metrics": MetricRecord({"num-examples": 1, "train-loss": 0.5}),
+        "contribution": ConfigRecord({"contributor": "clinic-a", "iteration": 1, "base": "b"}),
+    },
+    "evaluate": {
+        "metrics": MetricRecord({"num-examples": 1, "frozen": 0.5}),
+        "contributor": ConfigRecord({"contributor": "clinic-a", "seconds": 0.5}),
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "words"),
+    ("kind", "record", "change", "words"),
     [
-        ("train", {"metrics": MetricRecord({"num-examples": 1, "age": 3.0})}, "'age' is not one"),
-        ("train", {"head": records.pack([("w", torch.zeros(2))])}, r"held \['arrays', 'head'\]"),
-        ("train", {"arrays": records.pack([("w", torch.zeros(2))])}, "not of the base's names"),
-        ("evaluate", {"arrays": records.pack([("w", torch.zeros(2))])}, "answer to evaluate held"),
-        ("query", {"metrics": MetricRecord({"loss": 1.0})}, "'loss' is not one"),
+        ("train", "metrics", {"age": 3.0}, "'age' is not one that leaves in an answer to train"),
+        (
+            "train",
+            "metrics",
+            {"train-loss": [0.5, 0.1]},
+            r"train-loss is '\[0.5, 0.1\]', expected a",
+        ),
+        (
+            "train",
+            "metrics",
+            {"train-loss": float("nan")},
+            "train-loss is 'nan', expected a finite",
+        ),
+        ("evaluate", "metrics", {"frozen": float("inf")}, "frozen is 'inf', expected a finite"),
+        ("evaluate", "metrics", {"steps": 1}, "'steps' is not one"),
+        ("query", "metrics", {"loss": 1.0}, "'loss' is not one"),
+        ("train", "Mr Smith is ill", {"train-loss": 1.0}, "a record called 'Mr Smith is ill'"),
+        ("evaluate", "notes", {"row": "Mr Smith"}, "a record called 'notes'"),
+        ("train", "contribution", {"row": "Mr Smith"}, "'row' is not one"),
+        ("train", "contribution", {"contributor": "Mr Smith"}, "expected one of clinic-a"),
+        ("train", "contribution", {"base": "Mr Smith"}, "expected one of b"),
+        ("train", "contribution", {"iteration": "Mr Smith"}, "expected a finite number"),
+        ("train", "contribution", {"iteration": True}, "expected a finite number"),
+        ("query", "contributor", {"versions": "Mr Smith is ill"}, "versions is 'Mr Smith is ill'"),
+        ("query", "contributor", {"device": b"Mr Smith"}, "device is "),
+        ("query", "contributor", {"metric": "Smith"}, "expected one of accuracy, pearson"),
+        ("query", "contributor", {"examples": [1, 2]}, "examples is"),
+        ("train", "head", W, r"held \['arrays', 'head'\]"),
+        ("train", "arrays", W, "not of the base's names"),
+        ("evaluate", "arrays", W, "answer to evaluate held"),
     ],
 )
-def test_what_is_not_listed_is_not_sent(site, arrays, kind, change, words) -> None:
-    egress = Egress(load_site(site()))
-    good = {"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}
-    content = RecordDict({**(good if kind == "train" else {}), **change})
+def test_what_is_not_listed_is_not_sent(arrays, kind, record, change, words) -> None:
+    egress = Egress("clinic-a")
+    content = RecordDict(dict(GOOD[kind]))
+    if kind == "train":
+        content["arrays"] = arrays
+    asked = RecordDict({"arrays": arrays, "config": ConfigRecord({"base": "b"})})
+    egress.check(kind, content, asked)
+    if isinstance(change, dict):
+        make = MetricRecord if kind != "query" and record[0] in "mM" else ConfigRecord
+        make = MetricRecord if record == "metrics" else make
+        content[record] = make({**content.get(record, {}), **change})
+    else:
+        content[record] = change
     with pytest.raises(SiteError, match=words):
-        egress.check(kind, content, RecordDict({"arrays": arrays}))
+        egress.check(kind, content, asked)
 
 
 TRAINER = """
@@ -268,6 +395,8 @@ def nothing(job):
     return None
 def short(job):
     return {}, {}
+def diverged(job):
+    return job.body, {"train-loss": float("nan")}
 """
 
 
@@ -279,7 +408,7 @@ def test_a_trainer_of_ones_own(site, arrays, own_home, tmp_path) -> None:
     assert all(torch.allclose(after[k], before[k] + 1) for k in before)
     metrics = records.metrics_of(reply)
     assert metrics.keys() == {"num-examples", "train-loss", "seconds"}
-    assert metrics["num-examples"] == 54
+    assert metrics["num-examples"] == 144
     assert "secret" not in (own_home / "clinic-a" / "sent.jsonl").read_text()
 
 
@@ -296,6 +425,7 @@ def test_a_trainer_of_ones_own_gets_the_librarys_model(site, arrays, tmp_path) -
         ("nowhere", "cannot be imported"),
         ("my_trainer:nothing", "returned NoneType, expected"),
         ("my_trainer:short", "returned no tensor"),
+        ("my_trainer:diverged", "returned train-loss = nan, expected a finite number"),
     ],
 )
 def test_a_trainer_that_does_not_do_its_work(site, arrays, own_home, tmp_path, name, words) -> None:
@@ -308,7 +438,7 @@ def test_a_trainer_that_does_not_do_its_work(site, arrays, own_home, tmp_path, n
 def test_the_trainer_of_the_page(site, arrays, tmp_path) -> None:
     pytest.importorskip("accelerate")
     (tmp_path / "my_site.py").write_text(block("file: my_site.py"))
-    path = site(top='trainer = "my_site:finetune"', limits="max-examples = 32")
+    path = site(top='trainer = "my_site:finetune"', limits="max-examples = 32\nmin-examples = 32")
     reply = train(path, arrays, **{"finetune.learning-rate": 1e-3})
     assert not reply.has_error(), reply.error.reason
     metrics = records.metrics_of(reply.content)
@@ -328,8 +458,8 @@ def test_the_rehearsal_lists_what_leaves(site) -> None:
     lines = list(rehearse(load_site(site()), Config.from_flat(RUN)))
     text = "\n".join(lines)
     for words in (
-        "54 training, 6 dev, 60 test examples; labels bad, good",
-        "finetuned on 54 examples with our loop",
+        "144 training, 16 dev, 160 test examples; labels bad, good",
+        "finetuned on 64 examples with our loop",
         "an iteration takes an estimated",
         "float32 tensors, 383104 bytes",
         "num-examples, train-loss, dev-accuracy, seconds, steps",

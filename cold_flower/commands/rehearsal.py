@@ -50,8 +50,9 @@ def rehearse(site: Site, config: Config) -> Iterator[str]:
         f"{kind}"
     )
     _, body = starting_model(me.base, 0)
-    few = replace(me.config.finetune, max_examples=EXAMPLES, max_epochs=1, dev_examples=EXAMPLES)
-    rehearsing = Contributor(replace(config, finetune=few), site=site)
+    few = replace(site.limits, max_examples=EXAMPLES, min_examples=0, min_test_examples=0)
+    once = replace(me.config.finetune, max_epochs=1)
+    rehearsing = Contributor(replace(config, finetune=once), site=replace(site, limits=few))
     started = time.perf_counter()
     trained, metrics = rehearsing.finetune(body, iteration=0, seed=derive(0, "check"))
     seconds = time.perf_counter() - started

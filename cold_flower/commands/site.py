@@ -26,6 +26,8 @@ label = "{label}"
 {labels}splits = {{ train = "train", validation = "", test = "test" }}    # "" = carved out of train
 
 [limits]                            # 0 = no limit
+min-examples = 100                  # a body that leaves was trained on so many, at least
+min-test-examples = 50              # a score that leaves was counted on so many, at least
 max-examples = 0                    # training examples used in an iteration
 max-seconds = 0                     # of a finetuning; it ends with the best weights so far
 micro-batch-size = 0                # lower it where memory is short; the result stays the same
@@ -129,8 +131,12 @@ def log(
     from cold_flower.contributors.site import load_site
     from cold_flower.identity import code_sha256
 
-    sent = Egress(load_site(file.resolve())).log
-    for line in sent.read_text().splitlines() if sent.exists() else []:
+    # Where site.toml could not be used, what left of that is written down beside the sites'.
+    nameless, sent = Egress().log, Egress(load_site(file.resolve()).name).log
+    lines = [
+        line for log in (nameless, sent) if log.exists() for line in log.read_text().split("\n")
+    ]
+    for line in sorted(filter(None, lines)):  # they begin with the time
         row = json.loads(line)
         state = "" if row["sent"] else " (dry-run: not sent)"
         what = row.get("error") or f"{row['bytes']} bytes {row.get('sha256', '')}".strip()

@@ -88,7 +88,10 @@ class Contributor:
         path = self._folder / f"tokens-{digest}.safetensors"
         if not path.exists():
             _save(self._encode(load_splits(self.task, self.config, self._shard)), path)
-        return _read(path, self.task)
+        data = _read(path, self.task)
+        if self.site:
+            self.site.check(len(data.train), len(data.test))
+        return data
 
     def _encode(self, data: Splits) -> EncodedSplits:
         text_to_text.check(self.base, self.task, data.labels)
@@ -132,6 +135,8 @@ class Contributor:
             metric=data.metric,
             seed=derive(derived, "run"),
         )
+        if self.site:  # a clock may have stopped it early
+            self.site.check(outcome.examples, len(data.test))
         if self.config.finetune.head == "keep":
             heads.save(iteration, model)
         return body_of(model), {
@@ -146,6 +151,7 @@ class Contributor:
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Have the site's own trainer work; it starts with a fresh head."""
         data = load_splits(self.task, self.config)
+        site.check(len(data.train), len(data.test))
         derived = derive(seed, iteration, self.name, "train")
         model = classifier(
             self.base,

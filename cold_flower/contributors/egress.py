@@ -8,28 +8,48 @@ quote the site's data.
 
 import json
 import math
+import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cold_flower.config import PROTOCOLS
-from cold_flower.contributors.site import Site
-from cold_flower.errors import ColdFlowerError, ConfigError, ModelError, SiteError
+from cold_flower.data.task import METRIC_OF
+from cold_flower.errors import ColdFlowerError, ConfigError, LimitError, ModelError, SiteError
 from cold_flower.identity import ROOT, code_sha256, home, timestamp
 from strategies import records
 from strategies.fusion import fingerprint
 
 SENT, ERRORS = "sent.jsonl", "errors.log"
 # They speak of the run's keys, the model and the GPU, not of data.
-_HARMLESS = (ConfigError, ModelError, torch.OutOfMemoryError)
+_HARMLESS = (ConfigError, ModelError, LimitError, torch.OutOfMemoryError)
 _METRICS = {  # all that each answer may hold
     "query": frozenset[str](),
     "train": frozenset(records.LISTED),
     "evaluate": frozenset({records.EXAMPLES, *PROTOCOLS}),
+}
+_WORKER = ("device", "visible-gpus", "worker")
+_STATED = {  # the other record of each answer, and all that it may hold
+    "query": (
+        records.CONTRIBUTOR,
+        (
+            "name", "task", "metric", "examples", "tokens", "unknown", "cut", "protocol",
+            "versions", "code", "model", *_WORKER,
+        ),
+    ),
+    "train": (records.CONTRIBUTION, ("contributor", "iteration", "base", *_WORKER)),
+    "evaluate": (records.CONTRIBUTOR, ("contributor", "task", "metric", "seconds", *_WORKER)),
+}  # fmt: skip
+_TEXTS = {  # no sentence passes
+    "versions": r"([\w-]{1,20}=[\w.+-]{1,20} ?){0,6}",
+    "device": "[a-z]{1,20}",
+    "visible-gpus": r"[\w,-]{0,200}",
+    "code": "[0-9a-f]{64}",
+    "model": "[0-9a-f]{64}",
 }
 
 
@@ -41,12 +61,13 @@ class Egress:
     """The way out of a site.
 
     Args:
-        site: whose.
+        name: of the site; empty where its site.toml cannot be used, and only an error leaves.
+        dry_run: whether answers stay here.
     """
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._folder = home() / site.name
+    def __init__(self, name: str = "", *, dry_run: bool = False) -> None:
+        self._name, self._dry_run = name, dry_run
+        self._folder = home() / name
 
     @property
     def log(self) -> Path:
@@ -67,7 +88,7 @@ class Egress:
         self.check(kind, content, received)
         asked = records.config_of(received, records.CONFIG)
         bodies = content.array_records.values()
-        size, kept = records.size_of(content), self._site.dry_run and kind != "query"
+        size, kept = records.size_of(content), self._dry_run and kind != "query"
         self._append(
             {
                 "kind": kind,
@@ -92,32 +113,57 @@ class Egress:
         given = content.array_records
         if set(given) != ({records.ARRAYS} if kind == "train" else set()):
             raise SiteError(f"an answer to {kind} held {sorted(given)}: not sent")
-        for name, record in content.metric_records.items():
-            if extra := set(record) - _METRICS[kind]:
-                raise SiteError(f"{name} {min(extra)!r} is not one that leaves: not sent")
+        stated, keys = _STATED[kind]
+        allowed = {records.METRICS: _METRICS[kind], stated: keys}
+        base = ""
         if kind == "train":
-            base = records.template_of(received.array_records[records.ARRAYS])
-            if records.template_of(given[records.ARRAYS]) != base:
+            sent = received.array_records[records.ARRAYS]
+            if records.template_of(given[records.ARRAYS]) != records.template_of(sent):
                 raise SiteError("the trained body is not of the base's names and shapes: not sent")
+            asked = records.config_of(received, records.CONFIG)
+            base = str(asked.get("base") or fingerprint(records.unpack(sent)))
+        for name, values in (*content.metric_records.items(), *content.config_records.items()):
+            if name not in allowed:
+                raise SiteError(f"a record called {name[:80]!r}: not sent")
+            self._check_values(kind, values, allowed[name], base)
 
-    def redact(self, error: Exception, line: str) -> str:
-        """Write an error into the site's own log; return what may leave of it.
+    def _check_values(
+        self, kind: str, values: Mapping[str, Any], allowed: Container[str], base: str
+    ) -> None:
+        """Check that a record has listed keys alone, and of each a value of its kind.
+
+        Raises:
+            SiteError: naming the key.
+        """
+        own = (self._name,)
+        one_of = {"name": own, "contributor": own, "task": own, "metric": (*METRIC_OF.values(),)}
+        one_of["base"] = (base,)
+        for key, value in values.items():
+            if key not in allowed:
+                raise SiteError(f"{key[:80]!r} is not one that leaves in an answer to {kind}")
+            if key in _TEXTS:
+                good = bool(re.fullmatch(_TEXTS[key], str(value), re.ASCII))
+                expected = _TEXTS[key]
+            elif key in one_of:
+                good, expected = value in one_of[key], f"one of {', '.join(one_of[key])}"
+            else:
+                good = type(value) in (int, float) and math.isfinite(value)
+                expected = "a finite number"
+            if not good:
+                raise SiteError(f"{key} is {str(value)[:200]!r}, expected {expected}: not sent")
+
+    def tell(self, cause: str, line: str) -> None:
+        """Write an error into the site's own log, and down what leaves of it.
 
         Args:
-            error: what happened.
-            line: what would be said of it if it were not a site's.
+            cause: what happened; it stays here.
+            line: what may leave (`redacted`).
         """
-        whole = line
-        if not isinstance(error, ColdFlowerError):
-            whole = "".join(traceback.format_exception(error)).strip()
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / ERRORS).open("a") as file:
-            file.write(f"{timestamp()} {whole}\n")
-        print(f"cold-flower, site {self._site.name}: {whole}", file=sys.stderr, flush=True)
-        if not isinstance(error, (*_HARMLESS, NotSent)):
-            line = f"{type(error).__name__}: the details are in the site's own log"
+            file.write(f"{timestamp()} {cause}\n")
+        print(f"cold-flower, site {self._name}: {cause}", file=sys.stderr, flush=True)
         self._append({"kind": "error", "sent": True, "bytes": 0, "error": line})
-        return line
 
     def _append(self, row: Mapping[str, Any]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -126,6 +172,21 @@ class Egress:
             file.write(json.dumps(line, default=str) + "\n")
 
 
+def redacted(error: Exception, line: str) -> tuple[str, str]:
+    """Return what a site's own log says of an error, and what may leave of it.
+
+    Args:
+        error: what happened.
+        line: what would be said of it if it were not a site's.
+    """
+    cause = line
+    if not isinstance(error, ColdFlowerError):
+        cause = "".join(traceback.format_exception(error)).strip()
+    if not isinstance(error, (*_HARMLESS, NotSent)):
+        line = f"{type(error).__name__}: the details are in the site's own log"
+    return cause, line
+
+
 def only_listed(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics that leave a contributor: those listed, where they are finite."""
-    return {k: v for k, v in metrics.items() if k in records.LISTED and math.isfinite(v)}
+    """Return the metrics that leave a contributor: those listed."""
+    return {key: value for key, value in metrics.items() if key in records.LISTED}

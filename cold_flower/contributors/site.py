@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower import toml
-from cold_flower.config import Config, Partition
+from cold_flower.config import Config, Finetune, Partition
 from cold_flower.data.task import Task
-from cold_flower.errors import SiteError
+from cold_flower.errors import LimitError, SiteError
 from strategies.names import NAME, import_attribute, unknown
 
 _DEFAULTS = {"name": "", "base-model": "", "trainer": "", "app": "", "dry-run": False}
@@ -23,6 +23,11 @@ _KEYS = (*_DEFAULTS, "task", "limits")
 class Limits:
     """What a site allows a run to use; 0 leaves a limit out."""
 
+    min_examples: int = 100
+    """Training examples that a body which leaves was trained on, at least: it tells of them all
+    together, but of one alone it would spell the words."""
+    min_test_examples: int = 50
+    """Rows that a score which leaves was counted on, at least."""
     max_examples: int = 0
     """Training examples used in an iteration."""
     max_seconds: float = 0
@@ -55,19 +60,65 @@ class Site:
     limits: Limits = Limits()
 
     def apply(self, config: Config) -> Config:
-        """Return a run's configuration as this site carries it out."""
+        """Return a run's configuration as this site carries it out.
+
+        Which rows are used is the site's own matter: all, or its ``max-examples``, always the same
+        ones. From two bodies or scores of which one saw a row more, that row could be told.
+
+        Raises:
+            LimitError: the run asks for less than a minimum.
+        """
         asked, own = config.finetune, self.limits
+        for key, value, limit, least in (
+            ("finetune.max-examples", asked.max_examples, "min-examples", own.min_examples),
+            # Weights are taken at a validation: before it they saw no more than these.
+            ("finetune.validate-every-examples", asked.validate_every_examples, "min-examples",
+             own.min_examples),
+            ("finetune.dev-examples", asked.dev_examples, "min-test-examples",
+             own.min_test_examples),
+            ("evaluate.max-test-examples", config.evaluate.max_test_examples,
+             "min-test-examples", own.min_test_examples),
+        ):  # fmt: skip
+            if 0 < value < least:
+                raise LimitError(
+                    f"{key} is {value}, which is less than limits.{limit} = {least} of this site"
+                )
         finetune = replace(
             asked,
-            max_examples=int(_lower(asked.max_examples, own.max_examples)),
+            max_examples=own.max_examples,
+            dev_examples=Finetune().dev_examples,
             max_seconds=float(_lower(asked.max_seconds, own.max_seconds)),
             micro_batch_size=int(_lower(asked.micro_batch_size, own.micro_batch_size)),
         )
-        base_model = self.base_model or config.base_model
-        # A rehearsed attack is a simulation's: nobody else has a site do harm.
         return replace(
-            config, base_model=base_model, partition=Partition(), finetune=finetune, attacks=""
+            config,
+            base_model=self.base_model or config.base_model,
+            partition=Partition(),
+            finetune=finetune,
+            evaluate=replace(config.evaluate, max_test_examples=0),
+            seed=0,  # of the rows that are drawn; that of the training comes with the message
+            attacks="",  # a rehearsed attack is a simulation's: nobody else has a site do harm
         )
+
+    def check(self, train: int, test: int) -> None:
+        """Check that a body and a score rest on as many examples as they have to.
+
+        Args:
+            train: how many there are, or how many a finetuning has seen.
+            test: rows to be tested on.
+
+        Raises:
+            LimitError: there are fewer.
+        """
+        for key, least, count, what in (
+            ("min-examples", self.limits.min_examples, train, "to train on"),
+            ("min-test-examples", self.limits.min_test_examples, test, "to test on"),
+        ):
+            if count < least:
+                raise LimitError(
+                    f"fewer than limits.{key} = {least} examples {what} at this site; whether "
+                    "fewer may do is for its own site.toml to say"
+                )
 
     def apply_limits(self) -> None:
         """Hold this process to the site's threads and memory."""
@@ -171,4 +222,10 @@ def _limits(path: Path, table: Any) -> Limits:
                 f"got {value!r}"
             )
         values[known[key].name] = value
-    return Limits(**values)
+    limits = Limits(**values)
+    if 0 < limits.max_examples < limits.min_examples:
+        raise SiteError(
+            f"site file {path}: limits.max-examples is {limits.max_examples}, less than "
+            f"limits.min-examples = {limits.min_examples}: raise one or lower the other"
+        )
+    return limits

@@ -44,7 +44,7 @@ def train(name: str, beside: Path, job: Job) -> tuple[dict[str, Tensor], dict[st
 
     Raises:
         SiteError: it cannot be imported, is no function, returned something else, or a body of
-            another form.
+            another form, or a metric that is not finite.
     """
     trainer = imported(name, beside)
     if not callable(trainer):
@@ -67,5 +67,10 @@ def train(name: str, beside: Path, job: Job) -> tuple[dict[str, Tensor], dict[st
             )
         body[key] = after.contiguous()
     numbers = {str(key): float(value) for key, value in metrics.items()}
-    finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
-    return body, {"num-examples": len(job.train), **finite}
+    for key, value in numbers.items():
+        if not math.isfinite(value):
+            raise SiteError(
+                f"trainer {name!r} returned {key} = {value}, expected a finite number: did it "
+                "diverge? A metric that is not known is left out"
+            )
+    return body, {"num-examples": len(job.train), **numbers}
