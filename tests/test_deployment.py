@@ -50,7 +50,7 @@ def write_demo(folder: Path, task: str, kind: str) -> None:
             {"review": text, "stars": ("bad", "good")[label]}
             for text, label in zip(columns["text"], columns["label"], strict=True)
             if label < 2
-        ][:96]
+        ][:160]
         random.Random(0).shuffle(rows)
         if kind == "parquet":
             table = pyarrow.Table.from_pylist(rows)
@@ -161,7 +161,8 @@ def test_site_init_writes_what_is_asked_and_nothing_twice(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     table = tomllib.loads((tmp_path / "site.toml").read_text())
     assert table["task"]["labels"] == ["no", "yes"]
-    assert set(table["limits"].values()) == {0}
+    least = {"min-examples": 100, "min-test-examples": 50}
+    assert {key: value for key, value in table["limits"].items() if value} == least
     hub = ("clinic-b", "hub.toml", "--hub", "--data", "nyu-mll/glue", "--text", "sentence")
     assert cold_flower("site", "init", *hub, cwd=tmp_path).returncode == 0
     task = tomllib.loads((tmp_path / "hub.toml").read_text())["task"]
