@@ -8,7 +8,7 @@ import pytest
 
 from cold_flower.errors import RunError
 from cold_flower.repository.journal import CONFIG, PROGRESS, RESULT
-from cold_flower.runtime import flower
+from cold_flower.runtime import flower, scratch
 from cold_flower.runtime.events import Events
 from cold_flower.runtime.writable import check_writable
 
@@ -116,3 +116,54 @@ def test_a_folder_without_permission_is_named(tmp_path) -> None:
         check_writable(Path("/proc/runs/demo"))
     check_writable(tmp_path / "runs" / "demo")
     assert list(tmp_path.iterdir()) == []
+
+
+WORKER = "\x1b[36m(ClientAppActor pid=7)\x1b[0m "
+TRACEBACK = (
+    "{p}Traceback (most recent call last):\n{p}  File 'x', line 1, in f\n{p}    f()\n{p}{e}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "error"),
+    [
+        ("INFO : all is well\n", ""),
+        (TRACEBACK.format(p="", e="OSError: path too long"), "OSError: path too long"),
+        (
+            "\x1b[91mERROR \x1b[0m:     " + TRACEBACK.format(p="", e="KeyError: 'a'"),
+            "KeyError: 'a'",
+        ),
+        (TRACEBACK.format(p=WORKER, e="ray.Dead: killed"), "ray.Dead: killed"),
+        (
+            TRACEBACK.format(p="", e="ValueError: an older one")
+            + TRACEBACK.format(p="", e="OSError: the cause")
+            + f"\n{flower._FROM[0]}\n\n"
+            + TRACEBACK.format(p="", e="RuntimeError: it crashed.")
+            + f"\n{flower._FROM[1]}\n\n"
+            + TRACEBACK.format(p="", e="RuntimeError: it ends."),
+            "OSError: the cause",
+        ),
+    ],
+)
+def test_the_last_error_of_a_log_is_its_cause(tmp_path, log, error) -> None:
+    path = tmp_path / "flower.log"
+    path.write_text(f"begin\n{log}\nthe end\n")
+    assert flower.last_error(path) == error
+    assert flower.last_error(tmp_path / "none") == ""
+
+
+def test_a_long_folder_for_temporary_files_gives_way_to_a_short_one(tmp_path, monkeypatch) -> None:
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with scratch.scratch() as folder:
+        assert folder.parent == Path("/tmp")
+        deepest = len(f"{folder}/ray/session_{'2026-11-27_12-00-00_123456_1234567'}/sockets/x")
+        assert deepest < 107
+    assert not folder.exists()
+    with scratch.scratch(long) as folder:  # of a cluster
+        assert folder.parent == long
+    monkeypatch.setattr(scratch, "_SHORT", ())
+    words = rf"{long}, has a path of \d+ bytes; Ray's sockets need one of at most 2\d: set TMPDIR"
+    with pytest.raises(RunError, match=words), scratch.scratch():
+        pass

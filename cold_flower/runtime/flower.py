@@ -6,6 +6,7 @@ answered. So a run completed only if Flower and the ServerApp's ``result.json`` 
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +18,13 @@ from cold_flower.repository.journal import CONFIG, RESULT
 from cold_flower.runtime.processes import tool
 
 STATUS_SECONDS = 30  # for an answer about a run; each starts Flower's command line
+_TAIL = 1 << 18  # bytes of a log that are looked at
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_WORKER = re.compile(r"^\(\w+ pid=\d+[^)]*\) ?")  # what Ray puts before a worker's line
+_FROM = (
+    "The above exception was the direct cause of the following exception:",
+    "During handling of the above exception, another exception occurred:",
+)
 
 
 def flwr(
@@ -68,6 +76,27 @@ def result_of(run_dir: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {"status": "missing", "iterations": 0, "cause": ""}
     return result
+
+
+def last_error(log: Path) -> str:
+    """Return the last exception in a log, as its last line says it; empty where there is none.
+
+    Of exceptions that were raised from one another it is the first, which knows what happened.
+    """
+    if not log.exists():
+        return ""
+    text = _COLOUR.sub("", log.read_bytes()[-_TAIL:].decode(errors="replace"))
+    found, traced, from_another = "", False, False
+    for line in text.splitlines():
+        said = _WORKER.sub("", line)
+        if said.endswith("Traceback (most recent call last):"):
+            traced = True
+        elif traced and said[:1].strip():  # the first line after it that is not indented
+            found = found if from_another else said
+            traced = from_another = False
+        elif said.endswith(_FROM):
+            from_another = True
+    return found[:500]
 
 
 def completed(run_dir: Path, iterations: int) -> bool:

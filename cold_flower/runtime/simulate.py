@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,9 +23,17 @@ from cold_flower.reporting.progress import Event
 from cold_flower.repository.journal import FULL, LOG, RESULT, RUNNER, WORKERS
 from cold_flower.runtime.bundle import stage
 from cold_flower.runtime.events import Events
-from cold_flower.runtime.flower import STATUS_SECONDS, error_of, flwr, judge, status_of
+from cold_flower.runtime.flower import (
+    STATUS_SECONDS,
+    error_of,
+    flwr,
+    judge,
+    last_error,
+    status_of,
+)
 from cold_flower.runtime.processes import Stopped, alive, stoppable, tool
 from cold_flower.runtime.resources import Allocation
+from cold_flower.runtime.scratch import scratch
 from cold_flower.runtime.superlink import CONNECTION, superlink
 
 # Weights come and go by the hundred megabytes; where glibc and Linux have such pages.
@@ -62,14 +69,14 @@ def simulate(
     run_dir = Path(config.run_dir)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     (run_dir / RESULT).unlink(missing_ok=True)  # of the run that is resumed
-    # Ray puts sockets there, whose paths are limited to 107 characters: keep it short. The nodes of
-    # a cluster have sockets of their own, but read the app there: beside the run, which they share.
+    # The nodes of a cluster have sockets of their own, but read the app there: beside the run,
+    # which they share.
     shared = run_dir.parent if allocation.cluster else None
     run_log = run_dir.parent / f".{run_dir.name}.log"
-    with stoppable(), tempfile.TemporaryDirectory(prefix="cf-", dir=shared) as scratch:
+    with stoppable(), scratch(shared) as folder:
         try:
             with run_log.open("w") as log:
-                status = _run(config, contributors, allocation, show, Path(scratch), log)
+                status = _run(config, contributors, allocation, show, folder, log)
         except Stopped:
             if not run_dir.exists():
                 run_log.unlink()
@@ -80,9 +87,11 @@ def simulate(
                     whole.write(run_log.read_bytes())
                     run_log.unlink()
     full = shutil.disk_usage(run_dir.parent).free < _FULL_DISK
-    killed = f"the ServerApp ended without a {RESULT} (killed? out of memory?)"
     log_path = run_dir / LOG if (run_dir / LOG).exists() else run_log
-    judge(run_dir, status, no_result=FULL if full else killed, again=again, log=log_path)
+    error = last_error(log_path)
+    known = f"the last error in the log is {error}" if error else "killed? out of memory?"
+    ended = f"the ServerApp ended without a {RESULT} ({known})"
+    judge(run_dir, status, no_result=FULL if full else ended, again=again, log=log_path)
 
 
 def _run(
@@ -90,14 +99,14 @@ def _run(
     contributors: int,
     allocation: Allocation,
     show: Callable[[Event], None],
-    scratch: Path,
+    folder: Path,
     log: Any,
 ) -> str:
     """Run on a SuperLink that lives for this run alone; return what Flower says of it."""
-    run_dir, empty = Path(config.run_dir), scratch / "empty"
+    run_dir, empty = Path(config.run_dir), folder / "empty"
     empty.mkdir()
-    environment = _environment(scratch, run_dir, allocation)
-    app = stage(scratch / "cold-flower", config)
+    environment = _environment(folder, run_dir, allocation)
+    app = stage(folder / "cold-flower", config)
     with superlink(empty, environment, log) as link:
         command = [tool("flwr"), "run", str(app), CONNECTION, "--stream"]
         command += ["--federation-config", allocation.federation(contributors)]
@@ -107,7 +116,7 @@ def _run(
     return status_of(answer) or f"nothing ({error_of(answer)})"
 
 
-def _environment(scratch: Path, run_dir: Path, allocation: Allocation) -> dict[str, str]:
+def _environment(folder: Path, run_dir: Path, allocation: Allocation) -> dict[str, str]:
     """Return what the SuperLink and all its children see."""
     defaults = {"COLD_FLOWER_HOME": str(run_dir / "contributors"), **LARGE_PAGES}
     spared = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
@@ -115,12 +124,12 @@ def _environment(scratch: Path, run_dir: Path, allocation: Allocation) -> dict[s
     own = {
         WORKERS: str(allocation.workers),
         RUNNER: str(os.getpid()),
-        "FLWR_HOME": str(scratch / "flwr"),
+        "FLWR_HOME": str(folder / "flwr"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TMPDIR": str(scratch),
+        "RAY_TMPDIR": str(folder),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         "NO_PROXY": no_proxy,
