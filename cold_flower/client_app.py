@@ -117,9 +117,11 @@ def _site(context: Context) -> Site | None:
         ) from error
 
 
-def _contributor(context: Context, site: Site | None) -> Contributor:
+def _contributor(message: Message, context: Context, site: Site | None) -> Contributor:
+    asked = records.config_of(message.content, records.CONFIG)
+    stated = {key: str(asked[key]) for key in (records.EXPLICIT,) if key in asked}
     # Another team's ServerApp may have keys of its own.
-    config = Config.from_flat(context.run_config, strict=False)
+    config = Config.from_flat({**context.run_config, **stated}, strict=False)
     if site:
         return Contributor(config, site=site)
     index = context.node_config.get("partition-id")
@@ -152,7 +154,7 @@ def _whereabouts() -> dict[str, str | int]:
 def query(message: Message, context: Context, site: Site | None) -> RecordDict:
     """Say who this is and what it runs; reads and tokenises the data, to count it."""
     try:
-        me = _contributor(context, site)
+        me = _contributor(message, context, site)
     except NoTaskError:
         return RecordDict({records.CONTRIBUTOR: ConfigRecord({"protocol": records.PROTOCOL})})
     train = me.splits().train
@@ -178,7 +180,7 @@ def query(message: Message, context: Context, site: Site | None) -> RecordDict:
 def train(message: Message, context: Context, site: Site | None) -> RecordDict:
     """Finetune from the base on the own task; send back the body."""
     started = time.perf_counter()
-    me = _contributor(context, site)
+    me = _contributor(message, context, site)
     asked = records.config_of(message.content, records.CONFIG)
     base = _base(message, me)
     iteration = int(asked.get("iteration", asked.get("server-round", 1)))
@@ -217,7 +219,7 @@ def train(message: Message, context: Context, site: Site | None) -> RecordDict:
 def evaluate(message: Message, context: Context, site: Site | None) -> RecordDict:
     """Score the base on the own test data, or dev data; only the scores leave."""
     started = time.perf_counter()
-    me = _contributor(context, site)
+    me = _contributor(message, context, site)
     asked = records.config_of(message.content, records.CONFIG)
     protocols = split(str(asked.get("protocols", me.config.evaluate.protocols)))
     for name in protocols:

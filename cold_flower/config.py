@@ -185,6 +185,9 @@ class Config:
     experiment: str = key("demo", "its name")
     suite: str = key("demo", "a built-in suite, or the absolute path of a suite file")
     recipe: bool = key(True, "let the suite's [recipe] set those keys that have their default")
+    explicit: str = key(
+        "", "keys that a recipe leaves at their default; `flwr run -c` lists those given there"
+    )
     tasks: str = key("", "of the suite, comma-separated; empty = all")
     unseen: str = key("", "tasks that are evaluated but never contribute")
     pool: int = key(

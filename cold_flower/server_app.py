@@ -29,7 +29,9 @@ def main(grid: Grid, context: Context) -> None:
     """Run one experiment; ``<run-dir>/result.json`` is written last and tells how it went."""
     if runner := int(os.environ.get(RUNNER, "0")):
         threading.Thread(target=_end_with, args=(runner,), daemon=True).start()
-    config = resolve(Config.from_flat(context.run_config))
+    # Flower hands defaults and what the user gave over as one; a recipe has to tell them apart.
+    explicit = context.run_config.get("explicit") or ",".join(sorted(grid.run.override_config))
+    config = resolve(Config.from_flat({**context.run_config, "explicit": explicit}))
     default = home() / "runs" / f"{config.experiment}-{context.run_id}"
     run_dir = Path(config.run_dir) if config.run_dir else default
     journal = Journal(run_dir)

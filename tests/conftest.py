@@ -13,6 +13,7 @@ import torch
 import transformers
 from flwr.app import Error, Message, MessageType
 from flwr.serverapp import Grid
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from cold_flower.data import demo
@@ -78,8 +79,8 @@ class FakeGrid(Grid):
     def set_run(self, run: Any) -> None: ...
 
     @property
-    def run(self) -> Any:
-        return None
+    def run(self) -> Run:
+        return Run.create_empty(1)
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise AssertionError("deprecated in Flower")

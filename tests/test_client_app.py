@@ -51,6 +51,15 @@ def test_the_query_says_who_this_is() -> None:
     assert {"versions", "code", "model"} <= stated.keys()
 
 
+def test_keys_that_the_user_set_are_no_recipes(arrays) -> None:
+    """The demo's recipe has batches of 8: 3 for 24 examples; of 256, the default, it is one."""
+    for asked, steps in (({}, 3), ({"explicit": "finetune.batch-size"}, 1)):
+        where = context(0, recipe=True, **{"finetune.batch-size": 256})
+        config = ConfigRecord({**asked, "iteration": 1})
+        reply = send(MessageType.TRAIN, {"arrays": arrays, "config": config}, where)
+        assert records.metrics_of(reply.content)["steps"] == steps
+
+
 def test_a_node_beyond_the_tasks_has_no_name() -> None:
     stated = records.config_of(send(MessageType.QUERY, {}, context(2)).content, "contributor")
     assert stated == {"protocol": 1}

@@ -7,6 +7,7 @@ from cold_flower.config import Config
 from cold_flower.data.plan import plan
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.server import participants
+from strategies import records
 from strategies.participants import Member
 from tests.conftest import FakeGrid, error_reply
 
@@ -71,6 +72,20 @@ def test_a_node_without_a_task_is_left_out() -> None:
     )
     assert list(found) == ["ann"]
     assert "node 2 has no task" in lines[0]
+
+
+def test_what_the_user_set_is_said_to_everybody() -> None:
+    asked: list[dict] = []
+
+    def answer(message: Message) -> Message:
+        asked.append(records.config_of(message.content, "config"))
+        content = RecordDict({"contributor": ConfigRecord({**ABOUT, "name": "ann"})})
+        return Message(content, reply_to=message)
+
+    say = lambda line, **facts: None  # noqa: E731
+    for keys in ({}, {"explicit": "seed,iterations"}):
+        participants.gather(FakeGrid(answer, [1]), planned(1, **keys), "m", say)
+    assert asked == [{}, {"explicit": "seed,iterations"}]
 
 
 def test_what_the_model_does_not_see_of_the_texts_is_said() -> None:

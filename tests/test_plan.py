@@ -32,6 +32,13 @@ def test_a_recipe_moves_only_keys_that_were_left_alone() -> None:
     assert resolve(resolved) == resolved
 
 
+def test_a_key_that_was_set_to_its_default_stays() -> None:
+    """`flwr run -c 'finetune.max-epochs=10'`: the default, but not left alone."""
+    set_so = resolve(Config.from_flat({"explicit": "seed,finetune.max-epochs"}))
+    assert set_so.finetune.max_epochs == Config().finetune.max_epochs != 6
+    assert set_so.finetune.batch_size == load_suite("demo").recipe["finetune.batch-size"]
+
+
 def test_folds_partition_the_tasks() -> None:
     folds = [plan(Config.from_flat({"folds": 3, "fold": i})) for i in range(3)]
     unseen = [name for fold in folds for name in fold.unseen]

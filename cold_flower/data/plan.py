@@ -117,7 +117,7 @@ def _fold(config: Config, chosen: Sequence[str]) -> list[str]:
 
 
 def resolve(config: Config) -> Config:
-    """Apply the suite's recipe to the keys that stand at their default.
+    """Apply the suite's recipe to the keys that stand at their default, but for ``explicit`` ones.
 
     Raises:
         TaskError, ConfigError: no such suite, or a recipe with a wrong key.
@@ -126,5 +126,10 @@ def resolve(config: Config) -> Config:
         return config
     recipe = load_suite(config.suite, config.seed).recipe
     defaults, values = Config().flat(), config.flat()
-    untouched = {k: v for k, v in recipe.items() if values.get(k) == defaults.get(k)}
+    given = split(config.explicit)
+    untouched = {
+        key: value
+        for key, value in recipe.items()
+        if values.get(key) == defaults.get(key) and key not in given
+    }
     return Config.from_flat({**values, **untouched, "recipe": False})

@@ -27,7 +27,7 @@ FULL = "no space left on the disk of the run directory: make room there"
 # Environment variables by which the runner tells the ServerApp its number of workers and its
 # process id.
 WORKERS, RUNNER = "COLD_FLOWER_WORKERS", "COLD_FLOWER_RUNNER"
-_MAY_CHANGE = ("iterations", "resume", "run-dir", "log", "sites.allow", "sites.minimum")
+_MAY_CHANGE = ("iterations", "resume", "run-dir", "log", "explicit", "sites.allow", "sites.minimum")
 
 
 class Journal:

@@ -83,6 +83,8 @@ class Coordinator:
         body = self._repository.body(self._head)
         run = run_id(self._journal.run_dir)
         train = ConfigRecord({"seed": config.seed, "run": run})
+        if config.explicit:
+            train[records.EXPLICIT] = config.explicit
         if abandoned := self._repository.abandoned():
             train["abandoned"] = abandoned
         self._say(self._introduction(), iterations=config.iterations)

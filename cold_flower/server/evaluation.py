@@ -186,6 +186,8 @@ class Evaluation:
             "iteration": model.iteration,
             "split": "dev" if model.candidate else "test",
         }
+        if self._config.explicit:
+            config[records.EXPLICIT] = self._config.explicit
         content = RecordDict()
         if self._config.transport == "shared-dir" and not model.candidate:
             config |= {"base": model.sha256, records.REFERENCE: model.iteration}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from cold_flower.data.task import METRIC_OF
 from strategies import records
@@ -13,9 +13,12 @@ from strategies.names import NAME, unknown
 from strategies.participants import Member
 
 
-def query(node: int) -> Message:
-    """Return the question."""
-    return Message(RecordDict(), node, MessageType.QUERY)
+def query(node: int, explicit: str = "") -> Message:
+    """Return the question; ``explicit`` is the run's key."""
+    content = RecordDict()
+    if explicit:
+        content[records.CONFIG] = ConfigRecord({records.EXPLICIT: explicit})
+    return Message(content, node, MessageType.QUERY)
 
 
 def answer_of(reply: Message) -> dict[str, Any]:

@@ -97,7 +97,9 @@ def gather(grid: Grid, config: Config, model: str, say: Callable[..., object]) -
         )
     timeout = config.wait.replies
     members: dict[str, Member] = {}
-    for node, reply in exchange(grid, {str(n): query(n) for n in nodes}, timeout=timeout):
+    for node, reply in exchange(
+        grid, {str(n): query(n, config.explicit) for n in nodes}, timeout=timeout
+    ):
         if reply is None:
             raise RunError(
                 f"node {node} did not answer the query within {timeout:g} s (wait.replies)"
