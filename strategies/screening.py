@@ -19,8 +19,8 @@ from strategies.fusion import Template, is_finite
 from strategies.names import unknown
 
 LIES = 4.0  # how much the steps it says to have taken may excuse a contributor's norm, at most
-APART = 4.0  # how many spreads a cohort's growth is from noise's, to tell the two sides apart
-FEW = 6  # a spread of fewer says little
+APART = 1.5  # how many spreads, and 8 / n more, a cohort's growth has to be from that of noise
+FEW = 8  # the spread of fewer says little
 LONGER = 2.0  # so many times the cohort's median steps, and growth is no sign of anything
 AGREED = 0.05  # the median cosine from which on a cohort is said to pull together
 LOSS = 1e4  # no training loss of a classifier is larger
@@ -133,19 +133,22 @@ def outgrown(growth: float, cohort: Sequence[float]) -> str:
 
     ``growth`` g of `Diagnosis.growth` is 2 - g turned around. A cohort's g lie close together, or
     far from each other: it depends on learning rate, length and decay. So nothing follows unless
-    the cohort's median is `APART` times its spread (1.4826 times the median absolute deviation: a
-    standard deviation, were they normal) from the 1 of noise. Then an honest one on the other side,
-    half as far away, would be an outlier of 1.5 times as many.
+    the cohort's median is far from the 1 of noise, in units of its spread towards it (1.4826 times
+    the median deviation there: a standard deviation, were it normal): `APART` times, and more in a
+    small cohort (`FEW` / n), whose spread is uncertain. Then what is on the other side, half as
+    far away or more, is turned around.
 
     Args:
         growth: of the update.
         cohort: all that are compared, its own among them; fewer than `FEW` tell nothing.
     """
+    if len(cohort) < FEW:
+        return ""
     usual = median(cohort)
-    spread = 1.4826 * median(abs(one - usual) for one in cohort)
     side = math.copysign(1.0, 1 - usual)  # 1 where the cohort's is below noise
     apart = abs(1 - usual)
-    if len(cohort) < FEW or apart <= APART * spread or (growth - 1) * side < apart / 2:
+    spread = 1.4826 * median((g - usual) * side for g in cohort if (g - usual) * side >= 0)
+    if apart <= (APART + FEW / len(cohort)) * spread or (growth - 1) * side < apart / 2:
         return ""
     return f"its weights grew by {growth:.2f} updates' squares, the cohort's by {usual:.2f}"
 

@@ -160,12 +160,12 @@ def test_a_sign_flip_is_found_where_the_others_pull_together() -> None:
 
 
 def turned(decay: float, *flipped: int, **steps: float) -> dict[str, str]:
-    """Judge seven updates of which each moves another coordinate by 3, and every one by -decay.
+    """Judge nine updates of which each moves another coordinate by 3, and every one by -decay.
 
     The weights are ones: <d, theta> = 3 - 1024 decay, |d|^2 = 9 - 6 decay + 1024 decay^2.
     """
     given = []
-    for i in range(7):
+    for i in range(9):
         moved = torch.full((1024,), -decay)
         moved[i] += 3
         moved *= -1 if i in flipped else 1
@@ -187,14 +187,17 @@ def test_a_sign_flip_is_found_where_the_others_weights_all_shrink_or_all_grow() 
 @pytest.mark.parametrize(
     ("growth", "cohort", "refused"),
     [
-        # Median 0.5, spread 1.4826 * 0.075 = 0.111: the 1 of noise is 4.5 spreads away.
-        (1.6, [0.4, 0.5, 0.6, 0.5, 0.45, 1.6], True),
-        (1.25, [0.4, 0.5, 0.6, 0.5, 0.45, 1.25], True),  # half as far on the other side
-        (1.2, [0.4, 0.5, 0.6, 0.5, 0.45, 1.2], False),
-        (0.4, [1.6, 1.5, 1.4, 1.5, 1.55, 0.4], True),
-        (1.6, [0.4, 0.5, 0.7, 0.5, 0.4, 1.6], False),  # spread 0.148: 3.4 of them
-        (1.6, [0.4, 0.5, 0.6, 0.5, 1.6], False),  # five tell no spread
-        (4.5, [-2.9, -0.1, 0.4, 1.2, 3.7, 4.5], False),  # a low learning rate: noise
+        # Median 0.5; above it 0, 0, 0, 0.1, 0.1 and the growth's own: a spread of 0.074, and the 1
+        # of noise is 6.7 of them away, where 1.5 + 8 / 8 are asked for.
+        (1.6, [0.1, 0.3, 0.5, 0.5, 0.5, 0.6, 0.6, 1.6], True),
+        (1.25, [0.1, 0.3, 0.5, 0.5, 0.5, 0.6, 0.6, 1.25], True),  # half as far on the other side
+        (1.2, [0.1, 0.3, 0.5, 0.5, 0.5, 0.6, 0.6, 1.2], False),
+        (0.4, [1.9, 1.7, 1.5, 1.5, 1.5, 1.4, 1.4, 0.4], True),
+        (1.6, [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1.6], False),  # seven tell no spread
+        # Above it 0, 0, 0.1, 0.2, 1.1: a spread of 0.148, 3.4 of them; with 0.3 and 0.4: 1.1.
+        (1.6, [0.1, 0.2, 0.3, 0.5, 0.5, 0.6, 0.7, 1.6], True),
+        (1.6, [0.1, 0.2, 0.3, 0.5, 0.5, 0.8, 0.9, 1.6], False),
+        (4.5, [-2.9, -0.1, 0.4, 1.2, 3.7, 4.5, -1.0, 2.0], False),  # a low learning rate: noise
     ],
 )
 def test_growth_tells_two_sides_apart_or_says_nothing(growth, cohort, refused) -> None:

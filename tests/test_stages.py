@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from strategies.errors import FusionError
-from strategies.fusion import Weights, _deltas, load, names
+from strategies.fusion import Weights, load
 from strategies.fusion._deltas import Clipped
 from strategies.stages import Stages, staged
-from tests.test_fusion import Live, body, contributions, same_bits
+from tests.test_fusion import body, contributions, every_case, peaks, same_bits
 
 EVERY = {
     "clip": Stages(clip="median"),
@@ -154,26 +154,28 @@ def test_a_rule_sees_what_is_clipped_however_it_reads(tmp_path, rule) -> None:
     assert clipped.template() == given[0].template() and clipped.name == "a"
 
 
-@pytest.mark.parametrize("rule", [*names()])
-def test_memory_under_clip_does_not_grow_with_the_contributions(rule, monkeypatch) -> None:
-    monkeypatch.setattr(_deltas, "BLOCK", 1 << 13)
-    monkeypatch.setattr(_deltas, "ROW", 1 << 11)
-    monkeypatch.setattr("strategies.fusion.dare.CHUNK", 1 << 11)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@every_case
+def test_memory_does_not_grow_with_the_contributions(
+    tmp_path, rule, optimizer, monkeypatch
+) -> None:
+    stages = Stages("median", 0.7, optimizer, 0.9, optimizer == "sgd", 0.1)
+    made = []
 
-    def peak(n: int) -> int:
-        base = {"w": torch.randn(150, 200), "v": torch.randn(50, 200)}
-        given = [
-            Weights({k: t + torch.randn(t.shape) for k, t in base.items()}, name=f"{i:02d}")
-            for i in range(n)
-        ]
-        around = {"start": dict, "before": lambda: None, "after": Path}
-        fuse = staged(load(rule), Stages(clip="median"), **around)
-        with Live() as live:
-            for _ in fuse(Weights(base), given, seed=1):
-                pass
-        return live.peak
+    def around(base, given, *, seed):
+        after = tmp_path / f"{len(made)}.safetensors"
+        fuse = staged(
+            load(rule[0], **rule[1]),
+            stages,
+            start=lambda: base,
+            before=lambda: None,
+            after=lambda: after,
+        )
+        made.append(after)
+        return fuse(base, given, seed=seed)
 
-    assert peak(12) < peak(5) + 50_000  # bytes; a contribution has 160,000
+    few, many = peaks(around, monkeypatch)
+    assert many < few + 20_000  # bytes; a tensor of a contribution has 24,000
 
 
 def test_steps_by_hand(tmp_path) -> None:

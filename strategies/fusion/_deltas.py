@@ -32,22 +32,38 @@ class Delta(Protocol):
         """Return d = theta_i - theta there, in ``out`` if given; the caller may write to it."""
 
 
+class Flat:
+    """A model's tensors as if flat; the one read last is kept, for all who read this model.
+
+    A view of a mapped file costs nothing to keep, but a base may be decoded from what came over
+    the wire: one copy for each contribution would be as many copies.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._key, self._last = "", torch.empty(0)
+
+    def get(self, key: str) -> Tensor:
+        """Return a tensor, flat; not to be written to."""
+        if key != self._key:
+            self._key, self._last = key, self._weights.get(key).ravel()
+        return self._last
+
+
 class Difference:
     """The difference of two models; shortened where the second one is clipped."""
 
-    def __init__(self, base: Weights, weights: Weights) -> None:
+    def __init__(self, base: Weights | Flat, weights: Weights) -> None:
         self.name = weights.name
-        self._base, self._weights, self._factor = base, weights, 1.0
+        self._factor = 1.0
         if isinstance(weights, Clipped):
-            self._weights, self._factor = weights.whole, weights.factor
-        self._key = ""
+            weights, self._factor = weights.whole, weights.factor
+        self._base, self._own = base if isinstance(base, Flat) else Flat(base), Flat(weights)
 
     def read(self, key: str, span: slice, out: Tensor | None = None) -> Tensor:
         """Return d there."""
-        if key != self._key:  # views of a mapped file, not copies
-            self._key = key
-            self._theta, self._own = self._base.get(key).ravel(), self._weights.get(key).ravel()
-        d = torch.sub(self._own[span].float(), self._theta[span].float(), out=out)
+        theta, own = self._base.get(key)[span], self._own.get(key)[span]
+        d = torch.sub(own.float(), theta.float(), out=out)
         return d if self._factor == 1 else d.mul_(self._factor)
 
 
@@ -79,8 +95,9 @@ class Clipped(Weights):
 
 
 def deltas(base: Weights, given: Sequence[Weights]) -> list[Delta]:
-    """Return the difference of each contribution."""
-    return [Difference(base, weights) for weights in given]
+    """Return the difference of each contribution; they read one base."""
+    shared = Flat(base)
+    return [Difference(shared, weights) for weights in given]
 
 
 def learned(base: Weights) -> dict[str, int]:
