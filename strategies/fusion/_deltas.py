@@ -55,10 +55,10 @@ class Difference:
 
     def __init__(self, base: Weights | Flat, weights: Weights) -> None:
         self.name = weights.name
-        self._factor = 1.0
+        own, self._factor = weights, 1.0
         if isinstance(weights, Clipped):
-            weights, self._factor = weights.whole, weights.factor
-        self._base, self._own = base if isinstance(base, Flat) else Flat(base), Flat(weights)
+            own, self._factor = weights.whole, weights.factor
+        self._base, self._own = base if isinstance(base, Flat) else Flat(base), Flat(own)
 
     def read(self, key: str, span: slice, out: Tensor | None = None) -> Tensor:
         """Return d there."""

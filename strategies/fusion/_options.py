@@ -6,7 +6,9 @@ A ``Literal`` lists the valid choices, a ``Mapping[str, ...]`` is a table, ``|``
 these; an option without annotation takes what its default is.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from inspect import Parameter
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -29,6 +31,11 @@ class Range:
 
     def __str__(self) -> str:
         return self._text
+
+
+def share(part: float, of: int) -> int:
+    """Return floor(part * of) of the number that was meant: 29 for 0.29 of 100, not 28."""
+    return math.floor(Fraction(part).limit_denominator(10**9) * of)
 
 
 def needs(least: Callable[..., int]) -> Callable[[F], F]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from strategies.errors import FusionError
 from strategies.fusion._deltas import deltas, fuse, learned, magnitude, next_to, total
-from strategies.fusion._options import Range, needs
+from strategies.fusion._options import Range, needs, share
 from strategies.fusion._weights import Weights
 
 
@@ -53,7 +53,7 @@ def breadcrumbs(
     def bounds(key: str) -> list[tuple[float, float]]:
         """Return just below the least and the most of each contributor's kept magnitudes."""
         count = counts[key]
-        kept, cut = max(1, int(density * count)), int(gamma * count)
+        kept, cut = max(1, share(density, count)), share(gamma, count)
         return [
             (
                 next_to(magnitude(delta, {key: count}, min(count, cut + kept)), 0.0),

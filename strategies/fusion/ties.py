@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from strategies.fusion._deltas import Delta, deltas, fuse, learned, magnitude, next_to, total
-from strategies.fusion._options import Range
+from strategies.fusion._options import Range, share
 from strategies.fusion._weights import Weights
 
 
@@ -45,7 +45,7 @@ def merge(
 ) -> Iterator[tuple[str, Tensor]]:
     """Trim, elect and merge differences."""
     counts = learned(base)
-    kept = max(1, int(density * sum(counts.values())))
+    kept = max(1, share(density, sum(counts.values())))
     least = [magnitude(delta, counts, kept) if density < 1 else 0.0 for delta in given]
     below = [next_to(bound, 0.0) for bound in least]
 

@@ -19,7 +19,7 @@ from typing import Annotated
 from torch import Tensor
 
 from strategies.fusion._deltas import deltas, fuse, sort, total
-from strategies.fusion._options import Range
+from strategies.fusion._options import Range, share
 from strategies.fusion._weights import Weights
 
 
@@ -32,7 +32,7 @@ def trimmed_mean(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield theta + the mean of the middle values of theta_i - theta."""
     n = len(given)
-    cut = int(beta * n)
+    cut = share(beta, n)
     scale = 1 / (n - 2 * cut)
     return fuse(
         base,
