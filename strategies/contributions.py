@@ -146,15 +146,15 @@ class Store:
             metadata, sha256 = read_metadata(path), self._sha256_of(name).read_text()
             if metadata.get("base") != base or fingerprint(Weights(path).items()) != sha256:
                 return None
-        except (OSError, SafetensorError):
+            return Contribution(
+                name,
+                metrics=json.loads(metadata["metrics"]),
+                sha256=sha256,
+                path=path,
+                whereabouts=json.loads(metadata["where"]),
+            )
+        except (OSError, SafetensorError, ValueError, KeyError):  # in pieces: asked for again
             return None
-        return Contribution(
-            name,
-            metrics=json.loads(metadata["metrics"]),
-            sha256=sha256,
-            path=path,
-            whereabouts=json.loads(metadata["where"]),
-        )
 
     def names(self) -> list[str]:
         """Return whose bodies are there."""

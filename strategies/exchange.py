@@ -36,7 +36,8 @@ def exchange(
         simulated: a contributor that died ends it (`Participants.simulated`).
 
     Yields:
-        Name and reply; at the deadline, None for each that did not answer.
+        Name and reply; at the deadline those that lie at the SuperLink, and None for each that
+        did not answer.
 
     Raises:
         DeadActorError: a Ray actor died.
@@ -44,8 +45,9 @@ def exchange(
     todo = deque(messages.items())
     waiting: dict[str, str] = {}  # name by message id
     deadline = math.inf if timeout is None else time.monotonic() + timeout
-    while (todo or waiting) and time.monotonic() < deadline:
-        while todo and (not window or len(waiting) < window):
+    while todo or waiting:
+        late = time.monotonic() >= deadline  # then what lies there is still taken
+        while todo and not late and (not window or len(waiting) < window):
             name, message = todo.popleft()
             ids = [i for i in grid.push_messages([message]) if i]
             if ids:
@@ -54,6 +56,8 @@ def exchange(
                 yield name, None
         asked, reply = _first_reply(grid, {i: messages[name] for i, name in waiting.items()})
         if reply is None:
+            if late:
+                break
             time.sleep(POLL)
             continue
         name = waiting.pop(asked)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from strategies.errors import FusionError
-from strategies.fusion import Rule, SafetensorsWriter, Weights, read_metadata
+from strategies.fusion import Rule, SafetensorsWriter, Weights, is_finite, read_metadata
 from strategies.fusion._deltas import Clipped, Difference, learned, narrow, spans
 
 BETA2, TAU = 0.99, 1e-3  # of adam
@@ -127,6 +127,11 @@ def staged(
                     if anchor:
                         new += stages.anchor * (anchor.get(key).float() - new)
                     tensor = narrow(new, dtype)
+                    if not is_finite(tensor):
+                        raise FusionError(
+                            f"{key} holds NaN or infinity after the stages ({stages}): lower "
+                            "fusion.learning-rate"
+                        )
                 yield key, tensor
 
     fuse.min_contributions = getattr(rule, "min_contributions", 1)  # type: ignore[attr-defined]

@@ -76,7 +76,7 @@ def make(tmp_path, client=trained, *, order="", participants=None, **options):
     return grid, Inbox(grid, tmp_path, participants or Here(), **options)
 
 
-def start(inbox, rounds=1, timeout=0.3):
+def start(inbox, rounds=1, timeout=30):
     strategy = ColDFusion(load("average"), inbox=inbox)
     result = strategy.start(inbox, records.pack(BASE.items()), num_rounds=rounds, timeout=timeout)
     return dict(records.unpack(result.arrays))
@@ -144,6 +144,22 @@ def test_a_bad_reply_is_dropped_with_its_reason_not_the_run(tmp_path, reason) ->
     assert cat.verdict == "refused"
     assert reason in cat.reason
     assert not (tmp_path / "0001" / "cat.safetensors").exists()
+
+
+def test_what_lies_there_at_the_deadline_is_taken(monkeypatch) -> None:
+    """All have answered at once, and the first answer took longer to store than there was time."""
+    clock = iter([0.0, 0.0])
+    monkeypatch.setattr(exchange.time, "monotonic", lambda: next(clock, 100.0))
+    grid = FakeGrid(lambda m: None if m.metadata.dst_node_id == 33 else trained(m), ROSTER.values())
+    arrays, config = records.pack(BASE.items()), ConfigRecord({"iteration": 1, "base": "b"})
+    content = RecordDict({"arrays": arrays, "config": config})
+    asked = {n: Message(content, node, MessageType.TRAIN) for n, node in ROSTER.items()}
+    taken = dict(exchange.exchange(grid, asked, timeout=50.0))
+    assert [name for name, reply in taken.items() if reply] == ["ann", "bob"]
+    assert taken["cat"] is None
+    clock = iter([0.0])  # nothing is asked when there is no time left
+    late = list(exchange.exchange(grid, asked, timeout=50.0))
+    assert late == [("ann", None), ("bob", None), ("cat", None)]
 
 
 def test_one_that_never_answers_is_missing_after_the_deadline(tmp_path) -> None:
@@ -346,13 +362,13 @@ def test_what_is_accepted_is_measured_once(tmp_path, monkeypatch) -> None:
 
 
 def test_what_a_power_cut_left_in_pieces_is_asked_for_again(tmp_path) -> None:
-    """One file cut off, one whose last bytes never reached the disk, one without its sha256."""
+    """One file cut off, one whose last bytes never reached the disk, one whose sha256 is torn."""
     _, first = make(tmp_path)
     whole = start(first)
     ann, bob = (tmp_path / "0001" / f"{name}.safetensors" for name in ("ann", "bob"))
     ann.write_bytes(ann.read_bytes()[:-4])
     bob.write_bytes(bob.read_bytes()[:-4] + bytes(4))
-    (tmp_path / "0001" / "cat.sha256").unlink()
+    (tmp_path / "0001" / "cat.sha256").write_bytes(b"\xff\xfe\x00")
     grid, second = make(tmp_path)
     again = start(second)
     assert sorted(NAMES[m.metadata.dst_node_id] for m in grid.sent) == sorted(ROSTER)
@@ -396,7 +412,7 @@ def test_what_screening_refuses_ends_no_run_that_has_more_good_ones(tmp_path) ->
     participants = Here(simulated=False)
     _, fewer = make(tmp_path / "c", silent, screen=screen, participants=participants)
     with pytest.raises(QuorumError, match="1 of 3 contributions are good"):
-        start(fewer)
+        start(fewer, timeout=0.3)
 
 
 def test_the_gate_leaves_the_base_as_it_is_or_one_contribution_out(tmp_path) -> None:

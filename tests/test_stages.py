@@ -213,6 +213,24 @@ def test_adam_moves_no_weight_far(tmp_path) -> None:
     assert Stages().rate == 1.0
 
 
+@pytest.mark.parametrize(
+    "stages",
+    [
+        Stages(learning_rate=3e38),
+        Stages(learning_rate=3e38, momentum=0.9, nesterov=True),
+        Stages(learning_rate=3e38, optimizer="adam"),
+        Stages(learning_rate=3e38, anchor=0.5),
+        Stages(learning_rate=3e38, clip="median"),
+    ],
+)
+def test_what_no_base_can_be_is_refused(tmp_path, stages) -> None:
+    words = (
+        r"matrix holds NaN or infinity after the stages \(.*learning_rate=3e\+38.*\): lower fusion"
+    )
+    with pytest.raises(FusionError, match=words):
+        Run(tmp_path, stages).step([Weights({k: t * 4 for k, t in body(1).items()}, name="a")])
+
+
 def test_a_memory_that_is_gone_is_an_error_not_a_fresh_start(tmp_path) -> None:
     run = Run(tmp_path, Stages(momentum=0.9))
     run.step(contributions(2))
