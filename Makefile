@@ -7,7 +7,7 @@ ifneq ($(wildcard ../shared/data/suite.toml),)
 export COLD_FLOWER_REAL ?= $(abspath ../shared)
 endif
 
-.PHONY: demo install test acceptance check bench
+.PHONY: demo install test acceptance mutants check bench
 demo: $(BIN)/cold-flower
 	$(BIN)/cold-flower simulate demo
 
@@ -20,6 +20,10 @@ test: $(BIN)/cold-flower
 # Hours, all parts of tests/acceptance.py; one: $(BIN)/python -m tests.acceptance crash
 acceptance: $(BIN)/cold-flower
 	$(BIN)/python -m tests.acceptance
+
+# An hour: do the tests notice small faults? Some of them: $(BIN)/python -m tests.mutants gate
+mutants: $(BIN)/cold-flower
+	$(BIN)/python -m tests.mutants
 
 check: $(BIN)/cold-flower
 	$(BIN)/ruff check .

@@ -124,6 +124,12 @@ def check_size(content: RecordDict) -> None:
                 raise Refused(f"{text_of(key)!r} has length {size}, at most {LONGEST_VALUE}")
 
 
+def most(form: tuple[torch.dtype, tuple[int, ...]]) -> int:
+    """Return how many bytes an array of this dtype and shape may take."""
+    dtype, shape = form
+    return dtype.itemsize * math.prod(shape) + HEADER
+
+
 def body_of(content: RecordDict, expected: Template) -> Iterator[tuple[str, Tensor]]:
     """Check a train reply's form, then yield its tensors in the base's order.
 
@@ -138,10 +144,9 @@ def body_of(content: RecordDict, expected: Template) -> Iterator[tuple[str, Tens
         raise Refused(f"expected one ArrayRecord {ARRAYS!r}, got {got}")
     record = content.array_records[ARRAYS]
     check_template({n: (a.dtype, tuple(a.shape)) for n, a in record.items()}, expected)
-    for name, (dtype, shape) in expected.items():
-        size, most = len(record[name].data), dtype.itemsize * math.prod(shape) + HEADER
-        if size > most:
-            raise Refused(f"{name} comes in {size} bytes, expected at most {most}")
+    for name, form in expected.items():
+        if (size := len(record[name].data)) > most(form):
+            raise Refused(f"{name} comes in {size} bytes, expected at most {most(form)}")
     return ((name, tensor_of(record.pop(name))) for name in expected)
 
 

@@ -184,3 +184,65 @@ def test_scoring_leaves_a_model_in_the_mode_it_found(tiny, start, trains) -> Non
     model = fresh_model(tiny, start).train(trains)
     score(model, some(tiny, 8), "accuracy", "fp32")
     assert {module.training for module in model.modules()} == {trains}
+
+
+def still(model):
+    """Switch dropout off, so that nothing but the order of the examples is drawn."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    return model
+
+
+def test_the_order_of_the_examples_comes_from_the_seed(tiny, start) -> None:
+    prints = []
+    for seed in (1, 2):
+        model, options = still(fresh_model(tiny, start)), replace(OPTIONS, max_epochs=1)
+        finetune(model, some(tiny, 24), None, options=options, metric="accuracy", seed=seed)
+        prints.append(fingerprint(model.state_dict().items()))
+    assert prints[0] != prints[1]
+
+
+def test_the_clock_ends_the_whole_finetuning(tiny, start) -> None:
+    _, outcome = run(tiny, start, replace(OPTIONS, max_seconds=1e-9))
+    assert (outcome.steps, outcome.examples) == (1, 8)
+
+
+def test_the_train_loss_is_the_mean_over_examples(tiny, start) -> None:
+    """Of 8, 8 and 1 examples; with a rate of 0 it is that of the model as it was."""
+    data = some(tiny, 17)
+    model, options = still(fresh_model(tiny, start)), replace(OPTIONS, max_epochs=1)
+    with torch.inference_mode():
+        batch = data.batch(range(17))
+        logits = model.eval()(**batch).logits
+        expected = torch.nn.functional.cross_entropy(logits, data.labels)
+    frozen = replace(options, learning_rate=0.0)
+    outcome = finetune(model, data, None, options=frozen, metric="accuracy", seed=0)
+    assert outcome.train_loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def steps(gradients: list[torch.Tensor], options: Finetune) -> torch.Tensor:
+    parameter = torch.nn.Parameter(torch.ones_like(gradients[0]))
+    optimizer = Optimizer([parameter], options, 10, None)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        assert parameter.grad is None  # else the next step's would be added to it
+    return parameter.detach()
+
+
+def test_gradients_are_clipped_to_a_norm_of_one() -> None:
+    """AdamW forgets a scale that all steps share; one long step among others it does not."""
+    one = torch.tensor([[0.6, 0.8]])
+    assert torch.allclose(steps([100 * one, one], OPTIONS), steps([one, one], OPTIONS), atol=1e-6)
+    shorter = steps([0.1 * one, one], OPTIONS)  # what is below stays as it is
+    assert not torch.allclose(shorter, steps([one, one], OPTIONS), atol=1e-6)
+
+
+def test_matrices_decay_and_biases_do_not() -> None:
+    options = replace(OPTIONS, warmup_ratio=0.0, weight_decay=0.1)
+    assert torch.equal(steps([torch.zeros(3)], options), torch.ones(3))
+    decayed = steps([torch.zeros(1, 3)], options)
+    assert torch.allclose(decayed, torch.full((1, 3), 1 - 1e-3 * 0.1), atol=1e-7)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 
 from cold_flower.client_app import app
 from cold_flower.commands.rehearsal import rehearse
@@ -325,6 +325,17 @@ GOOD = {
         "contributor": ConfigRecord({"contributor": "clinic-a", "seconds": 0.5}),
     },
 }  # fmt: skip
+
+
+def test_nothing_hides_behind_an_array(arrays) -> None:
+    """numpy reads what the shape needs, and leaves what comes behind it alone."""
+    content = RecordDict({**GOOD["train"], "arrays": records.pack(records.unpack(arrays))})
+    name, array = next(iter(content.array_records["arrays"].items()))
+    whole = Array(array.dtype, array.shape, array.stype, array.data + b"Mr Smith is ill. " * 100)
+    content.array_records["arrays"][name] = whole
+    asked = RecordDict({"arrays": arrays, "config": ConfigRecord({"base": "b"})})
+    with pytest.raises(SiteError, match=f"{name} holds more bytes than its shape needs"):
+        Egress("clinic-a").check("train", content, asked)
 
 
 @pytest.mark.parametrize(

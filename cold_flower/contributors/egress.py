@@ -117,9 +117,14 @@ class Egress:
         allowed = {records.METRICS: _METRICS[kind], stated: keys}
         base = ""
         if kind == "train":
-            sent = received.array_records[records.ARRAYS]
-            if records.template_of(given[records.ARRAYS]) != records.template_of(sent):
+            sent, body = received.array_records[records.ARRAYS], given[records.ARRAYS]
+            form = records.template_of(sent)
+            if records.template_of(body) != form:
                 raise SiteError("the trained body is not of the base's names and shapes: not sent")
+            if larger := [
+                name for name, a in body.items() if len(a.data) > records.most(form[name])
+            ]:
+                raise SiteError(f"{larger[0]} holds more bytes than its shape needs: not sent")
             asked = records.config_of(received, records.CONFIG)
             base = str(asked.get("base") or fingerprint(records.unpack(sent)))
         for name, values in (*content.metric_records.items(), *content.config_records.items()):
