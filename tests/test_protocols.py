@@ -1,0 +1,117 @@
+"""What each protocol learns from, and what it is scored on: watched, and without training."""
+
+import pytest
+import torch
+
+from cold_flower.config import Config
+from cold_flower.data.encode import EncodedSplits
+from cold_flower.models.starting import starting_model
+from cold_flower.training import probe, protocols
+from tests.test_encode import some
+
+CONFIG = Config.from_flat(
+    {"few-shot.examples": 6, "few-shot.draws": 3, "few-shot.epochs": 7, "few-shot.batch-size": 5}
+)
+
+
+class Seen:
+    """What was called: finetunings with their data, and what was scored."""
+
+    def __init__(self) -> None:
+        self.finetuned: list[tuple] = []
+        self.heads: list[tuple] = []
+        self.features: list = []
+        self.scored: list = []
+        self.models: list[torch.Tensor] = []
+
+
+@pytest.fixture
+def seen(monkeypatch) -> Seen:
+    found = Seen()
+
+    def finetune(model, train, dev, *, options, metric, seed):
+        found.models.append(model.classifier.dense.weight.detach().clone())
+        found.finetuned.append((train, dev, options, seed))
+
+    def score(model, data, metric, precision):
+        found.scored.append(data)
+        return float(len(found.scored))
+
+    def extract(model, data, precision):
+        found.features.append(data)
+        return data
+
+    def train_head(model, features, labels, **_):
+        found.heads.append((features, labels))
+
+    def logits(model, features):
+        return torch.nn.functional.one_hot(features.labels, 3).float()  # all right
+
+    monkeypatch.setattr(protocols, "finetune", finetune)
+    monkeypatch.setattr(protocols, "score", score)
+    monkeypatch.setattr(probe, "extract_features", extract)
+    monkeypatch.setattr(probe, "train_head", train_head)
+    monkeypatch.setattr(probe, "head_logits", logits)
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(tiny) -> EncodedSplits:
+    parts = (some(tiny, n, seed=n) for n in (30, 10, 20))
+    return EncodedSplits(*parts, labels=("a", "b", "c"), kind="classification", metric="accuracy")
+
+
+def evaluate(tiny, data, protocol, seed=0) -> float:
+    body = starting_model(tiny, seed=0)[1]
+    return protocols.evaluate(tiny, body, data, [protocol], CONFIG, seed)[protocol]
+
+
+def test_finetuned_stops_early_on_dev_and_is_scored_on_test(tiny, data, seen) -> None:
+    assert evaluate(tiny, data, "finetuned") == 1.0
+    ((train, dev, options, _),) = seen.finetuned
+    assert train is data.train
+    assert dev is data.dev
+    assert options == CONFIG.finetune
+    assert seen.scored == [data.test]
+
+
+def test_frozen_probes_train_and_is_scored_on_test(tiny, data, seen) -> None:
+    assert evaluate(tiny, data, "frozen") == 1.0
+    ((features, labels),) = seen.heads
+    assert features is data.train
+    assert labels is data.train.labels
+    assert [id(part) for part in seen.features] == [id(data.train), id(data.test)]
+    assert not seen.finetuned
+
+
+def test_few_shot_has_no_dev_split_and_draws_anew_each_time(tiny, data, seen) -> None:
+    assert evaluate(tiny, data, "few-shot") == 2.0  # the mean of 1, 2 and 3
+    assert len(seen.finetuned) == 3
+    for train, dev, options, _ in seen.finetuned:
+        assert len(train) == 6
+        assert dev is None
+        assert (options.max_epochs, options.batch_size) == (7, 5)
+    drawn = {tuple(train.ids.tolist()) for train, *_ in seen.finetuned}
+    heads = {tuple(weights.flatten().tolist()) for weights in seen.models}
+    seeds = {seed for *_, seed in seen.finetuned}
+    assert len(drawn) == len(heads) == len(seeds) == 3
+    assert all(part is data.test for part in seen.scored)
+
+
+def test_protocols_draw_apart_and_each_from_the_seed(tiny, data, seen) -> None:
+    for protocol, seed in (("finetuned", 0), ("finetuned", 0), ("finetuned", 1), ("few-shot", 0)):
+        evaluate(tiny, data, protocol, seed)
+    seeds = [seed for *_, seed in seen.finetuned]
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds)) == 5
+
+
+@pytest.mark.parametrize("size", [3, 6, 9])
+def test_a_draw_has_each_class_by_its_share(size) -> None:
+    labels = torch.tensor([0] * 10 + [1] * 10 + [2] * 10)
+    drawn = protocols.stratified(labels, size, seed=3)
+    assert labels[drawn].bincount().tolist() == [size // 3] * 3
+    assert drawn != protocols.stratified(labels, size, seed=4)
+    numbers = protocols.stratified(labels.float(), size, seed=3)
+    assert len(set(numbers)) == size
+    assert numbers != list(range(size))
