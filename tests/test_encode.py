@@ -69,3 +69,25 @@ def test_an_epoch_holds_each_example_once_and_pads_little(tiny) -> None:
     assert [i for b in sorted_batches(lengths, 7) for i in b] == lengths.argsort(
         stable=True
     ).tolist()
+
+
+def test_taken_pairs_keep_their_token_types(folders) -> None:
+    from transformers import BertTokenizer
+
+    words = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"])}
+    pairs = [("a a a", "b"), ("a", "b b b"), ("a a", "b b")]
+    data = encode(BertTokenizer(vocab=words), pairs, [0, 1, 0], max_length=16)
+    taken = data.take([1, 2]).batch([0, 1])["token_type_ids"]
+    assert torch.equal(taken, data.batch([1, 2])["token_type_ids"])
+
+
+def test_the_order_of_examples_and_of_batches_is_drawn() -> None:
+    def batches(lengths):
+        return list(training_batches(lengths, 4, torch.Generator().manual_seed(0)))
+
+    alike = batches(torch.full((40,), 5))
+    assert sorted(i for batch in alike for i in batch) == [*range(40)]
+    assert not any(sorted(batch) == [*range(min(batch), min(batch) + 4)] for batch in alike)
+    longest = [max(batch) for batch in batches(torch.arange(1, 41))]
+    assert longest != sorted(longest)
+    assert sorted(longest) == [*range(3, 40, 4)]  # each of examples of similar length

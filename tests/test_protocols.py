@@ -14,6 +14,9 @@ CONFIG = Config.from_flat(
 )
 
 
+TEST = 20  # examples
+
+
 class Seen:
     """What was called: finetunings with their data, and what was scored."""
 
@@ -42,10 +45,12 @@ def seen(monkeypatch) -> Seen:
         return data
 
     def train_head(model, features, labels, **_):
+        found.models.append(model.classifier.dense.weight.detach().clone())
         found.heads.append((features, labels))
 
-    def logits(model, features):
-        return torch.nn.functional.one_hot(features.labels, 3).float()  # all right
+    def logits(model, features):  # right on test alone
+        shift = 0 if len(features) == TEST else 1
+        return torch.nn.functional.one_hot((features.labels + shift) % 3, 3).float()
 
     monkeypatch.setattr(protocols, "finetune", finetune)
     monkeypatch.setattr(protocols, "score", score)
@@ -57,7 +62,7 @@ def seen(monkeypatch) -> Seen:
 
 @pytest.fixture(scope="module")
 def data(tiny) -> EncodedSplits:
-    parts = (some(tiny, n, seed=n) for n in (30, 10, 20))
+    parts = (some(tiny, n, seed=n) for n in (30, 10, TEST))
     return EncodedSplits(*parts, labels=("a", "b", "c"), kind="classification", metric="accuracy")
 
 
@@ -104,13 +109,16 @@ def test_protocols_draw_apart_and_each_from_the_seed(tiny, data, seen) -> None:
     seeds = [seed for *_, seed in seen.finetuned]
     assert seeds[0] == seeds[1]
     assert len(set(seeds)) == 5
+    evaluate(tiny, data, "frozen")
+    heads = {tuple(weights.flatten().tolist()) for weights in seen.models}
+    assert len(heads) == 6  # of finetuned with two seeds, of three draws, of frozen
 
 
-@pytest.mark.parametrize("size", [3, 6, 9])
+@pytest.mark.parametrize("size", [6, 12])
 def test_a_draw_has_each_class_by_its_share(size) -> None:
-    labels = torch.tensor([0] * 10 + [1] * 10 + [2] * 10)
+    labels = torch.tensor([0] * 30 + [1] * 20 + [2] * 10)
     drawn = protocols.stratified(labels, size, seed=3)
-    assert labels[drawn].bincount().tolist() == [size // 3] * 3
+    assert labels[drawn].bincount().tolist() == [size // 2, size // 3, size // 6]
     assert drawn != protocols.stratified(labels, size, seed=4)
     numbers = protocols.stratified(labels.float(), size, seed=3)
     assert len(set(numbers)) == size

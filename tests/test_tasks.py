@@ -250,6 +250,28 @@ def test_shards_are_disjoint_and_limited(tmp_path) -> None:
         load_splits(task(tmp_path), config, 0)
 
 
+def test_a_carved_dev_split_is_of_so_many_at_most(tmp_path) -> None:
+    write(tmp_path / "data", ".csv", {"first": [f"{i}" for i in range(100)], "label": [0, 1] * 50})
+    write(tmp_path / "data", ".csv", split="test")
+    for most, dev in ((3, 3), (50, 10)):
+        data = load_splits(task(tmp_path), Config.from_flat({"finetune.dev-examples": most}))
+        assert (len(data.dev), len(data.train)) == (dev, 100 - dev)
+
+
+def test_a_shard_has_nothing_but_its_own_rows(tmp_path) -> None:
+    """Not the validation split, which all shards would share."""
+    for split in ("train", "validation", "test"):
+        texts = [f"{split} {i}" for i in range(40)]
+        write(tmp_path / "data", ".csv", {"first": texts, "label": [0, 1] * 20}, split)
+    mine = task(tmp_path, splits={"train": "train", "validation": "validation", "test": "test"})
+    keys = {"partition.kind": "shards", "partition.shards": 2, "partition.examples": 20}
+    data = load_splits(mine, Config.from_flat(keys), shard=0)
+    assert (len(data.dev), len(data.train)) == (2, 18)
+    assert all(text.startswith("train") for (text,) in data.dev.texts)
+    whole = load_splits(mine, Config())
+    assert all(text.startswith("validation") for (text,) in whole.dev.texts)
+
+
 def test_fresh_shards_are_disjoint_within_an_iteration_and_drawn_anew(tmp_path) -> None:
     for split in ("train", "test"):
         write(tmp_path / "data", ".csv", split=split)
