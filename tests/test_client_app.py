@@ -2,6 +2,7 @@
 
 import os
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from cold_flower.config import Config
 from cold_flower.contributors.contributor import Contributor
 from cold_flower.data.plan import resolve
 from cold_flower.models.starting import starting_model
+from cold_flower.training.finetune import Outcome
 from strategies import records
 from strategies.fusion import fingerprint
 
@@ -205,3 +207,41 @@ def test_what_computes_nan_has_no_score_and_as_a_candidate_the_lowest(arrays, pr
 
     assert ask("test").error.reason.startswith(f"DivergedError: {protocol}: ")
     assert records.metrics_of(ask("dev").content)[protocol] == 0.0
+
+
+def test_tokens_are_those_of_the_seed_the_length_and_the_tokenizer(own_home) -> None:
+    def tokens(**keys) -> list[int]:
+        return Contributor(Config.from_flat({**RUN, **keys}), 0).splits().train.ids.tolist()
+
+    first = tokens()
+    assert tokens(seed=1) != first
+    assert len(tokens(**{"finetune.max-length": 8})) <= 24 * 8 < len(first)
+    assert tokens() == first
+    other = Contributor(Config.from_flat(RUN), 0)
+    other.base = replace(other.base, sha256="another")
+    other.splits()
+    assert len(list(own_home.rglob("tokens-*"))) == 4
+
+
+def test_what_is_drawn_for_a_score_is_the_same_at_every_iteration(tiny, monkeypatch) -> None:
+    """Only the body makes the difference then; what is trained is drawn anew each time."""
+    scored, trained = [], []
+
+    def evaluate(base, body, data, chosen, config, seed):
+        scored.append((seed, len(data.test)))
+        return {}
+
+    def finetune(model, train, dev, *, options, metric, seed):
+        trained.append(seed)
+        return Outcome(0.5, 0.5, 1, 24, 0.1)
+
+    monkeypatch.setattr("cold_flower.training.protocols.evaluate", evaluate)
+    monkeypatch.setattr("cold_flower.contributors.contributor.finetune", finetune)
+    me, body = Contributor(Config.from_flat(RUN), 0), starting_model(tiny, seed=0)[1]
+    for iteration in (1, 2):
+        me.evaluate(body, ["frozen"], iteration=iteration, seed=0)
+        me.finetune(body, iteration=iteration, seed=0)
+    assert scored[0] == scored[1]
+    assert trained[0] != trained[1]
+    assert me.evaluate(body, [], iteration=1, seed=0, split="dev") == {"num-examples": 40}
+    assert scored[2][1] == 40 != scored[0][1]  # a tenth of 400 is dev; 20 are tested on

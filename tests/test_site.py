@@ -114,6 +114,8 @@ def test_limits_hold_whatever_the_run_asks(site) -> None:
     assert (applied.finetune.max_examples, applied.finetune.max_seconds) == (140, 60.0)
     assert (applied.finetune.micro_batch_size, applied.base_model) == (8, "demo")
     assert applied.partition.kind == "tasks"
+    harm = limited.apply(Config.from_flat({"attacks": "{clinic-a = 'noise'}"}))
+    assert harm.attacks == ""
     assert Limits() == load_site(site()).limits
     assert (Limits().min_examples, Limits().min_test_examples) == (100, 50)
 
@@ -151,7 +153,14 @@ def test_a_site_uses_its_rows_whatever_the_run_asks(site, arrays) -> None:
     ]
     assert [len(part) for part in (data[0].train, data[0].dev, data[0].test)] == [144, 16, 160]
     assert all(torch.equal(a.ids, b.ids) for a, b in zip(*map(parts, data), strict=True))
-    reply = train(site(limits="max-examples = 120"), arrays, **fewer)
+    path = site(limits="max-examples = 120")
+    drawn = [
+        Contributor(Config.from_flat({**RUN, "seed": seed}), site=load_site(path)).splits().train
+        for seed in (0, 7)
+    ]
+    assert len(drawn[0]) == 120
+    assert torch.equal(drawn[0].ids, drawn[1].ids)
+    reply = train(path, arrays, **fewer)
     assert records.metrics_of(reply.content)["num-examples"] == 120
 
 
