@@ -127,9 +127,9 @@ def staged(
                     if anchor:
                         new += stages.anchor * (anchor.get(key).float() - new)
                     tensor = narrow(new, dtype)
-                    if not is_finite(tensor):
+                    if not is_finite(tensor.float().square()):
                         raise FusionError(
-                            f"{key} holds NaN or infinity after the stages ({stages}): lower "
+                            f"{key} is too large for any model after the stages ({stages}): lower "
                             "fusion.learning-rate"
                         )
                 yield key, tensor
@@ -215,6 +215,11 @@ class _Memory:
     def _next(self, kind: str, key: str, value: Tensor, keep: float, take: float) -> Tensor:
         name = f"{kind}.{key}"
         new = take * value if self._old is None else keep * self._old.get(name) + take * value
+        if not is_finite(new):  # Adam would divide by an infinite variance: a weight stands still
+            raise FusionError(
+                f"the {kind} of {key} holds NaN or infinity: its updates are too large; "
+                "fusion.clip bounds them"
+            )
         assert self._writer is not None
         self._writer.write(name, new)
         return new

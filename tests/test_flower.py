@@ -3,12 +3,14 @@
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from cold_flower.config import Config
 from cold_flower.errors import RunError
-from cold_flower.repository.journal import CONFIG, PROGRESS, RESULT
-from cold_flower.runtime import flower, scratch
+from cold_flower.repository.journal import CONFIG, LOG, PROGRESS, RESULT
+from cold_flower.runtime import flower, scratch, simulate
 from cold_flower.runtime.events import Events
 from cold_flower.runtime.writable import check_writable
 
@@ -143,6 +145,23 @@ TRACEBACK = (
             + TRACEBACK.format(p="", e="RuntimeError: it ends."),
             "OSError: the cause",
         ),
+        (
+            "(A pid=3) Traceback (most recent call last): [repeated 2x across cluster]\n"
+            "(A pid=3)   File 'x', line 1, in f\n(A pid=3) ValueError: twice\n",
+            "ValueError: twice",
+        ),
+        (
+            "Traceback (most recent call last):\n(A pid=3) INFO: a worker's\nINFO :      Flower's\n"
+            "  File 'x', line 1, in f\nValueError: between others' lines\n",
+            "ValueError: between others' lines",
+        ),
+        (
+            "  + Exception Group Traceback (most recent call last):\n  |   File 'x', line 1, in f\n"
+            "  | ExceptionGroup: some (1 sub-exception)\n  +-+---------------- 1 ----------------\n"
+            "    | Traceback (most recent call last):\n    |   File 'x', line 2, in g\n"
+            "    | KeyError: 'inner'\n    +------------------------------------\n",
+            "KeyError: 'inner'",
+        ),
     ],
 )
 def test_the_last_error_of_a_log_is_its_cause(tmp_path, log, error) -> None:
@@ -167,3 +186,23 @@ def test_a_long_folder_for_temporary_files_gives_way_to_a_short_one(tmp_path, mo
     words = rf"{long}, has a path of \d+ bytes; Ray's sockets need one of at most 2\d: set TMPDIR"
     with pytest.raises(RunError, match=words), scratch.scratch():
         pass
+
+
+def test_an_error_of_the_run_before_is_not_quoted_for_this_one(tmp_path, monkeypatch) -> None:
+    """A resumed run's log goes behind that of the run before, which may hold its errors."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOG).write_text(TRACEBACK.format(p="", e="OSError: of the run before"))
+    written = ["INFO : fine\n", TRACEBACK.format(p="", e="KeyError: 'of this run'")]
+
+    def run(*given) -> str:
+        given[-1].write(written.pop(0))
+        return "finished:failed"
+
+    monkeypatch.setattr(simulate, "_run", run)
+    config = Config(run_dir=str(tmp_path / "run"))
+    for words in (
+        r"\(killed\? out of memory\?\)",
+        "the last error in the log is KeyError: 'of this",
+    ):
+        with pytest.raises(RunError, match=words):
+            simulate.simulate(config, 1, Mock(cluster=False), print, again="")

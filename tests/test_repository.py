@@ -116,6 +116,19 @@ def test_a_rollback_deletes_nothing_and_uses_no_number_twice(repository) -> None
     assert [(r["from"], r["to"], r["newest"]) for r in repository.rollbacks()] == [(3, 1, 3)]
 
 
+def test_a_rollback_is_written_down_before_it_is_done(repository, monkeypatch) -> None:
+    """Else a crash in between would leave a head that `recover` moves on again."""
+
+    def full(*_):
+        raise OSError("no space left")
+
+    grown(repository, 3)
+    monkeypatch.setattr("cold_flower.repository.journal.Journal.append", full)
+    with pytest.raises(OSError, match="no space"):
+        repository.rollback(2)
+    assert repository.latest() == 3
+
+
 def test_what_was_rolled_back_is_not_taken_for_a_publish_that_was_cut_off(repository) -> None:
     grown(repository, 2)
     repository.rollback(1)

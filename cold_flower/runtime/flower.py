@@ -20,7 +20,9 @@ from cold_flower.runtime.processes import tool
 STATUS_SECONDS = 30  # for an answer about a run; each starts Flower's command line
 _TAIL = 1 << 18  # bytes of a log that are looked at
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_WORKER = re.compile(r"^\(\w+ pid=\d+[^)]*\) ?")  # what Ray puts before a worker's line
+# What Ray puts before a worker's line, and Python before those of an exception group's.
+_BEFORE = re.compile(r"^(\(\w+ pid=\d+[^)]*\) ?)?( *\| )?")
+_EXCEPTION = re.compile(r"[\w.<>]+(:|$)")
 _FROM = (
     "The above exception was the direct cause of the following exception:",
     "During handling of the above exception, another exception occurred:",
@@ -86,14 +88,17 @@ def last_error(log: Path) -> str:
     if not log.exists():
         return ""
     text = _COLOUR.sub("", log.read_bytes()[-_TAIL:].decode(errors="replace"))
-    found, traced, from_another = "", False, False
+    found, traced, from_another = "", set[str | None](), False
     for line in text.splitlines():
-        said = _WORKER.sub("", line)
-        if said.endswith("Traceback (most recent call last):"):
-            traced = True
-        elif traced and said[:1].strip():  # the first line after it that is not indented
+        before = _BEFORE.match(line)
+        assert before
+        who, said = before[1], line[before.end() :]
+        if "Traceback (most recent call last):" in said:
+            traced.add(who)
+        elif who in traced and _EXCEPTION.match(said):  # the lines between are indented
             found = found if from_another else said
-            traced = from_another = False
+            traced.discard(who)
+            from_another = False
         elif said.endswith(_FROM):
             from_another = True
     return found[:500]

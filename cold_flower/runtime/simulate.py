@@ -77,6 +77,7 @@ def simulate(
         try:
             with run_log.open("w") as log:
                 status = _run(config, contributors, allocation, show, folder, log)
+            error = last_error(run_log)  # of this run: in LOG those before it lie, too
         except Stopped:
             if not run_dir.exists():
                 run_log.unlink()
@@ -88,7 +89,6 @@ def simulate(
                     run_log.unlink()
     full = shutil.disk_usage(run_dir.parent).free < _FULL_DISK
     log_path = run_dir / LOG if (run_dir / LOG).exists() else run_log
-    error = last_error(log_path)
     known = f"the last error in the log is {error}" if error else "killed? out of memory?"
     ended = f"the ServerApp ended without a {RESULT} ({known})"
     judge(run_dir, status, no_result=FULL if full else ended, again=again, log=log_path)
