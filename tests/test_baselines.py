@@ -9,6 +9,7 @@ import torch
 from cold_flower.config import Config
 from cold_flower.data.encode import concatenate
 from cold_flower.errors import ConfigError
+from cold_flower.models.body import body_of
 from cold_flower.models.starting import starting_model
 from cold_flower.repository.bases import Repository
 from cold_flower.runtime import baselines, experiments
@@ -117,3 +118,23 @@ def test_what_does_not_go_together() -> None:
         experiments.check(replace(good, iterations=2))
     with pytest.raises(ConfigError, match="baseline = 'centralised' .*expected 'multitask'"):
         experiments.check(replace(good, baseline="centralised"))
+
+
+def test_it_stops_on_the_mean_of_all_tasks_and_keeps_the_best_weights(run, monkeypatch) -> None:
+    def layers(items) -> str:  # all but the embedding, which is trimmed while it trains
+        return fingerprint((name, tensor) for name, tensor in items if name.startswith("encoder."))
+
+    scores = iter([0.2, 0.8, 0.6, 0.0])  # two tasks at each of two epochs: means of 0.5 and 0.3
+    states, lines = [], []
+
+    def score(model, *_):
+        states.append(layers(body_of(model).items()))
+        return next(scores)
+
+    monkeypatch.setattr(baselines, "score", score)
+    config, repository = run()
+    baselines.train(config, lines.append)
+    assert repository.manifest(1)["dev-score"] == 0.5
+    assert "mean dev score 0.500" in lines[-1]
+    assert states[1] != states[2]
+    assert layers(repository.body(1).items()) == states[0] == states[1]  # the first epoch's

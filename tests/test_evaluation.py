@@ -174,3 +174,12 @@ def test_fresh_shards_are_validated_anew_each_iteration(tmp_path) -> None:
     for iteration, asked in ((1, 2), (1, 2), (2, 4)):
         run.evaluation.validate(iteration, "a", lambda: ARRAYS)
         assert len(run.grid.sent) == asked
+
+
+def test_every_base_is_scored_with_the_same_draws(tmp_path) -> None:
+    run = Fixture(tmp_path, seed=5)
+    for iteration, base in ((0, "a"), (1, "b")):
+        run.evaluate(iteration, base)
+    asked = [records.config_of(message.content, "config") for message in run.grid.sent]
+    assert {config["seed"] for config in asked} == {5}
+    assert {config["split"] for config in asked} == {"test"}
