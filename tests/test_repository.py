@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from cold_flower.errors import RunError
 from cold_flower.repository.bases import STATE, Repository
+from cold_flower.server.manifest import accepted_norms
 from strategies.fusion import Weights, fingerprint
 
 BODY = {"w": torch.zeros(2, 2), "b": torch.ones(2)}
@@ -169,3 +170,22 @@ def test_old_iterations_keep_their_manifest(repository) -> None:
 def test_the_manifest_is_json(repository) -> None:
     text = (repository.path(0) / "manifest.json").read_text()
     assert json.loads(text)["note"] == "start"
+
+
+def test_the_norms_that_screening_compares_are_of_what_was_fused(repository) -> None:
+    """Along the lineage: not of a refused contribution, a rejected iteration, or one left behind."""
+
+    def part(name: str, norm: float, verdict: str = "accepted") -> dict:
+        return {"name": name, "verdict": verdict, "diff-norm": norm}
+
+    manifests = [
+        {"contributors": [part("ann", 1.0), part("bob", 2.0)]},
+        {"contributors": [part("ann", 3.0), part("bob", 9.0, "refused")]},
+        {"contributors": [part("ann", 50.0)], "gate": {"accepted": False}},
+    ]
+    grown(repository, 0)
+    for iteration, manifest in enumerate(manifests, start=1):
+        repository.publish(iteration, iteration - 1, Weights(moved(iteration)), manifest)
+    assert accepted_norms(repository) == {"ann": [1.0, 3.0], "bob": [2.0]}
+    repository.rollback(1)
+    assert accepted_norms(repository) == {"ann": [1.0], "bob": [2.0]}
