@@ -119,7 +119,7 @@ class Screening:
     checks: str = key(
         "duplicate,unchanged,metrics,random,norm,growth,cosine", "comma-separated; empty = none"
     )
-    norm: float = key(5.0, "refuse an update so many times the median norm", least=1)
+    norm: float = key(6.0, "refuse an update so many times the median norm", least=1)
     cosine: float = key(
         -0.2,
         "refuse an update whose median cosine with the other updates is below; in a cohort "

@@ -188,7 +188,7 @@ class Screen:
     """
 
     checks: tuple[str, ...] = CHECKS
-    norm: float = 5.0
+    norm: float = 6.0
     cosine: float = -0.2
     similarity: float = 0.5
 

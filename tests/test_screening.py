@@ -91,10 +91,10 @@ def test_what_is_usual_passes_with_its_figures() -> None:
             "metrics: num-examples is 400, it had 40 when it joined",
         ),
         (model(*[-2.0] * 1024, name="z"), "random: w looks new: its cosine .* is -1.00 < 0.5"),
-        (model(6.0, name="z"), "norm: its update has norm 6, more than .*: the cohort's median is"),
+        (model(7.0, name="z"), "norm: its update has norm 7, more than .*: the cohort's median is"),
         (
             replace(model(0.9, name="z"), history=[0.1, 0.12, 0.11]),
-            "norm: its update has norm 0.9, more than 0.55: the median of its own earlier ones",
+            "norm: its update has norm 0.9, more than 0.66: the median of its own earlier ones",
         ),
         (model(-0.5, -0.5, name="z"), "cosine: its update points away .* median cosine -0.7"),
     ],
@@ -112,10 +112,10 @@ def test_more_steps_excuse_a_larger_norm_but_only_so_much() -> None:
         found = screened(Screen(), *usual, model(norm, name="z", steps=steps))
         return bool(found["z"].reason)
 
-    assert refused(6.0, 10.0)
-    assert not refused(6.0, 40.0)  # twice as far
-    assert not refused(17.0, 1e6)
-    assert refused(21.0, 1e6)  # four times at most
+    assert refused(7.0, 10.0)
+    assert not refused(7.0, 40.0)  # twice as far
+    assert not refused(21.0, 1e6)
+    assert refused(26.0, 1e6)  # four times at most
 
 
 def test_a_copy_is_refused_whoever_came_first() -> None:
