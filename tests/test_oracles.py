@@ -269,3 +269,23 @@ def test_dare_keeps_its_share_and_a_contributors_mask_its_own() -> None:
     both = step("dare", vectors, drop=0.9)
     assert torch.equal(both >= alone / 2, torch.ones(100_000, dtype=torch.bool))
     assert 0.005 < (both > 6).float().mean() < 0.02  # independent: both kept in 1 of 100
+
+
+def test_dares_mask_is_of_seed_contributor_tensor_and_chunk() -> None:
+    zeros = {"v": torch.zeros(1), "w": torch.zeros(1)}
+
+    def mask(seed: int = 0, name: str = "a", key: str = "v", number: int = 0) -> tuple[float, ...]:
+        difference = Difference(Weights(zeros), Weights(zeros, name=name))
+        return tuple(Thinned(difference, 0.5, seed).mask(key, number)[:64].tolist())
+
+    assert mask() == mask()
+    others = [mask(seed=1), mask(name="b"), mask(key="w"), mask(number=1)]
+    assert len({mask(), *others}) == 5
+    assert all(0 < sum(one) < 64 for one in others)
+
+
+def test_dares_scale_is_the_length_of_the_step() -> None:
+    base = {"w": torch.zeros(3)}
+    given_ = [Weights({"w": torch.tensor([1.0, 2.0, -4.0]) * i}, name=str(i)) for i in (1, 3)]
+    fused = dict(load("dare", drop=0.0, scale=0.5)(Weights(base), given_))["w"]
+    assert fused.tolist() == [1.0, 2.0, -4.0]  # half of the mean, 2 d
