@@ -14,6 +14,7 @@ from strategies.fusion import Weights, load
 from strategies.fusion._deltas import Difference
 from strategies.fusion._options import share
 from strategies.fusion.dare import CHUNK, Thinned
+from strategies.fusion.weighted_average import capped
 
 Rows = list[list[float]]
 
@@ -289,3 +290,19 @@ def test_dares_scale_is_the_length_of_the_step() -> None:
     given_ = [Weights({"w": torch.tensor([1.0, 2.0, -4.0]) * i}, name=str(i)) for i in (1, 3)]
     fused = dict(load("dare", drop=0.0, scale=0.5)(Weights(base), given_))["w"]
     assert fused.tolist() == [1.0, 2.0, -4.0]  # half of the mean, 2 d
+
+
+def test_a_cap_is_kept_by_those_too_whom_the_rest_goes_to() -> None:
+    """10 of 17 is capped at 0.4; of the 0.6 left, 5 of 7 would be 0.43: that one is capped, too."""
+    assert capped([10.0, 5.0, 1.0, 1.0], 0.4) == pytest.approx([0.4, 0.4, 0.1, 0.1])
+    three = capped([100.0, 50.0, 25.0, 1.0, 1.0], 0.3)
+    assert three == pytest.approx([0.3, 0.3, 0.3, 0.05, 0.05])
+
+
+def test_model_stock_stays_where_contributions_disagree() -> None:
+    """A negative cosine counts as 0, not as its size: there is nothing that both learned."""
+    base = {"w": torch.zeros(2)}
+    given_ = [
+        Weights({"w": torch.tensor(d)}, name=n) for n, d in (("a", [1.0, 0.0]), ("b", [-0.5, 0.8]))
+    ]
+    assert dict(load("model_stock")(Weights(base), given_))["w"].tolist() == [0.0, 0.0]
