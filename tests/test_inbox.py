@@ -649,3 +649,37 @@ def test_by_reference_nothing_is_left_after_the_iteration(tmp_path) -> None:
     with pytest.raises(Refused, match="the iteration is over"):
         store.offer(Contribution("ann"), BASE, "")
     assert not (tmp_path / "incoming").exists()
+
+
+@pytest.mark.parametrize("base", ["b", "another"])
+def test_an_offered_file_has_to_say_what_its_message_says(tmp_path, base) -> None:
+    """Its base and metrics count in a resumed run, which reads them from the file."""
+    store = Store(tmp_path, 1)
+    store.open()
+    mine = Contribution("ann", metrics={"num-examples": 10})
+    sha256 = store.offer(mine, BASE, "b")
+    stated = {"num-examples": 10 if base == "another" else 99}
+    claimed = Contribution("ann", metrics=stated, sha256=sha256)
+    template = Weights(BASE).template()
+    with pytest.raises(Refused, match="its file is not what its message says"):
+        store.take(claimed, template, base)
+    kept = store.take(Contribution("ann", metrics=mine.metrics, sha256=sha256), template, "b")
+    assert kept.path == tmp_path / "0001" / "ann.safetensors"
+
+
+def test_an_answer_that_is_not_there_at_once_is_waited_for() -> None:
+    asked_before: set[int] = set()
+
+    def slow(message):
+        node = message.metadata.dst_node_id
+        if node in asked_before:
+            return trained(message)
+        asked_before.add(node)
+        return None
+
+    config = ConfigRecord({"iteration": 1, "base": "b"})
+    content = RecordDict({"arrays": records.pack(BASE.items()), "config": config})
+    asked = {"ann": Message(content, 11, MessageType.TRAIN)}
+    ((name, reply),) = exchange.exchange(FakeGrid(slow, [11]), asked, timeout=30)
+    assert name == "ann"
+    assert reply is not None

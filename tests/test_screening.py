@@ -197,6 +197,9 @@ def test_a_sign_flip_is_found_where_the_others_weights_all_shrink_or_all_grow() 
         # Above it 0, 0, 0.1, 0.2, 1.1: a spread of 0.148, 3.4 of them; with 0.3 and 0.4: 1.1.
         (1.6, [0.1, 0.2, 0.3, 0.5, 0.5, 0.6, 0.7, 1.6], True),
         (1.6, [0.1, 0.2, 0.3, 0.5, 0.5, 0.8, 0.9, 1.6], False),
+        # A spread of 0.222, so 2.25 of them: enough for sixteen (1.5 + 8 / 16), not for eight.
+        (1.6, [0.2, 0.3, 0.4, 0.5, 0.5, 0.65, 0.65, 1.6], False),
+        (1.6, [0.2, 0.3, 0.4, 0.5, 0.5, 0.65, 0.65, 1.6] * 2, True),
         (4.5, [-2.9, -0.1, 0.4, 1.2, 3.7, 4.5, -1.0, 2.0], False),  # a low learning rate: noise
     ],
 )
