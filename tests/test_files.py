@@ -34,7 +34,7 @@ def texts(tmp_path, **changes):
         ("train.csv", "\ufeff" + TABLE),
         ("train.csv", TABLE.replace("\n", "\r\n")),
         ("train.csv", TABLE + "\n\n"),
-        ("train.csv.gz", gzip.compress(TABLE.encode())),
+        ("train.csv.gz", gzip.compress(TABLE.encode(), mtime=0)),
         ("train.csv.bz2", bz2.compress(TABLE.encode())),
         ("train.csv.zst", pa.compress(TABLE.encode(), codec="zstd", asbytes=True)),
         ("train.tsv", TABLE.replace(",", "\t")),
@@ -90,7 +90,11 @@ def test_what_lies_there_is_listed_where_a_split_is_not(tmp_path) -> None:
     ("name", "data", "words"),
     [
         ("train.csv", TABLE.encode("cp1252"), r"line 2: byte 0xe9 is not UTF-8.*\"cp1252\""),
-        ("train.csv.gz", gzip.compress(TABLE.encode())[:-9], "train.csv.gz cannot be read"),
+        (
+            "train.csv.gz",
+            gzip.compress(TABLE.encode(), mtime=0)[:-9],
+            "train.csv.gz cannot be read",
+        ),
         ("train.csv", "first,label\na,0\nb,c,1\n", "line 3: 3 values, the header has 2"),
         ("train.csv", 'first,label\na,0\n"b,1\n', "line 3: unexpected end of data"),
         ("train.csv", "first;label\na;0\n", "columns there are first;label; are its columns sep"),
