@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from strategies import records
 from strategies.errors import Refused
@@ -72,3 +72,28 @@ def test_a_reply_without_its_records_is_refused() -> None:
             records.metrics_of(RecordDict({"metrics": MetricRecord(wrong)}))
     with pytest.raises(Refused, match="metric 'loss' is nan"):
         records.metrics_of(RecordDict({"metrics": MetricRecord({"loss": math.nan})}))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({f"r{i}": ConfigRecord() for i in range(9)}, "9 records, expected at most 8"),
+        ({"r" * 65: ConfigRecord()}, "a record's name has 65 characters"),
+        ({"r": ConfigRecord({f"k{i}": 1 for i in range(65)})}, "a record with 65 keys"),
+        ({"r": ConfigRecord({"k" * 65: 1})}, "a key has 65 characters"),
+        ({"r": ConfigRecord({"k": "x" * 10_001})}, "'k' has length 10001"),
+        ({"r": MetricRecord({"k": [1] * 10_001})}, "'k' has length 10001"),
+    ],
+)
+def test_a_reply_holds_no_more_than_it_can_need(content, words) -> None:
+    with pytest.raises(Refused, match=words):
+        records.check_size(RecordDict(content))
+
+
+def test_an_array_brings_no_more_bytes_than_its_shape_needs() -> None:
+    sent = records.pack([("w", torch.zeros(2, 3))])
+    template = records.template_of(sent)
+    array = sent["w"]
+    sent["w"] = Array(array.dtype, array.shape, array.stype, array.data + bytes(2000))
+    with pytest.raises(Refused, match=r"w comes in \d+ bytes, expected at most 1048"):
+        records.body_of(RecordDict({"arrays": sent}), template)
