@@ -194,6 +194,11 @@ def test_a_changed_file_is_read_again(tmp_path) -> None:
     assert len(Contributor(config, 0).splits().test) == 20
     write(tmp_path / "data", ".csv", {k: v[:9] for k, v in ROWS.items()}, "test")
     assert len(Contributor(config, 0).splits().test) == 9
+    drawn = [
+        Contributor(Config.from_flat({**keys, "seed": seed}), 0).splits().train
+        for seed in (0, 1, 0)
+    ]
+    assert drawn[0].labels.tolist() == drawn[2].labels.tolist() != drawn[1].labels.tolist()
 
 
 @pytest.mark.parametrize("protocol", ["frozen", "finetuned"])
