@@ -112,6 +112,8 @@ def test_limits_hold_whatever_the_run_asks(site) -> None:
     keys = {"finetune.max-examples": 500, "partition.kind": "shards", "base-model": "theirs"}
     applied = limited.apply(Config.from_flat(keys))
     assert (applied.finetune.max_examples, applied.finetune.max_seconds) == (140, 60.0)
+    fewer = limited.apply(Config.from_flat({"finetune.dev-examples": 60})).finetune
+    assert fewer.dev_examples == applied.finetune.dev_examples == 2000
     assert (applied.finetune.micro_batch_size, applied.base_model) == (8, "demo")
     assert applied.partition.kind == "tasks"
     harm = limited.apply(Config.from_flat({"attacks": "{clinic-a = 'noise'}"}))
@@ -152,14 +154,14 @@ def test_a_site_uses_its_rows_whatever_the_run_asks(site, arrays) -> None:
         for keys in ({}, {**fewer, "finetune.dev-examples": 50})
     ]
     assert [len(part) for part in (data[0].train, data[0].dev, data[0].test)] == [144, 16, 160]
-    assert all(torch.equal(a.ids, b.ids) for a, b in zip(*map(parts, data), strict=True))
+    assert all(torch.equal(a.labels, b.labels) for a, b in zip(*map(parts, data), strict=True))
     path = site(limits="max-examples = 120")
     drawn = [
         Contributor(Config.from_flat({**RUN, "seed": seed}), site=load_site(path)).splits().train
         for seed in (0, 7)
     ]
     assert len(drawn[0]) == 120
-    assert torch.equal(drawn[0].ids, drawn[1].ids)
+    assert torch.equal(drawn[0].labels, drawn[1].labels)
     reply = train(path, arrays, **fewer)
     assert records.metrics_of(reply.content)["num-examples"] == 120
 
