@@ -683,3 +683,16 @@ def test_an_answer_that_is_not_there_at_once_is_waited_for() -> None:
     ((name, reply),) = exchange.exchange(FakeGrid(slow, [11]), asked, timeout=30)
     assert name == "ann"
     assert reply is not None
+
+
+def test_a_reply_with_more_than_it_can_need_is_refused(tmp_path) -> None:
+    def client(message):
+        reply = trained(message)
+        if message.metadata.dst_node_id == 33:
+            for i in range(9):
+                reply.content[f"r{i}"] = ConfigRecord()
+        return reply
+
+    _, inbox = make(tmp_path, client, quorum=2)
+    start(inbox)
+    assert "records, expected at most 8" in inbox.contributions["cat"].reason
