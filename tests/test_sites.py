@@ -146,6 +146,17 @@ def test_one_that_was_left_out_is_asked_again_once_it_reconnected(field) -> None
     assert list(made.members) == ["ann", "bob"]
 
 
+def test_one_that_was_too_slow_to_answer_is_asked_again(field) -> None:
+    world = field()
+    world.about["bob"] = {"silent": True}
+    world.on("ann", "bob")
+    made = world.open()
+    assert list(made.members) == ["ann"]
+    world.about["bob"] = {}  # its data are tokenised by now; it has not reconnected
+    made.refresh()
+    assert list(made.members) == ["ann", "bob"]
+
+
 def test_one_that_reconnected_in_between_is_asked_anew(field) -> None:
     world = field()
     world.on("ann")
