@@ -66,7 +66,7 @@ def _answer(handle: Handler) -> Callable[[Message, Context], Message]:
             return answer
         except Exception as error:
             cause = line = _line(error)
-            at_site = isinstance(context.node_config.get("site"), str)
+            at_site = _site_file(context) is not None
             if at_site:
                 cause, line = redacted(error, line)
             elif not isinstance(error, ColdFlowerError | torch.OutOfMemoryError):
@@ -103,13 +103,19 @@ def _own_app(site: Site, message: Message, context: Context) -> RecordDict:
     return content
 
 
+def _site_file(context: Context) -> Path | None:
+    """Return the site.toml that the node's own configuration names, where it does."""
+    path = context.node_config.get("site")
+    return Path(path) if isinstance(path, str) else None
+
+
 def _site(context: Context) -> Site | None:
     """Return the site's own settings, where the node's own configuration names them."""
-    path = context.node_config.get("site")
-    if not isinstance(path, str):
+    path = _site_file(context)
+    if path is None:
         return None
     try:
-        return load_site(Path(path))
+        return load_site(path)
     except Exception as error:
         print(f"cold-flower: {_line(error)}", file=sys.stderr, flush=True)
         raise ConfigError(  # what does not fit may be a label, or another word of the site's own
@@ -118,10 +124,12 @@ def _site(context: Context) -> Site | None:
 
 
 def _contributor(message: Message, context: Context, site: Site | None) -> Contributor:
+    keys = {**context.run_config}
     asked = records.config_of(message.content, records.CONFIG)
-    stated = {key: str(asked[key]) for key in (records.EXPLICIT,) if key in asked}
+    if records.EXPLICIT in asked:
+        keys["explicit"] = str(asked[records.EXPLICIT])
     # Another team's ServerApp may have keys of its own.
-    config = Config.from_flat({**context.run_config, **stated}, strict=False)
+    config = Config.from_flat(keys, strict=False)
     if site:
         return Contributor(config, site=site)
     index = context.node_config.get("partition-id")

@@ -4,6 +4,16 @@ Each message names the thing, what was expected, what came instead, and the way 
 """
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or what it is where it has none."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def sentence(error: Exception) -> str:
+    """Return the first line of an error's text, as a sentence."""
+    return first_line(error).rstrip(".") + "."
+
+
 class ColdFlowerError(Exception):
     """An error that the command line reports as a message instead of a traceback."""
 

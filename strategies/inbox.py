@@ -250,8 +250,8 @@ class Inbox(Grid):
         accepted, asked = len(self.accepted()), len(self.contributions)
         # What screening tells apart rests on medians, so on more than half of them being good.
         enough = accepted + screened == asked and 2 * accepted > asked
-        needed = self.quorum or (accepted if enough else asked)
-        if accepted >= needed:
+        needed = self.quorum or asked
+        if accepted >= needed or (enough and not self.quorum):
             return
         causes = []
         for one in self.contributions.values():

@@ -164,7 +164,7 @@ def metrics_of(content: RecordDict) -> dict[str, float]:
     record = content.metric_records[METRICS]
     if lists := [key for key, value in record.items() if isinstance(value, list)]:
         raise Refused(f"metric {text_of(lists[0])!r} is a list, expected a number")
-    metrics: dict[str, float] = dict(record.items())  # type: ignore[arg-type]
+    metrics: dict[str, float] = dict(record.items())  # type: ignore[arg-type]  # no lists left
     if bad := [key for key, value in metrics.items() if not math.isfinite(value)]:
         raise Refused(f"metric {text_of(bad[0])!r} is {metrics[bad[0]]}")
     if not 1 <= metrics.get(EXAMPLES, 0) <= MOST_EXAMPLES:

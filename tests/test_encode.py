@@ -13,6 +13,14 @@ def some(base, n, seed=0):
     return encode(base.tokenizer, texts, [label % 3 for label in rows["label"][:n]], max_length=32)
 
 
+def of_pairs():
+    """Return a tokenizer of two words that marks the second text of a pair."""
+    from transformers import BertTokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    return BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+
+
 def test_examples_come_back_padded(tiny) -> None:
     data = some(tiny, 5)
     assert data.lengths().tolist() == [5, 6, 7, 8, 9]
@@ -31,11 +39,7 @@ def test_taking_examples(tiny) -> None:
 
 
 def test_pairs_mark_the_second_text(folders) -> None:
-    from transformers import BertTokenizer
-
-    words = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"])}
-    tokenizer = BertTokenizer(vocab=words)
-    data = encode(tokenizer, [("a a", "b"), ("a", "b b")], [0.5, 1.0], max_length=16)
+    data = encode(of_pairs(), [("a a", "b"), ("a", "b b")], [0.5, 1.0], max_length=16)
     batch = data.batch([0, 1])
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]]
     assert data.labels.dtype == torch.float32
@@ -72,11 +76,8 @@ def test_an_epoch_holds_each_example_once_and_pads_little(tiny) -> None:
 
 
 def test_taken_pairs_keep_their_token_types(folders) -> None:
-    from transformers import BertTokenizer
-
-    words = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"])}
     pairs = [("a a a", "b"), ("a", "b b b"), ("a a", "b b")]
-    data = encode(BertTokenizer(vocab=words), pairs, [0, 1, 0], max_length=16)
+    data = encode(of_pairs(), pairs, [0, 1, 0], max_length=16)
     taken = data.take([1, 2]).batch([0, 1])["token_type_ids"]
     assert torch.equal(taken, data.batch([1, 2])["token_type_ids"])
 

@@ -34,6 +34,17 @@ def run(tiny, start, options=OPTIONS, dev=None, train=None, seed=0):
     return model, finetune(model, data, dev, options=options, metric="accuracy", seed=seed)
 
 
+def still(model):
+    """Switch dropout off, so that nothing but the order of the examples is drawn."""
+    model.config.hidden_dropout_prob = 0.0
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    return model
+
+
 def test_it_learns_what_it_is_shown(tiny, start) -> None:
     train = some(tiny, 40)
     model, outcome = run(tiny, start, replace(OPTIONS, max_epochs=40, batch_size=4), train, train)
@@ -58,13 +69,7 @@ def test_one_seed_one_result_and_the_global_generator_untouched(tiny, start) -> 
 def test_micro_batches_change_nothing_but_rounding(tiny, start) -> None:
     states = []
     for micro in (0, 3):
-        m = fresh_model(tiny, start)
-        m.config.hidden_dropout_prob = 0.0
-        for module in m.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-            if hasattr(module, "attention_dropout"):
-                module.attention_dropout = 0.0
+        m = still(fresh_model(tiny, start))
         options = replace(OPTIONS, micro_batch_size=micro, max_epochs=1)
         finetune(m, some(tiny, 20), None, options=options, metric="accuracy", seed=0)
         states.append(m.state_dict())
@@ -184,16 +189,6 @@ def test_scoring_leaves_a_model_in_the_mode_it_found(tiny, start, trains) -> Non
     model = fresh_model(tiny, start).train(trains)
     score(model, some(tiny, 8), "accuracy", "fp32")
     assert {module.training for module in model.modules()} == {trains}
-
-
-def still(model):
-    """Switch dropout off, so that nothing but the order of the examples is drawn."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-    return model
 
 
 def test_the_order_of_the_examples_comes_from_the_seed(tiny, start) -> None:

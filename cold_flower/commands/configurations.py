@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cold_flower.errors import ModelError
+from cold_flower.errors import ModelError, first_line
 from cold_flower.models.folder import Folder
 
 # What may differ: where a model comes from, how it is trained and saved, its head, and what its
@@ -68,7 +68,7 @@ def _as_loaded(folder: Folder) -> dict[str, Any]:
     try:
         return _relevant(CONFIG_MAPPING[folder.family].from_dict(dict(folder.config)).to_dict())
     except Exception as error:  # the class checks what it is given, and raises what it likes
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(f"model {folder.name}: config.json cannot be read: {reason}") from error
 
 

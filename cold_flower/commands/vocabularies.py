@@ -12,7 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from cold_flower.errors import ModelError
+from cold_flower.errors import ModelError, first_line
 from cold_flower.models.folder import Folder
 
 FULL, PLAIN, SETTINGS = "tokenizer.json", ("vocab.txt", "vocab.json"), "tokenizer_config.json"
@@ -216,7 +216,7 @@ def _from_library(folder: Folder, settings: Mapping[str, Any]) -> Vocabulary:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder.path)
     except Exception as error:  # a broken file may raise anything
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(f"model {folder.name}: unreadable vocabulary: {reason}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MUCH = 0.1  # of tokens unknown, or of texts cut: a user should know
-
 
 @dataclass(frozen=True)
 class Encoded:

@@ -19,7 +19,8 @@ SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 COMPRESSED = {"": None, ".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 UTF8 = "utf-8-sig"  # with a byte order mark or without
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})")  # as the hub and datasets call the files of a split
-_WHOLE = re.compile(r"(0|-?[1-9]\d*)(\.0+)?")
+INTEGER = re.compile(r"0|-?[1-9]\d*")  # as a file or a list of labels writes one
+_WHOLE = re.compile(rf"({INTEGER.pattern})(\.0+)?")
 Columns = dict[str, list[Any]]
 
 
@@ -50,35 +51,34 @@ def paths(task: Task, split: str) -> list[Path]:
             it is missing.
     """
     beside = Path(task.suite).parent if task.suite.endswith(".toml") else Path()
+    whole = None
+    folder, stem = beside / task.path, split
     if "{split}" in task.path:
         whole = beside / task.path.replace("{split}", split)
-        folder, wanted = whole.parent, whole.name
         if not _kind(whole)[0]:
             raise TaskError(f"{task.where}: {whole} is none of {', '.join(SUFFIXES)}")
-    else:
-        folder, wanted = beside / task.path, ""
+        folder, stem = whole.parent, _part(whole)[0]
     there = sorted(folder.iterdir()) if folder.is_dir() else []
-    stem = _part(wanted)[0] if wanted else split
-    found: dict[str, list[Path]] = {}  # by suffix: parts belong together
+    found: dict[tuple[str, str], list[Path]] = {}  # by kind: parts belong together
     for path in there:
-        if _kind(path)[0] and _part(path.name)[0] == stem and path.is_file():
-            found.setdefault("".join(_kind(path)), []).append(path)
-    if wanted:
-        found = {kind: files for kind, files in found.items() if kind == "".join(_kind(whole))}
+        kind = _kind(path)
+        wanted = kind == _kind(whole) if whole else kind[0]
+        if wanted and _part(path)[0] == stem and path.is_file():
+            found.setdefault(kind, []).append(path)
     if len(found) != 1:
-        raise TaskError(f"{task.where}: {_not_one(split, folder, wanted, found, there)}")
+        tried = whole or f"{folder / split} with {', '.join(SUFFIXES)}"
+        raise TaskError(f"{task.where}: {_not_one(split, tried, [*found.values()], there)}")
     (files,) = found.values()
     _check_whole(task, files)
     return files
 
 
 def _not_one(
-    split: str, folder: Path, wanted: str, found: dict[str, list[Path]], there: Sequence[Path]
+    split: str, tried: Path | str, found: Sequence[list[Path]], there: Sequence[Path]
 ) -> str:
     if found:
-        names = " and ".join(str(files[0]) for files in found.values())
+        names = " and ".join(str(files[0]) for files in found)
         return f"{names} could both be split {split!r}: remove one, or name it by a pattern in path"
-    tried = folder / wanted if wanted else f"{folder}/{split} with {', '.join(SUFFIXES)}"
     shown = ", ".join(path.name for path in there[:20]) or "nothing"
     more = f" and {len(there) - 20} more" if len(there) > 20 else ""
     return f"no file for split {split!r}; looked for {tried}; there lies {shown}{more}"
@@ -95,16 +95,16 @@ def _kind(path: Path) -> tuple[str, str]:
     return (suffix, packed) if is_read else ("", "")
 
 
-def _part(name: str) -> tuple[str, int, int]:
+def _part(path: Path) -> tuple[str, int, int]:
     """Return a file's name without suffixes, its number as a part, and of how many."""
-    stem = name[: len(name) - len("".join(_kind(Path(name))))]
+    stem = path.name[: len(path.name) - len("".join(_kind(path)))]
     if match := _PART.fullmatch(stem):
         return match[1], int(match[2]), int(match[3])
     return stem, 0, 1
 
 
 def _check_whole(task: Task, files: Sequence[Path]) -> None:
-    parts = [_part(path.name)[1:] for path in files]
+    parts = [_part(path)[1:] for path in files]
     of = max(count for _, count in parts)
     if parts != [(number, of) for number in range(of)]:
         shown = ", ".join(path.name for path in files)

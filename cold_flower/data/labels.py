@@ -2,15 +2,14 @@
 
 import decimal
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from cold_flower.data.files import INTEGER
 from cold_flower.data.sources import plain
 from cold_flower.data.task import Task
 from cold_flower.errors import TaskError
 
-_INTEGER = re.compile(r"0|-?[1-9]\d*")
 NONE = -1  # "no label", as the hub marks it (SNLI)
 Key = int | str | None
 
@@ -81,41 +80,45 @@ def _key(task: Task, value: Any, where: str) -> Key:
     return plain(value)
 
 
-def lookup(
-    labels: Sequence[str], *, listed: bool, numbered: bool
-) -> Callable[[int | str], int | None]:
-    """Return how a label becomes the index of its class; None is for one that has none.
+class Classes:
+    """The classes of a task: which of them a label means.
 
     Args:
-        labels: the class names.
+        names: the class names.
         listed: whether somebody wrote that list; else it is what train holds.
         numbered: whether the list is the source's own, so that its integers are indices.
     """
-    index_of = {name: i for i, name in enumerate(labels)}
-    folded = {name.casefold(): i for i, name in enumerate(labels)}
-    digits = all(_INTEGER.fullmatch(name) for name in labels)
 
-    def index(key: int | str) -> int | None:
-        by_name = index_of.get(str(key))
+    def __init__(self, names: Sequence[str], *, listed: bool, numbered: bool) -> None:
+        self._names, self._numbered = names, numbered
+        self._index_of = {name: i for i, name in enumerate(names)}
+        self._folded = {name.casefold(): i for i, name in enumerate(names)}
+        digits = all(INTEGER.fullmatch(name) for name in names)
+        # Whether an integer is looked up as a text is; else it is an index.
+        self._by_name = not listed or (digits and not numbered)
+        self._listed = listed
+
+    def index(self, key: int | str) -> int | None:
+        """Return the index of a label's class; None if it has none."""
+        by_name = self._index_of.get(str(key))
         if isinstance(key, str):
             is_boolean = by_name is None and key.casefold() in ("true", "false")
-            return folded.get(key.casefold()) if is_boolean else by_name
-        if not listed or (digits and not numbered):
+            return self._folded.get(key.casefold()) if is_boolean else by_name
+        if self._by_name:
             return by_name
-        return key if 0 <= key < len(labels) and (numbered or by_name in (None, key)) else None
+        in_list = 0 <= key < len(self._names)
+        return key if in_list and (self._numbered or by_name in (None, key)) else None
 
-    return index
-
-
-def outside(key: int | str, labels: Sequence[str], *, listed: bool) -> str:
-    """Say why a label is in no class, and what would be."""
-    if isinstance(key, str) or not listed:
-        return f"outside the list {list(labels)}"
-    if all(_INTEGER.fullmatch(name) for name in labels):
-        return f"outside the list {list(labels)}, which is of numbers and so taken as they are"
-    if str(key) in labels:
-        return f"ambiguous: a name in the list {list(labels)}, or a place in it"
-    return f"outside the list {list(labels)} (or 0 to {len(labels) - 1})"
+    def outside(self, key: int | str) -> str:
+        """Say why a label is in no class, and what would be."""
+        names = list(self._names)
+        if isinstance(key, str) or not self._listed:
+            return f"outside the list {names}"
+        if self._by_name:
+            return f"outside the list {names}, which is of numbers and so taken as they are"
+        if str(key) in names and not self._numbered:
+            return f"ambiguous: a name in the list {names}, or a place in it"
+        return f"outside the list {names} (or 0 to {len(names) - 1})"
 
 
 def check_labels(task: Task, split: str, source_labels: tuple[str, ...]) -> None:

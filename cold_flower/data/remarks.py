@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from cold_flower.data.rows import Rows, TaskRows
 from cold_flower.data.task import Task
 
+MUCH = 0.1  # of tokens unknown, or of texts cut: a user should know
+
 
 def remarks(task: Task, rows: TaskRows) -> Iterator[str]:
     """Say what is odd: rows without label or text, classes that look alike, rows met twice."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cold_flower.data import sources
-from cold_flower.data.labels import check_labels, keys_of, lookup, numbers, outside
+from cold_flower.data.labels import Classes, check_labels, keys_of, numbers
 from cold_flower.data.task import Task
 from cold_flower.errors import TaskError
 from cold_flower.seeds import shuffled
@@ -105,15 +105,17 @@ def read_split(
     listed = task.labels or source_labels
     keys = keys_of(task, values, listed, where)
     names = listed or train_labels or tuple(sorted({str(key) for key in keys if key is not None}))
-    index_of = lookup(names, listed=bool(listed), numbered=bool(source_labels))
+    classes = Classes(names, listed=bool(listed), numbered=bool(source_labels))
     rows, indices = [], []
     for row, key in enumerate(keys):
         if key is None:
             continue
-        index = index_of(key)
+        index = classes.index(key)
         if index is None:
-            why = outside(key, names, listed=bool(listed))
-            raise TaskError(f"{where}, row {row}: label {key!r} in column {task.label!r} is {why}")
+            raise TaskError(
+                f"{where}, row {row}: label {key!r} in column {task.label!r} is "
+                f"{classes.outside(key)}"
+            )
         rows.append(texts[row])
         indices.append(index)
     if not rows:

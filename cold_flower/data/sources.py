@@ -7,7 +7,7 @@ from typing import Any
 
 from cold_flower.data import demo, files
 from cold_flower.data.task import Task, columns_of, needed
-from cold_flower.errors import TaskError
+from cold_flower.errors import TaskError, first_line
 
 Columns = Mapping[str, list[Any]]
 _PLAIN = (str, bool, int, float, decimal.Decimal, datetime.date, datetime.time)
@@ -87,7 +87,7 @@ def _read_hub(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
     except Exception as error:  # datasets raises what its many back ends raise
         raise TaskError(
             f"{task.where}: hub dataset {task.path!r} (subset {task.subset!r}, split {split!r}) "
-            f"cannot be loaded: {str(error).splitlines()[0] if str(error) else error!r}. "
+            f"cannot be loaded: {first_line(error)}. "
             "Without a network, or where it is gone, name a local copy in a suite file of your "
             'own (source = "files"): docs/datasets.md says how'
         ) from error

@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from cold_flower.errors import ModelError
+from cold_flower.errors import ModelError, sentence
 from cold_flower.models import demo
 from cold_flower.models.families import BEHIND_PADDING, PREFIXES
-from cold_flower.models.tokenizer import first_line, load_tokenizer
+from cold_flower.models.tokenizer import load_tokenizer
 
 # The class of a T5 with decoder and LM head, and its name in old checkpoints.
 TEXT_TO_TEXT = ("T5ForConditionalGeneration", "T5WithLMHeadModel")
@@ -74,7 +74,7 @@ def _load_config(name: str) -> Any:
     except Exception as error:  # a broken file may raise anything
         tried = "" if Path(name).is_dir() else " (no such folder here; as a model of the hub)"
         raise ModelError(
-            f"base-model {name!r} cannot be loaded{tried}: {first_line(error)} Give a hub name or, "
+            f"base-model {name!r} cannot be loaded{tried}: {sentence(error)} Give a hub name or, "
             "without a network, the absolute path of a folder with config.json, tokenizer.json "
             "and model.safetensors (--set base-model=<folder>; at a site, in its site.toml)."
         ) from error

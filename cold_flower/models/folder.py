@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cold_flower.errors import ModelError
+from cold_flower.errors import ModelError, first_line
 from cold_flower.models.families import PREFIXES
 from strategies.fusion import DTYPES
 
@@ -236,8 +236,7 @@ def _path(name: str) -> Path:
         )
     except Exception as error:  # the hub's client raises what its many back ends raise
         raise ModelError(
-            f"model {name}: neither a folder nor to be had from the hub: "
-            f"{(str(error) or repr(error)).splitlines()[0]}"
+            f"model {name}: neither a folder nor to be had from the hub: {first_line(error)}"
         ) from error
 
 

@@ -12,10 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from cold_flower.errors import ModelError
+from cold_flower.errors import ModelError, sentence
 from cold_flower.models.base import TEXT_TO_TEXT, Base
 from cold_flower.models.body import State, body_of, load_body, prefix_of
-from cold_flower.models.tokenizer import first_line
 from cold_flower.seeds import derive, seeded
 from strategies.fusion import is_finite
 
@@ -50,7 +49,7 @@ def starting_model(base: Base, seed: int) -> tuple[Any, dict[str, Tensor]]:
         except Exception as error:  # a broken file may raise anything
             raise ModelError(
                 f"base-model {base.name!r}: weights cannot be loaded from safetensors: "
-                f"{first_line(error)}"
+                f"{sentence(error)}"
             ) from error
     body = body_of(holder)
     _check_whole(base, holder, body, loaded["missing_keys"])

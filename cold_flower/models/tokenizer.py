@@ -12,10 +12,15 @@ from tokenizers import Tokenizer
 from transformers import TOKENIZER_MAPPING, AutoTokenizer
 from transformers.utils import has_file
 
-from cold_flower.errors import ModelError
+from cold_flower.errors import ModelError, sentence
 from cold_flower.models.families import BEHIND_PADDING
 
 _POINTER = b"version https://git-lfs"  # what a checkout holds where Git LFS fetched nothing
+_MIXED = "The CAFÉ of 1,000  naïve 北京 words"
+_WAY_OUT = (
+    "Copy the tokenizer's files from the model that this one was made from, or save it there: "
+    "tokenizer.save_pretrained(folder)."
+)
 
 
 def load_tokenizer(name: str, config: Any) -> Any:
@@ -36,7 +41,7 @@ def load_tokenizer(name: str, config: Any) -> Any:
     except Exception as error:  # a broken file may raise anything
         if Path(name).is_dir() and type(config) in TOKENIZER_MAPPING:
             _check_files(name, TOKENIZER_MAPPING[type(config)])
-        reason = first_line(error)
+        reason = sentence(error)
         if "tiktoken" in reason:  # tried by the library where sentencepiece cannot read the file
             reason = "its sentencepiece model is damaged, or no sentencepiece model."
         raise ModelError(
@@ -47,18 +52,6 @@ def load_tokenizer(name: str, config: Any) -> Any:
     _check_ids(name, tokenizer, config)
     _check_padding(name, tokenizer, config)
     return tokenizer
-
-
-_MIXED = "The CAFÉ of 1,000  naïve 北京 words"
-_WAY_OUT = (
-    "Copy the tokenizer's files from the model that this one was made from, or save it there: "
-    "tokenizer.save_pretrained(folder)."
-)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, as a sentence."""
-    return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".") + "."
 
 
 def _check_pointers(name: str) -> None:
@@ -99,7 +92,7 @@ def _check_words(name: str, tokenizer: Any) -> None:
     except Exception as error:  # of a library in Rust
         raise ModelError(
             f"base-model {name!r}: its tokenizer cannot read a word that it does not know: "
-            f"{first_line(error)} {_WAY_OUT}"
+            f"{sentence(error)} {_WAY_OUT}"
         ) from error
 
 

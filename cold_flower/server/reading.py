@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from cold_flower.data.encode import MUCH
+from cold_flower.data.remarks import MUCH
 from cold_flower.repository.journal import READ
 from strategies.participants import Member
 

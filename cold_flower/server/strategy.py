@@ -118,6 +118,7 @@ class _InFloat32(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        # It is the Flower strategy's: this class is always put before one.
         arrays, metrics = super().aggregate_train(server_round, replies)  # type: ignore[safe-super]
         if arrays is None:
             return None, metrics
