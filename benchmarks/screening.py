@@ -29,7 +29,7 @@ from torch import Tensor
 
 from cold_flower.config import Config
 from cold_flower.contributors import attacks
-from cold_flower.contributors.contributor import Contributor
+from cold_flower.contributors.contributor import Contributor, Metrics
 from cold_flower.data.plan import plan, resolve
 from cold_flower.models.starting import starting_model
 from cold_flower.seeds import derive
@@ -124,7 +124,7 @@ def pool(
     rows: list[dict[str, Any]] = []
     bodies: list[State] = []
 
-    def add(kind: str, task: str, body: State, metrics: dict[str, float]) -> None:
+    def add(kind: str, task: str, body: State, metrics: Metrics) -> None:
         bodies.append(body)
         rows.append({"kind": kind, "task": task, **metrics})
 

@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from cold_flower.config import PROTOCOLS, Config, split
-from cold_flower.contributors.contributor import Contributor
+from cold_flower.contributors.contributor import Contributor, Metrics
 from cold_flower.contributors.egress import Egress, only_listed, redacted
 from cold_flower.contributors.site import Site, imported, load_site
 from cold_flower.data.plan import resolve
@@ -195,7 +195,7 @@ def train(message: Message, context: Context, site: Site | None) -> RecordDict:
     seed = int(asked.get("seed", me.config.seed))
     run, abandoned = str(asked.get("run", "")), asked.get("abandoned", ())
 
-    def finetune(who: Contributor, start: State) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def finetune(who: Contributor, start: State) -> tuple[dict[str, Tensor], Metrics]:
         return who.finetune(start, iteration=iteration, seed=seed, run=run, abandoned=abandoned)
 
     claims: dict[str, Any] = {}
@@ -206,20 +206,22 @@ def train(message: Message, context: Context, site: Site | None) -> RecordDict:
         body, metrics, claims = answer.body, answer.metrics, answer.claims
     else:
         body, metrics = finetune(me, base)
-    metrics = only_listed({**metrics, "seconds": time.perf_counter() - started})
+    stopped = {key: metrics[key] for key in ("stopped",) if key in metrics}
+    listed = only_listed({**metrics, "seconds": time.perf_counter() - started})
     stated = {
         "contributor": me.name,
         "iteration": iteration,
         "base": asked.get("base") or fingerprint(base.items()),
         **_whereabouts(),
+        **stopped,
         **claims,
     }
     if records.REFERENCE not in asked:
-        return records.train_reply(body.items(), metrics, stated)
+        return records.train_reply(body.items(), listed, stated)
     store = Store(Path(me.config.run_dir) / INCOMING, iteration)
-    mine = Contribution(me.name, metrics=metrics, whereabouts=records.whereabouts(stated))
+    mine = Contribution(me.name, metrics=listed, facts=records.facts(stated))
     stated["sha256"] = store.offer(mine, body, stated["base"])
-    return records.train_reply(None, metrics, stated)
+    return records.train_reply(None, listed, stated)
 
 
 @app.evaluate()
@@ -238,12 +240,15 @@ def evaluate(message: Message, context: Context, site: Site | None) -> RecordDic
         raise ConfigError(unknown("split", rows, ("test", "dev")))
     iteration = int(asked.get("iteration", asked.get("server-round", 0)))
     seed = int(asked.get("seed", me.config.seed))
-    scores = me.evaluate(_base(message, me), protocols, iteration=iteration, seed=seed, split=rows)
+    scores, facts = me.evaluate(
+        _base(message, me), protocols, iteration=iteration, seed=seed, split=rows
+    )
     stated: dict[str, Any] = {
         "contributor": me.name,
         "task": me.task.name,
         "metric": me.task.metric,
         "seconds": time.perf_counter() - started,
+        **facts,
         **_whereabouts(),
     }
     return RecordDict(

@@ -15,8 +15,9 @@ from cold_flower.config import Config
 from cold_flower.data.plan import resolve
 from cold_flower.errors import ColdFlowerError
 from cold_flower.identity import code_sha256, home, versions
+from cold_flower.reporting import trained
 from cold_flower.repository.bases import Repository
-from cold_flower.repository.journal import FULL, RESULT, RUNNER, Journal
+from cold_flower.repository.journal import CONTRIBUTIONS, FULL, RESULT, RUNNER, SCORES, Journal
 from cold_flower.runtime.processes import alive
 from cold_flower.server.coordinator import Coordinator
 from strategies.errors import StrategyError
@@ -49,7 +50,10 @@ def main(grid: Grid, context: Context) -> None:
             journal.write(RESULT, result)
         raise
     else:
-        done = {"status": "completed", "iterations": config.iterations, "cause": ""}
+        told = trained.counts(journal.rows(CONTRIBUTIONS), journal.rows(SCORES))
+        done = {
+            "status": "completed", "iterations": config.iterations, "cause": "", "trained": told,
+        }  # fmt: skip
         journal.write(RESULT, done)
     finally:
         journal.unlock()

@@ -40,8 +40,8 @@ class Contribution:
     metrics: Mapping[str, float] = field(default_factory=dict)
     sha256: str = ""
     path: Path | None = None
-    whereabouts: Mapping[str, str] = field(default_factory=dict)
-    """What it was computed on: see `records.WHEREABOUTS`."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """How its finetuning ended, and what it was computed on: see `records.FACTS`."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """What screening measured."""
 
@@ -151,7 +151,7 @@ class Store:
                 metrics=json.loads(metadata["metrics"]),
                 sha256=sha256,
                 path=path,
-                whereabouts=json.loads(metadata["where"]),
+                facts=json.loads(metadata["facts"]),
             )
         except (OSError, SafetensorError, ValueError, KeyError):  # in pieces: asked for again
             return None
@@ -195,5 +195,5 @@ def _metadata(stated: Contribution, base: str) -> dict[str, str]:
     return {
         "base": base,
         "metrics": json.dumps(dict(stated.metrics), sort_keys=True),
-        "where": json.dumps(dict(stated.whereabouts), sort_keys=True),
+        "facts": json.dumps(dict(stated.facts), sort_keys=True),
     }

@@ -214,7 +214,7 @@ class Inbox(Grid):
                 if stated.get(key) != value:
                     got = records.text_of(stated.get(key))
                     raise Refused(f"{key} is {got!r}, expected {value!r}")
-            one = Contribution(name, metrics=metrics, whereabouts=records.whereabouts(stated))
+            one = Contribution(name, metrics=metrics, facts=records.facts(stated))
             if self._reference:
                 one = replace(one, sha256=str(stated.get("sha256", "")))
                 return self._store.take(one, template, base)

@@ -22,9 +22,14 @@ EXPLICIT = "explicit"  # in CONFIG: keys that the user set, so that no suite's r
 METRICS = "metrics"  # MetricRecord from a contributor
 CONTRIBUTOR = "contributor"  # ConfigRecord: answer to a query
 CONTRIBUTION = "contribution"  # ConfigRecord beside a trained body
-WHEREABOUTS = ("device", "visible-gpus", "worker")  # in the above: what it was computed on
-LISTED = ("num-examples", "train-loss", "dev-accuracy", "seconds", "steps")
+FACTS = ("device", "visible-gpus", "worker", "stopped")  # in the above: for the record only
+LISTED = (
+    *("num-examples", "train-loss", "seconds", "steps"),
+    *("dev-start", "dev-accuracy", "dev-majority", "improving"),
+)
 """All that METRICS holds beside a trained body; nothing else of a contributor is sent."""
+TRAINED = ("dev-start", "dev-accuracy", "dev-majority", "improving", "stopped")
+"""What CONTRIBUTOR holds of a finetuned evaluation, beside its score."""
 EXAMPLES = "num-examples"  # the key in METRICS that Flower's strategies weigh by
 
 # What a reply may hold beside the arrays: far more than ours do, far less than would hurt.
@@ -179,9 +184,27 @@ def config_of(content: RecordDict, key: str) -> dict[str, Any]:
     return dict(content.config_records.get(key, {}))
 
 
-def whereabouts(stated: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a reply says of where it was computed, as text; for the record only."""
-    return {name: text_of(stated[name]) for name in WHEREABOUTS if name in stated}
+def facts(stated: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a reply says of its finetuning, and of where it ran, as text."""
+    return {name: text_of(stated[name]) for name in FACTS if name in stated}
+
+
+def trained(stated: Mapping[str, Any]) -> dict[str, float | str]:
+    """Return what the reply to an evaluation says of its finetuning; empty if it says nothing.
+
+    Raises:
+        Refused: a number that is none, or not finite.
+    """
+    found: dict[str, float | str] = {}
+    for name in TRAINED:
+        value = stated.get(name)
+        if name == "stopped" and isinstance(value, str):
+            found[name] = text_of(value)
+        elif isinstance(value, int | float) and math.isfinite(value):
+            found[name] = value
+        elif value is not None:
+            raise Refused(f"{name} is {text_of(value)!r}, expected a number")
+    return found
 
 
 def train_reply(

@@ -100,7 +100,8 @@ def unchanged(candidate: Candidate, base: str) -> str:
 def implausible(candidate: Candidate) -> str:
     """Find metrics that no training has, or more examples than were promised."""
     metrics = candidate.metrics
-    limits = {"dev-accuracy": (-1.0, 1.0), "train-loss": (0.0, LOSS)}
+    limits = {key: (-1.0, 1.0) for key in ("dev-start", "dev-accuracy", "dev-majority")}
+    limits |= {"train-loss": (0.0, LOSS), "improving": (0.0, 1.0)}
     limits |= {key: (0.0, math.inf) for key in ("seconds", "steps")}
     for key, (least, most) in limits.items():
         if key in metrics and not least <= metrics[key] <= most:

@@ -586,7 +586,7 @@ def referring(tmp_path, spoil=lambda name, store, about: None, **options):
         body = {key: tensor + STEP[name] for key, tensor in BASE.items()}
         about = {"contributor": name, "iteration": config["iteration"], "base": config["base"]}
         about |= where
-        stated = Contribution(name, metrics=metrics, whereabouts=where)
+        stated = Contribution(name, metrics=metrics, facts=where)
         about["sha256"] = store.offer(stated, body, str(config["base"]))
         spoil(name, store, about)
         return Message(records.train_reply(None, metrics, about), reply_to=message)
@@ -597,7 +597,7 @@ def referring(tmp_path, spoil=lambda name, store, about: None, **options):
 def test_by_reference_no_weights_travel(tmp_path) -> None:
     _, inbox = referring(tmp_path)
     assert torch.equal(start(inbox)["w"], torch.full((2, 2), 3.0))
-    assert inbox.contributions["bob"].whereabouts == {"device": "cpu"}
+    assert inbox.contributions["bob"].facts == {"device": "cpu"}
     folder = tmp_path / "incoming" / "0001"
     assert sorted(p.name for p in folder.iterdir()) == FILES
     grid, again = referring(tmp_path)  # what is there is not asked for again

@@ -30,6 +30,7 @@ def evaluate(
     * `cold-flower evaluate runs/mine/iterations/latest --suite paper --against runs/start`
     """
     from cold_flower.commands import api
+    from cold_flower.commands.simulate import warn
     from cold_flower.reporting.tables import console
     from cold_flower.runtime import experiments
 
@@ -44,4 +45,5 @@ def evaluate(
             run_dir=run_dir,
         )
     console().print(run.table())
+    warn(run)
     typer.echo(f"the scores: {run.folder}")

@@ -22,10 +22,14 @@ def report(
 
     * `cold-flower report runs/five-seeds runs/multitask --out compared`
     """
+    from cold_flower.commands.simulate import warn
     from cold_flower.reporting import html
+    from cold_flower.reporting.runs import find
 
     folder = out or (run[0] if len(run) == 1 else Path("report"))
     typer.echo(html.write(run, folder))
+    for one in find(run):
+        warn(one)
 
 
 def log(run: Path) -> None:

@@ -9,6 +9,7 @@ from cold_flower.commands.options import Resume, RunDir, Settings, exit_code_of_
 
 if TYPE_CHECKING:
     from cold_flower.reporting.run import Run
+    from cold_flower.reporting.runs import RunDirectory
 
 
 def simulate(
@@ -87,6 +88,12 @@ def simulate(
         show(api.run(config, sharing))
 
 
+def warn(run: "RunDirectory") -> None:
+    """Print what shows that a run's recipe trains too little."""
+    for line in run.findings:
+        typer.echo(f"WARNING: {line}")
+
+
 def show(run: "Run") -> None:
     """Print a finished run's table, and where its last base and its report lie."""
     from cold_flower.reporting.html import REPORT
@@ -94,6 +101,7 @@ def show(run: "Run") -> None:
 
     if run.scores:  # evaluate.protocols may be empty
         console().print(run.table())
+    warn(run)
     typer.echo(f"the last base: {run.folder}/iterations/latest")
     if (run.folder / REPORT).exists():
         typer.echo(f"the report: {run.folder / REPORT}")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cold_flower import toml
 from cold_flower.config import Config
-from cold_flower.contributors.contributor import Contributor
+from cold_flower.contributors.contributor import Contributor, Metrics
 from cold_flower.data.encode import Encoded, EncodedSplits
 from cold_flower.data.plan import Plan, plan
 from cold_flower.errors import ConfigError
@@ -34,12 +34,12 @@ class Answer:
     """What a contributor sends back."""
 
     body: dict[str, Tensor]
-    metrics: dict[str, float]
+    metrics: Metrics
     claims: dict[str, Any] = field(default_factory=dict)
     """What it says of itself that a good contributor would not."""
 
 
-Finetune = Callable[[Contributor, State], tuple[dict[str, Tensor], dict[str, float]]]
+Finetune = Callable[[Contributor, State], tuple[dict[str, Tensor], Metrics]]
 """Finetunes a contributor's task from a base, honestly; returns body and metrics."""
 
 

@@ -37,6 +37,7 @@ from strategies.fusion import Weights, write_safetensors
 SPLITS = ("train", "dev", "test")
 ENCODED = ("ids", "types", "starts", "labels")  # the tensors of an Encoded
 FACTS = ("padding", "unknown", "cut")  # its numbers
+Metrics = dict[str, float | str]
 
 
 class Contributor:
@@ -110,7 +111,7 @@ class Contributor:
         seed: int,
         run: str = "",
         abandoned: Collection[int] = (),
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+    ) -> tuple[dict[str, Tensor], Metrics]:
         """Finetune from ``body`` on the own task; return the new body and its metrics.
 
         The head stays here (paper, section 3: every dataset has its own). It is made
@@ -142,13 +143,13 @@ class Contributor:
         return body_of(model), {
             "num-examples": len(data.train),
             "train-loss": outcome.train_loss,
-            "dev-accuracy": outcome.dev_score,
             "steps": outcome.steps,
+            **outcome.facts(),
         }
 
     def _own_trainer(
         self, site: Site, body: State, *, iteration: int, seed: int
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+    ) -> tuple[dict[str, Tensor], Metrics]:
         """Have the site's own trainer work; it starts with a fresh head."""
         data = load_splits(self.task, self.config)
         site.check(len(data.train), len(data.test))
@@ -172,11 +173,12 @@ class Contributor:
             iteration=iteration,
             seed=derive(derived, "run"),
         )
-        return train(site.trainer, site.path.parent, job)
+        trained, metrics = train(site.trainer, site.path.parent, job)
+        return trained, {**metrics}
 
     def evaluate(
         self, body: State, chosen: list[str], *, iteration: int, seed: int, split: str = "test"
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], dict[str, float | str]]:
         """Score ``body`` on the own test data under each protocol, with heads made fresh.
 
         Args:
@@ -185,6 +187,10 @@ class Contributor:
             iteration: with ``partition.fresh``, which rows.
             seed: the run's.
             split: ``test``, or ``dev`` for the gate.
+
+        Returns:
+            The scores, with the number of examples that they were measured on; and of
+            ``finetuned`` what tells whether it trained (`Outcome.facts`).
 
         Raises:
             DivergedError: on ``test``, a model's loss or outputs are not finite.
@@ -197,13 +203,13 @@ class Contributor:
         # The same draws at every iteration: then only the body makes the difference.
         derived = derive(seed, self.name, "evaluate")
         try:
-            scores = protocols.evaluate(self.base, body, data, chosen, self.config, derived)
+            scores, facts = protocols.evaluate(self.base, body, data, chosen, self.config, derived)
         except DivergedError:
             if split == "test":
                 raise
             # A candidate that computes NaN has the lowest score there is: the gate leaves it.
-            scores = dict.fromkeys(chosen, -1.0 if data.metric == "pearson" else 0.0)
-        return {"num-examples": len(data.test), **scores}
+            scores, facts = dict.fromkeys(chosen, -1.0 if data.metric == "pearson" else 0.0), {}
+        return {"num-examples": len(data.test), **scores}, facts
 
 
 def _planned(config: Config, index: int) -> tuple[str, Task]:

@@ -41,11 +41,15 @@ _STATED = {  # the other record of each answer, and all that it may hold
             "versions", "code", "model", *_WORKER,
         ),
     ),
-    "train": (records.CONTRIBUTION, ("contributor", "iteration", "base", *_WORKER)),
-    "evaluate": (records.CONTRIBUTOR, ("contributor", "task", "metric", "seconds", *_WORKER)),
+    "train": (records.CONTRIBUTION, ("contributor", "iteration", "base", *records.FACTS)),
+    "evaluate": (
+        records.CONTRIBUTOR,
+        ("contributor", "task", "metric", "seconds", *records.TRAINED, *_WORKER),
+    ),
 }  # fmt: skip
 _TEXTS = {  # no sentence passes
     "versions": r"([\w-]{1,20}=[\w.+-]{1,20} ?){0,6}",
+    "stopped": "early|epochs|time",
     "device": "[a-z]{1,20}",
     "visible-gpus": r"[\w,-]{0,200}",
     "code": "[0-9a-f]{64}",
@@ -192,6 +196,7 @@ def redacted(error: Exception, line: str) -> tuple[str, str]:
     return cause, line
 
 
-def only_listed(metrics: Mapping[str, float]) -> dict[str, float]:
+def only_listed(metrics: Mapping[str, float | str]) -> dict[str, float]:
     """Return the metrics that leave a contributor: those listed."""
-    return {key: value for key, value in metrics.items() if key in records.LISTED}
+    listed = {key: metrics[key] for key in records.LISTED if key in metrics}
+    return {key: value for key, value in listed.items() if not isinstance(value, str)}

@@ -11,7 +11,7 @@ from typing import Any
 from cold_flower.config import Config
 from cold_flower.data.suite import load_suite
 from cold_flower.identity import __version__
-from cold_flower.reporting import catalogue, reference
+from cold_flower.reporting import catalogue, reference, trained
 from cold_flower.reporting.figures import all_figures
 from cold_flower.reporting.markup import STYLE, Cell, image, table
 from cold_flower.reporting.progress import PHASES
@@ -58,6 +58,7 @@ def _page(
     seeds = ", ".join(f"{c.label or 'one condition'}: {len(c.runs)} seed(s)" for c in compared)
     date = time.strftime("%Y-%m-%d %H:%M")
     yield f"<p class=note>{html.escape(seeds)}. Made {date} by cold-flower {__version__}.</p>"
+    yield from _findings(compared)
     yield "<h2>Scores</h2>"
     for condition in compared:
         yield from _scores(condition, with_label=len(compared) > 1)
@@ -73,6 +74,9 @@ def _page(
     for condition in compared:
         yield from _tasks(condition)
     yield from _read(run.progress.read for condition in compared for run in condition.runs)
+    yield "<h2>Did it train?</h2>"
+    for condition in compared:
+        yield from _trained(condition)
     yield from _paper_table(compared)
     yield "<h2>Cost</h2>"
     head = ["run", "hours", *PHASES, "contributions", "sent and received"]
@@ -83,6 +87,37 @@ def _page(
             yield from _lineage(run)
     yield "<h2>Configuration</h2>"
     yield f"<details><summary>all keys</summary><pre>{_configuration(config)}</pre></details>"
+
+
+def _findings(compared: Sequence[Condition]) -> Iterable[str]:
+    """Yield what shows that a recipe trains too little: above the scores, which rest on it."""
+    for condition in compared:
+        for run in condition.runs:
+            where = f"{run.folder.name}: " if len(compared) > 1 or len(condition.runs) > 1 else ""
+            for line in run.findings:
+                yield f"<p class=warning>{html.escape(where + line)}.</p>"
+
+
+def _trained(condition: Condition) -> Iterable[str]:
+    """Yield each contributor's last finetuning, and those that scored the start, of one seed."""
+    run = condition.runs[0]
+    rows: list[list[Cell]] = []
+    for one in trained.finetunings(run.contributions, run.scores):
+        for name, row in one.rows.items():
+            marks = [
+                *(["no better than its largest class"] if name in one.no_better else []),
+                *(["still improving"] if name in one.improving else []),
+            ]
+            points = [f"{100 * row[f'dev_{k}']:.1f}" for k in ("start", "accuracy", "majority")]
+            rows.append([one.what, name, *points, row["stopped"], ", ".join(marks)])
+    if not rows:
+        yield "<p class=note>No finetuning said.</p>"
+        return
+    if condition.label:
+        yield f"<h3>{html.escape(condition.label)}</h3>"
+    yield table(
+        ["finetuned", "task", "dev before", "dev best", "largest class", "ended by", ""], rows
+    )
 
 
 def _read(runs: Iterable[Mapping[str, Mapping[str, float]]]) -> Iterable[str]:

@@ -14,6 +14,7 @@ th, td { padding: .2rem .8rem .2rem 0; text-align: right; vertical-align: top }
 th:first-child, td:first-child { text-align: left }
 th { border-bottom: 1px solid #888; font-weight: 600 } tr:nth-child(even) td { background: #f6f6f6 }
 img { max-width: 100%; display: block; margin: 1rem 0 } p.note { color: #555; font-size: .9rem }
+p.warning { border-left: 4px solid #c60; background: #fff4e5; padding: .4rem .8rem }
 code { font-size: .9em } details { margin: 1rem 0 }
 """
 Cell = str | float | int

@@ -10,6 +10,7 @@ from typing import Any
 from cold_flower.config import Config
 from cold_flower.data.suite import load_suite
 from cold_flower.errors import RunError
+from cold_flower.reporting import trained
 from cold_flower.reporting.progress import Progress
 from cold_flower.reporting.statistics import Row
 from cold_flower.repository.bases import Repository
@@ -63,6 +64,11 @@ class RunDirectory:
     def contributions(self) -> list[Row]:
         """Return the rows of contributions.jsonl."""
         return list(Journal(self.folder).rows(CONTRIBUTIONS))
+
+    @property
+    def findings(self) -> list[str]:
+        """Say, a sentence each, what shows that its recipe trains too little."""
+        return trained.findings(self.contributions, self.scores)
 
     @cached_property
     def progress(self) -> Progress:

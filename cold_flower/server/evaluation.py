@@ -205,6 +205,8 @@ class Evaluation:
         records.check_size(reply.content)
         metrics = records.metrics_of(reply.content)
         size = int(metrics.pop(records.EXAMPLES))
+        stated = records.config_of(reply.content, records.CONTRIBUTOR)
+        trained = {key.replace("-", "_"): v for key, v in records.trained(stated).items()}
         plan = self._participants.plan
         task = plan.tasks[member.name]
         _check_scores(metrics, asked, task.metric)
@@ -220,10 +222,11 @@ class Evaluation:
                 "seed": self._config.seed,
                 "base": model.sha256,
                 **({"contributor": member.name} if model.candidate else {}),
+                **(trained if protocol == "finetuned" else {}),
             }
             for protocol, value in metrics.items()
         ]
-        seconds = records.config_of(reply.content, records.CONTRIBUTOR).get("seconds")
+        seconds = stated.get("seconds")
         return rows, seconds if isinstance(seconds, float) and 0 <= seconds < math.inf else 0.0
 
     def _say(self, model: _Model, line: str, **event: Any) -> None:

@@ -55,7 +55,7 @@ def describe(
                 **_UNKNOWN,
                 **one.figures,
                 **measured.get(one.name, {}),
-                **one.whereabouts,
+                **one.facts,
             }
             for one in contributions
         ],

@@ -17,7 +17,7 @@ from cold_flower.config import Finetune
 from cold_flower.data.encode import Encoded, training_batches
 from cold_flower.seeds import derive, seeded
 from cold_flower.training.optimizer import Optimizer
-from cold_flower.training.scoring import DivergedError, autocast, score
+from cold_flower.training.scoring import DivergedError, autocast, knowing_nothing, score
 from cold_flower.training.vocabulary import trimmed_embedding
 
 
@@ -29,10 +29,28 @@ class Outcome:
     """Mean over the examples of the last epoch, or of the part of it that was run."""
     dev_score: float
     """The best score on dev; the model now holds the weights that reached it. NaN without dev."""
+    dev_start: float
+    """The score on dev before the first step."""
+    dev_majority: float
+    """What knowing nothing scores on dev: the share of its largest class; of a correlation, 0."""
+    stopped: str
+    """``early`` (no more improvement), ``epochs`` (all were run) or ``time`` (its time was up)."""
+    improving: bool
+    """The last validation was the best: more training may be better still."""
     steps: int
     examples: int
     """Training examples seen; an example counts once per epoch."""
     seconds: float
+
+    def facts(self) -> dict[str, float | str]:
+        """Return what tells whether it trained, as it is sent and recorded."""
+        return {
+            "dev-start": self.dev_start,
+            "dev-accuracy": self.dev_score,
+            "dev-majority": self.dev_majority,
+            "improving": int(self.improving),
+            "stopped": self.stopped,
+        }
 
 
 def finetune(
@@ -63,6 +81,10 @@ def finetune(
         steps_per_epoch = math.ceil(len(train) / options.batch_size)
         optimizer = Optimizer(model.parameters(), options, steps_per_epoch, embedding)
         stopping = EarlyStopping(model, options)
+        start = majority = math.nan
+        if dev is not None:
+            start = stopping.start_score = score(model, dev, metric, options.precision)
+            majority = knowing_nothing(metric, dev.labels)
         order = torch.Generator().manual_seed(derive(seed, "order"))
         steps = seen = validated_at = 0  # the last two count examples
         out_of_time = False
@@ -91,8 +113,17 @@ def finetune(
                 if stopping.stopped or out_of_time:
                     break
         stopping.restore_best()
-    seconds = time.perf_counter() - started
-    return Outcome(mean_loss, stopping.best_score, steps, seen, seconds)
+    return Outcome(
+        train_loss=mean_loss,
+        dev_score=stopping.best_score,
+        dev_start=start,
+        dev_majority=majority,
+        stopped="early" if stopping.stopped else "time" if out_of_time else "epochs",
+        improving=stopping.improving,
+        steps=steps,
+        examples=seen,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def accumulate_gradients(
@@ -140,11 +171,15 @@ class EarlyStopping:
         self._best_state: dict[str, Tensor] | None = None
         self._improved_score = -math.inf
         self._improved_at = 0  # in examples
+        self.start_score = -math.inf  # before the first step; its weights are never the best
         self.best_score = math.nan
+        self.improving = False
         self.stopped = False
 
     def update(self, score: float, seen: int) -> bool:
         """Take the score after ``seen`` examples; return whether to stop."""
+        best = self.start_score if self._best_state is None else self.best_score
+        self.improving = score > max(best, self.start_score)
         if self._best_state is None or score > self.best_score:
             self.best_score = score
             self._best_state = {k: v.detach().clone() for k, v in self._model.state_dict().items()}

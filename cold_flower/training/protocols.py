@@ -20,7 +20,7 @@ from cold_flower.models.body import State
 from cold_flower.models.classifier import classifier
 from cold_flower.seeds import derive
 from cold_flower.training import probe
-from cold_flower.training.finetune import finetune
+from cold_flower.training.finetune import Outcome, finetune
 from cold_flower.training.scoring import DivergedError, measure, score
 
 
@@ -31,8 +31,8 @@ def evaluate(
     protocols: Sequence[str],
     config: Config,
     seed: int,
-) -> dict[str, float]:
-    """Return the test score of each protocol.
+) -> tuple[dict[str, float], dict[str, float | str]]:
+    """Return the test score of each protocol, and of ``finetuned`` what tells whether it trained.
 
     Args:
         base: shape and tokenizer.
@@ -45,14 +45,19 @@ def evaluate(
     Raises:
         DivergedError: a model's loss or outputs are not finite, by protocol.
     """
-    scorers = {"frozen": frozen, "finetuned": finetuned, "few-shot": few_shot}
-    scores = {}
+    scores: dict[str, float] = {}
+    facts: dict[str, float | str] = {}
     for name in protocols:
+        arguments = base, body, data, config, derive(seed, name)
         try:
-            scores[name] = scorers[name](base, body, data, config, derive(seed, name))
+            if name == "finetuned":
+                scores[name], outcome = finetuned(*arguments)
+                facts = outcome.facts()
+            else:
+                scores[name] = {"frozen": frozen, "few-shot": few_shot}[name](*arguments)
         except DivergedError as error:
             raise DivergedError(f"{name}: {error}") from error
-    return scores
+    return scores, facts
 
 
 def frozen(base: Base, body: State, data: EncodedSplits, config: Config, seed: int) -> float:
@@ -72,14 +77,16 @@ def frozen(base: Base, body: State, data: EncodedSplits, config: Config, seed: i
     return measure(data.metric, probe.head_logits(model, test).cpu(), data.test.labels)
 
 
-def finetuned(base: Base, body: State, data: EncodedSplits, config: Config, seed: int) -> float:
+def finetuned(
+    base: Base, body: State, data: EncodedSplits, config: Config, seed: int
+) -> tuple[float, Outcome]:
     """Finetune everything from this body, with a contributor's recipe; score on test."""
     model = _model(base, body, data, seed)
     options = config.finetune
-    finetune(
+    outcome = finetune(
         model, data.train, data.dev, options=options, metric=data.metric, seed=derive(seed, "run")
     )
-    return score(model, data.test, data.metric, options.precision)
+    return score(model, data.test, data.metric, options.precision), outcome
 
 
 def few_shot(base: Base, body: State, data: EncodedSplits, config: Config, seed: int) -> float:

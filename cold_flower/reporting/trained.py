@@ -1,0 +1,124 @@
+"""Did it train? What contributions and evaluations say of their finetuning, and what to do then.
+
+A recipe that hardly trains gives numbers all the same: contributions that are the base again, and
+a finetuned score that is the fresh head's. Both look like a result.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cold_flower.reporting.statistics import Row, apart_se, pick
+
+MANY = 0.25  # of the contributors, or of the tasks: so many are no longer these tasks' own doing
+MOST = 0.5  # the last validation is often the best where the learning rate has fallen to 0
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """Some finetunings, and what can be said of them together."""
+
+    what: str
+    """``contributors``, or ``finetuned evaluations of base 0``."""
+    rows: Mapping[str, Row]
+    """By contributor or task."""
+
+    @property
+    def no_better(self) -> list[str]:
+        """Return who ended no better on dev than always answering with the largest class."""
+        return [k for k, row in self.rows.items() if row["dev_accuracy"] <= row["dev_majority"]]
+
+    @property
+    def improving(self) -> list[str]:
+        """Return whose last validation was the best when its epochs were over."""
+        rows = self.rows.items()
+        return [k for k, row in rows if row["improving"] and row["stopped"] == "epochs"]
+
+    def findings(self) -> list[str]:
+        """Say what calls for another recipe."""
+        said, size = [], len(self.rows)
+        if len(self.no_better) > MANY * size:
+            said.append(
+                f"{len(self.no_better)} of {size} {self.what} ended no better than their largest "
+                f"class ({_listed(self.no_better)}): raise finetune.learning-rate or "
+                "finetune.max-epochs"
+            )
+        if len(self.improving) > MOST * size:
+            said.append(
+                f"{len(self.improving)} of {size} {self.what} were still improving when "
+                f"finetune.max-epochs ended them ({_listed(self.improving)}): raise it, or "
+                "finetune.learning-rate"
+            )
+        return said
+
+
+def finetunings(contributions: Sequence[Row], scores: Sequence[Row]) -> list[Finetuned]:
+    """Collect what the contributors' last finetunings said, and those that scored a base.
+
+    Args:
+        contributions: the rows of contributions.jsonl.
+        scores: of scores.jsonl; the first base that was scored by finetuning counts.
+    """
+    found = []
+    last = {row["contributor"]: row for row in contributions if "dev_majority" in row}
+    if last:
+        found.append(Finetuned("contributors", dict(sorted(last.items()))))
+    rows = [row for row in pick(scores, protocol="finetuned") if "dev_majority" in row]
+    if rows:
+        first = min(row["iteration"] for row in rows)
+        scored = {row["task"]: row for row in pick(rows, iteration=first)}
+        what = f"finetuned evaluations of base {first}"
+        found.append(Finetuned(what, dict(sorted(scored.items()))))
+    return found
+
+
+def below(scores: Sequence[Row]) -> dict[str, list[str]]:
+    """Return the tasks whose finetuned score is below another protocol's, by that protocol.
+
+    Compared are the scores of base 0, for a later one may be what probing reads best; and what is
+    within a standard error of a difference is left out.
+    """
+    start = {(row["task"], row["protocol"]): row for row in pick(scores, iteration=0)}
+    lower: dict[str, list[str]] = {}
+    for (task, protocol), row in start.items():
+        own = start.get((task, "finetuned"))
+        if own and protocol != "finetuned" and row["value"] - own["value"] > _error(row, own):
+            lower.setdefault(protocol, []).append(task)
+    return lower
+
+
+def counts(contributions: Sequence[Row], scores: Sequence[Row]) -> dict[str, int]:
+    """Return the plain numbers, for result.json."""
+    numbers = {}
+    for one in finetunings(contributions, scores):
+        kind = "contributors" if one.what == "contributors" else "evaluations"
+        numbers |= {
+            kind: len(one.rows),
+            f"{kind}-no-better-than-largest-class": len(one.no_better),
+            f"{kind}-still-improving": len(one.improving),
+        }
+    for protocol, tasks in sorted(below(scores).items()):
+        numbers[f"tasks-finetuned-below-{protocol}"] = len(tasks)
+    return numbers
+
+
+def findings(contributions: Sequence[Row], scores: Sequence[Row]) -> list[str]:
+    """Say, a sentence each, what shows that a recipe trains too little; nothing if it does not."""
+    said = [line for one in finetunings(contributions, scores) for line in one.findings()]
+    tasks = {row["task"] for row in pick(scores, iteration=0, protocol="finetuned")}
+    lower = below(scores)
+    if any(len(those) > MANY * len(tasks) for those in lower.values()):
+        those = sorted({task for some in lower.values() for task in some})
+        said.append(
+            f"finetuned on all examples is below {' or '.join(sorted(lower))} on {len(those)} of "
+            f"{len(tasks)} tasks ({_listed(those)}): the recipe trains too little"
+        )
+    return said
+
+
+def _error(one: Row, other: Row) -> float:
+    return apart_se(one, other) if one["metric"] == "accuracy" else 0.0
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
