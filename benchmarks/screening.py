@@ -78,7 +78,7 @@ def pools(model: str) -> Iterator[tuple[str, dict[str, Any], list[tuple[str, int
             "base-model": f"{folder}/models/minilm",
             "finetune.batch-size": 16,
             "finetune.max-examples": 200,
-            "finetune.dev-examples": 50,
+            "finetune.max-dev-examples": 50,
             "finetune.max-length": 48,
             "evaluate.max-test-examples": 50,
         }

@@ -36,7 +36,7 @@ def real(task: str, examples: int) -> Work:
         "tasks": task,
         "contributors-per-iteration": 0,
         "finetune.max-examples": examples,
-        "finetune.dev-examples": 100,
+        "finetune.max-dev-examples": 100,
     }
     if folder := os.environ.get("COLD_FLOWER_REAL"):
         keys["suite"] = f"{folder}/data/suite.toml"

@@ -50,9 +50,13 @@ class Finetune:
     max_epochs: int = key(10, "at most so many passes over the data", least=1)
     max_examples: int = key(0, "training examples used of a task; 0 = all")
     dev_examples: int = key(
-        2000, "for early stopping, at most; carved out of train: at most 10 % of it", least=1
+        1000,
+        "of train, held out for early stopping where a task has no dev split of its own: at most "
+        "so many, and 10 %",
+        least=1,
     )
-    max_length: int = key(128, "tokens; longer texts are cut", least=4)
+    max_dev_examples: int = key(0, "dev examples used of a task; 0 = all")
+    max_length: int = key(250, "tokens; longer texts are cut", least=4)
     early_stop_examples: int = key(
         256_000, "stop after so many examples without improvement", least=1
     )
@@ -93,6 +97,7 @@ class FewShot:
 
     examples: int = key(100, "labelled examples", least=1)
     draws: int = key(3, "draws, averaged", least=1)
+    learning_rate: float = key(0.0, "peak learning rate; 0 = finetune.learning-rate")
     epochs: int = key(20, "passes over them", least=1)
     batch_size: int = key(16, "examples a step", least=1)
 

@@ -190,21 +190,12 @@ def facts(stated: Mapping[str, Any]) -> dict[str, str]:
 
 
 def trained(stated: Mapping[str, Any]) -> dict[str, float | str]:
-    """Return what the reply to an evaluation says of its finetuning; empty if it says nothing.
-
-    Raises:
-        Refused: a number that is none, or not finite.
-    """
-    found: dict[str, float | str] = {}
-    for name in TRAINED:
-        value = stated.get(name)
-        if name == "stopped" and isinstance(value, str):
-            found[name] = text_of(value)
-        elif isinstance(value, int | float) and math.isfinite(value):
-            found[name] = value
-        elif value is not None:
-            raise Refused(f"{name} is {text_of(value)!r}, expected a number")
-    return found
+    """Return what the reply to an evaluation says of its finetuning; empty unless it says all."""
+    numbers, stopped = [stated.get(name) for name in TRAINED[:-1]], stated.get(TRAINED[-1])
+    good = all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
+    if not good or not isinstance(stopped, str):
+        return {}
+    return {name: stated[name] for name in TRAINED[:-1]} | {TRAINED[-1]: text_of(stopped)}
 
 
 def train_reply(

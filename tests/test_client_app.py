@@ -76,14 +76,15 @@ def test_training_without_a_query_and_without_our_keys(arrays, tiny) -> None:
     assert set(reply.metric_records) == {"metrics"}
     assert set(reply.array_records["arrays"]) == set(arrays)
     metrics = records.metrics_of(reply)
-    wanted = {"num-examples", "train-loss", "dev-accuracy", "seconds", "steps"}
-    assert metrics.keys() == wanted
+    assert metrics.keys() == set(records.LISTED)
     assert metrics["num-examples"] == 24
     stated = records.config_of(reply, "contribution")
     base = fingerprint(records.unpack(arrays))
     wanted = {"contributor": "travel", "iteration": 2, "base": base}
     assert {key: stated[key] for key in wanted} == wanted
     assert (stated["device"], stated["worker"]) == ("cpu", os.getpid())
+    assert stated["stopped"] == "epochs"
+    assert 0 < metrics["dev-majority"] <= 1
     assert fingerprint(records.unpack(reply.array_records["arrays"])) != base
 
 
@@ -234,11 +235,11 @@ def test_what_is_drawn_for_a_score_is_the_same_at_every_iteration(tiny, monkeypa
 
     def evaluate(base, body, data, chosen, config, seed):
         scored.append((seed, len(data.test)))
-        return {}
+        return {}, {}
 
     def finetune(model, train, dev, *, options, metric, seed):
         trained.append(seed)
-        return Outcome(0.5, 0.5, 1, 24, 0.1)
+        return Outcome(0.5, 0.5, 0.5, 0.5, "epochs", False, 1, 24, 0.1)
 
     monkeypatch.setattr("cold_flower.training.protocols.evaluate", evaluate)
     monkeypatch.setattr("cold_flower.contributors.contributor.finetune", finetune)
@@ -248,5 +249,5 @@ def test_what_is_drawn_for_a_score_is_the_same_at_every_iteration(tiny, monkeypa
         me.finetune(body, iteration=iteration, seed=0)
     assert scored[0] == scored[1]
     assert trained[0] != trained[1]
-    assert me.evaluate(body, [], iteration=1, seed=0, split="dev") == {"num-examples": 40}
+    assert me.evaluate(body, [], iteration=1, seed=0, split="dev") == ({"num-examples": 40}, {})
     assert scored[2][1] == 40 != scored[0][1]  # a tenth of 400 is dev; 20 are tested on

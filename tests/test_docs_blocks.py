@@ -2,9 +2,11 @@
 
 import inspect
 import re
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,6 @@ from cold_flower.config import Config, flatten
 from cold_flower.data import published
 from cold_flower.data.rows import read_split, read_task
 from cold_flower.data.suite import load_suite
-from cold_flower.errors import TaskError
 from cold_flower.reporting import catalogue
 from strategies.errors import FusionError
 from strategies.fusion import Weights, load
@@ -95,10 +96,14 @@ def test_copies_made_by_hand(tmp_path, monkeypatch) -> None:
     page = (ROOT / "docs" / "datasets.md").read_text()
     saving, *snippets = re.findall(r"```python\n(.*?)```", page, re.S)
     assert "load_dataset" in saving  # needs the hub
-    emotions = (
-        'ID|Field1|SIT|STATE|\n1|joy|When we met and \u00e1 sang.|1|\n2|guilt|"No" said I.|1|\n'
-    )
-    (tmp_path / "isear.csv").write_text(emotions, "latin-1")
+    rows = ["1|joy|When we met and \u00e1 sang.|1|", '2|guilt|"No" said I.|1|']
+    rows += [f"{i}|fear|It was {i}.|1|" for i in range(3, 17)]
+    emotions = "ID|Field1|SIT|STATE|\n" + "\n".join(rows) + "\n"
+    (tmp_path / "isear.csv").write_text(emotions, "utf-8")
+    posts = SimpleNamespace(data=["From: me\n\nHi"], target=[1], target_names=["a", "sci.med"])
+    datasets = SimpleNamespace(fetch_20newsgroups=lambda subset: posts)
+    monkeypatch.setitem(sys.modules, "sklearn", SimpleNamespace(datasets=datasets))
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", datasets)
     (tmp_path / "Sentences_50Agree.txt").write_text("Mail me@home , he said .@neutral\n", "latin-1")
     for name in ("train_5500.label", "TREC_10.label"):
         (tmp_path / name).write_text("DESC:manner How did serfdom develop ?\n", "latin-1")
@@ -108,17 +113,16 @@ def test_copies_made_by_hand(tmp_path, monkeypatch) -> None:
     (shown,) = re.findall(r"```toml\n(.*?)```", page, re.S)
     (tmp_path / "mine.toml").write_text(shown)
     mine = load_suite(str(tmp_path / "mine.toml")).tasks["isear"]
-    with pytest.raises(TaskError, match="test-sample is 1534, but split train has 2 rows"):
-        read_task(mine)
-    whole = read_task(replace(mine, test_sample=1))
-    assert {*whole.train.texts, *whole.test.texts} == {
-        ("When we met and sang.",),
-        ('"No" said I.',),
-    }
-    assert "has 2 rows, but the suite states 7666" in next(published.differences(mine, whole))
+    whole = read_task(mine)
+    parts = (whole.train, whole.validation, whole.test)
+    assert [len(part) for part in parts] == [10, 2, 4]  # 7:1:2 of 16
+    texts = {text for part in parts for text in part.texts}
+    assert len(texts) == 16 and {("When we met and sang.",), ('"No" said I.',)} < texts
+    assert "has 10 rows, but the suite states 5365" in next(published.differences(mine, whole))
 
     paper = load_suite("paper").tasks
     for name, folder, split, texts, label in (
+        ("20_newsgroups", "newsgroups", "test", "From: me\n\nHi", "sci.med"),
         ("financial_phrasebank", "phrasebank", "train", "Mail me@home , he said .", "neutral"),
         ("trec_coarse", "trec", "train", "How did serfdom develop ?", "DESC"),
         ("trec_fine", "trec", "test", "How did serfdom develop ?", "DESC:manner"),

@@ -40,10 +40,12 @@ def test_protocols_are_independent_and_leave_the_body_alone(tiny, data) -> None:
     _, body = starting_model(tiny, seed=0)
     before = fingerprint(body.items())
     every = ["frozen", "finetuned", "few-shot"]
-    together = evaluate(tiny, body, data, every, CONFIG, seed=1)
+    together, _ = evaluate(tiny, body, data, every, CONFIG, seed=1)
     assert list(together) == every
     assert fingerprint(body.items()) == before
-    assert evaluate(tiny, body, data, ["few-shot"], CONFIG, 1)["few-shot"] == together["few-shot"]
+    assert (
+        evaluate(tiny, body, data, ["few-shot"], CONFIG, 1)[0]["few-shot"] == together["few-shot"]
+    )
     assert together["finetuned"] > together["frozen"]  # it memorises what it is tested on
 
 
@@ -66,7 +68,7 @@ def test_regression_heads(folders, family) -> None:
     rows = encode(base.tokenizer, texts, [n / 8 for n in ones], max_length=16)
     data = EncodedSplits(rows, rows, rows, ("",), "regression", "pearson")
     config = replace(CONFIG, few_shot=replace(CONFIG.few_shot, draws=1, epochs=20))
-    scores = evaluate(base, body, data, ["frozen", "finetuned", "few-shot"], config, seed=1)
+    scores, _ = evaluate(base, body, data, ["frozen", "finetuned", "few-shot"], config, seed=1)
     assert scores["finetuned"] > 0.9
     assert scores["few-shot"] > 0.5
     assert scores["frozen"] > 0.5

@@ -11,7 +11,7 @@ from cold_flower.models.classifier import classifier
 from cold_flower.models.starting import starting_model
 from cold_flower.training.finetune import finetune
 from cold_flower.training.optimizer import Optimizer, linear_decay
-from cold_flower.training.scoring import DivergedError, measure, score
+from cold_flower.training.scoring import DivergedError, knowing_nothing, measure, score
 from strategies.fusion import fingerprint
 from tests.test_encode import some
 
@@ -79,7 +79,7 @@ def test_micro_batches_change_nothing_but_rounding(tiny, start) -> None:
 def test_the_best_dev_weights_are_returned(tiny, start, monkeypatch) -> None:
     import cold_flower.training.finetune as loop
 
-    scores, states = iter([0.2, 0.9, 0.3, 0.4]), []
+    scores, states = iter([0.95, 0.2, 0.9, 0.3, 0.4]), []  # the first is before any step
 
     def state(m):  # while it trains, the word embedding is another (vocabulary.py)
         return fingerprint((k, v) for k, v in m.state_dict().items() if "word" not in k)
@@ -91,14 +91,15 @@ def test_the_best_dev_weights_are_returned(tiny, start, monkeypatch) -> None:
     monkeypatch.setattr(loop, "score", fake)
     model, outcome = run(tiny, start, dev=some(tiny, 4))
     assert outcome.dev_score == 0.9
-    assert state(model) == states[1] != states[3]
+    assert state(model) == states[2] != states[4]
+    assert outcome.dev_start == 0.95
 
 
 def test_early_stopping_counts_examples(tiny, start, monkeypatch) -> None:
     import cold_flower.training.finetune as loop
 
     def stop(scores, **changes):
-        given = iter(scores)
+        given = iter([0.0, *scores])  # the first is before any step
         monkeypatch.setattr(loop, "score", lambda *_: next(given))
         options = replace(OPTIONS, max_epochs=9, early_stop_examples=80, **changes)
         return run(tiny, start, options, dev=some(tiny, 4))[1].examples
@@ -109,6 +110,33 @@ def test_early_stopping_counts_examples(tiny, start, monkeypatch) -> None:
     # each step forward is below the delta, but together they are an improvement
     assert stop([0.5, 0.5006, 0.5012, 0.5012, 0.5012]) == 200
     assert stop([0.5] * 9, validate_every_examples=16) == 96  # at 16, 32, 40, 56, 72, 80, 96
+
+
+@pytest.mark.parametrize(
+    ("scores", "changes", "facts"),
+    [
+        ([0.25, 0.5, 0.75], {"max_epochs": 2}, (0.25, 0.75, True, "epochs")),
+        ([0.25, 0.75, 0.5], {"max_epochs": 2}, (0.25, 0.75, False, "epochs")),
+        ([0.25, 0.75, 0.75], {"max_epochs": 2}, (0.25, 0.75, False, "epochs")),
+        ([0.75, 0.25, 0.5], {"max_epochs": 2}, (0.75, 0.5, False, "epochs")),  # below the start
+        ([0.25, 0.5], {"max_epochs": 1}, (0.25, 0.5, True, "epochs")),
+        ([0.25, 0.5, 0.5], {"early_stop_examples": 40}, (0.25, 0.5, False, "early")),
+        ([0.25, 0.5], {"max_seconds": 1e-9}, (0.25, 0.5, True, "time")),
+    ],
+)
+def test_it_says_whether_it_trained(tiny, start, monkeypatch, scores, changes, facts) -> None:
+    given = iter(scores)
+    monkeypatch.setattr("cold_flower.training.finetune.score", lambda *_: next(given))
+    outcome = run(tiny, start, replace(OPTIONS, **changes), dev=some(tiny, 4))[1]
+    said = outcome.facts()
+    assert (outcome.dev_start, outcome.dev_score, outcome.improving, outcome.stopped) == facts
+    assert said["dev-majority"] == knowing_nothing("accuracy", some(tiny, 4).labels) == 0.75
+    assert {**said, "improving": facts[2], "stopped": facts[3]} == said
+
+
+def test_knowing_nothing_scores_the_largest_class_and_no_correlation() -> None:
+    assert knowing_nothing("accuracy", torch.tensor([2, 0, 2, 2])) == 0.75
+    assert knowing_nothing("pearson", torch.tensor([0.5, 0.5, 2.0])) == 0.0
 
 
 def test_without_dev_the_last_weights_stay(tiny, start) -> None:

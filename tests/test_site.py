@@ -113,7 +113,9 @@ def test_limits_hold_whatever_the_run_asks(site) -> None:
     applied = limited.apply(Config.from_flat(keys))
     assert (applied.finetune.max_examples, applied.finetune.max_seconds) == (140, 60.0)
     fewer = limited.apply(Config.from_flat({"finetune.dev-examples": 60})).finetune
-    assert fewer.dev_examples == applied.finetune.dev_examples == 2000
+    assert fewer.dev_examples == applied.finetune.dev_examples == 1000
+    fewer = limited.apply(Config.from_flat({"finetune.max-dev-examples": 60})).finetune
+    assert fewer.max_dev_examples == 0
     assert (applied.finetune.micro_batch_size, applied.base_model) == (8, "demo")
     assert applied.partition.kind == "tasks"
     harm = limited.apply(Config.from_flat({"attacks": "{clinic-a = 'noise'}"}))
@@ -128,6 +130,7 @@ def test_limits_hold_whatever_the_run_asks(site) -> None:
         ("finetune.max-examples", "limits.min-examples = 100"),
         ("finetune.validate-every-examples", "limits.min-examples = 100"),
         ("finetune.dev-examples", "limits.min-test-examples = 50"),
+        ("finetune.max-dev-examples", "limits.min-test-examples = 50"),
         ("evaluate.max-test-examples", "limits.min-test-examples = 50"),
     ],
 )
@@ -484,7 +487,7 @@ def test_the_rehearsal_lists_what_leaves(site) -> None:
         "finetuned on 64 examples with our loop",
         "an iteration takes an estimated",
         "float32 tensors, 383104 bytes",
-        "num-examples, train-loss, dev-accuracy, seconds, steps",
+        "num-examples, train-loss, seconds, steps, dev-start, dev-accuracy, dev-majority, improving",
         "embeddings.word_embeddings.weight (",
     ):
         assert words in text

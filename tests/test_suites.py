@@ -1,7 +1,9 @@
 """Data as published: sizes, label sets and fixed test rows; `cold-flower suites --verify`."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,14 @@ PAPER = {
     "tweet_offensive": 860, "tweet_sentiment": 12284, "wic": 638, "wnli": 71, "wsc": 104,
     "yahoo_answers": 3000,
 }  # fmt: skip
+TRAIN = {
+    "cola": 8551, "mrpc": 3668, "qqp": 363846, "mnli": 392702, "qnli": 104743, "rte": 2490,
+    "wnli": 635, "sst2": 67349, "stsb": 5749, "boolq": 9427, "cb": 250, "copa": 400,
+    "multirc": 27243, "wic": 5428, "wsc": 554, "anli": 162865, "esnli": 549367,
+    "rotten_tomatoes": 8530, "poem_sentiment": 892, "tweet_emoji": 45000, "tweet_emotion": 3257,
+    "tweet_hate": 9000, "tweet_irony": 2862, "tweet_offensive": 11916, "tweet_sentiment": 45615,
+    "financial_phrasebank": 4846,
+}  # fmt: skip
 CLASSES = {
     "20_newsgroups": 20, "ag_news": 4, "amazon_reviews": 5, "anli": 3, "boolq": 2, "cb": 3,
     "cola": 2, "copa": 2, "dbpedia": 14, "esnli": 3, "financial_phrasebank": 3, "imdb": 2,
@@ -53,7 +63,28 @@ def test_the_paper_suite_states_every_size_and_label_set() -> None:
     assert tested == PAPER | {"stsb": 1500}  # no granularity shows STS-B's; GLUE's validation set
     listed = {name: len(task.labels) for name, task in tasks.items()}
     assert listed == CLASSES | {"stsb": 0}
-    assert tasks["mnli"].splits["test"] == "validation_mismatched"  # the matched one has 9815
+    assert tasks["mnli"].splits == {  # so train is whole
+        "train": "train", "validation": "validation_matched", "test": "validation_mismatched",
+    }  # fmt: skip
+    stated = {name: task.rows["train"] for name, task in tasks.items() if "train" in task.rows}
+    assert stated == TRAIN
+    sampled = {name: task.train_sample for name, task in tasks.items() if task.train_sample}
+    assert sampled == dict.fromkeys(("ag_news", "dbpedia", "yahoo_answers"), 15000)
+    assert tasks["dbpedia"].text == ("content",)
+    assert "{best_answer}" in tasks["yahoo_answers"].text[0]
+
+
+def test_the_page_and_the_suite_agree_on_what_can_be_compared() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "datasets.md").read_text()
+    said = re.findall(r"^\| (\w+) \| .* \| (yes|nearly|no) \| (\S+) \|$", page, re.M)
+    tasks = load_suite("paper").tasks
+    assert {name: word for name, word, _ in said} == {n: t.comparable for n, t in tasks.items()}
+    pairs = {name for name, task in tasks.items() if len(task.text) == 2}
+    assert all(word != "yes" for name, word, _ in said if name in pairs)  # no " <SEP> " here
+    assert {name: licence for name, _, licence in said if licence != "-"} == {
+        "anli": "cc-by-nc-4.0", "dbpedia": "cc-by-sa-3.0", "esnli": "cc-by-sa-4.0",
+        "financial_phrasebank": "cc-by-nc-sa-3.0", "poem_sentiment": "cc-by-4.0",
+    }  # fmt: skip
 
 
 def test_a_size_that_differs_names_both(data) -> None:
@@ -159,6 +190,21 @@ def test_a_test_set_is_held_out_of_train_and_never_trained_on(data) -> None:
         load_splits(task(data, **{"test-sample": 21}), Config())
 
 
+def test_a_train_sample_is_the_same_whatever_the_seed_and_leaves_test_alone(data) -> None:
+    keys = {"train-sample": 10, "rows": {"train": 20, "test": 20}}
+    parts = [load_splits(task(data, **keys), Config(seed=seed)) for seed in (0, 1)]
+    train = [sorted([*part.train.texts, *part.dev.texts]) for part in parts]
+    assert train[0] == train[1] and len(set(train[0])) == 10
+    assert (len(parts[0].train), len(parts[0].dev), len(parts[0].test)) == (9, 1, 20)
+    # Of what is left where test rows are held out of train.
+    held = {"splits": {"train": "train", "test": ""}, "test-sample": 6, "train-sample": 14}
+    both = load_splits(task(data, **held), Config())
+    assert not {*both.train.texts, *both.dev.texts} & {*both.test.texts}
+    assert len(both.train) + len(both.dev) == 14
+    with pytest.raises(TaskError, match="train-sample is 21, but split train has 20 rows"):
+        load_splits(task(data, **{"train-sample": 21}), Config())
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -168,6 +214,8 @@ def test_a_test_set_is_held_out_of_train_and_never_trained_on(data) -> None:
         ({"rows": {"test": 0}}, "whole numbers from 1"),
         ({"rows": {"test": True}}, "whole numbers from 1"),
         ({"test-sample": -1}, "test-sample is a whole number from 1, got -1"),
+        ({"train-sample": True}, "train-sample is a whole number from 1, got True"),
+        ({"comparable": "perhaps"}, "unknown comparable 'perhaps'"),
         ({"test-sampel": 1}, "unknown key 'test-sampel'. Did you mean 'test-sample'"),
         ({"splits": {"train": "train", "test": ""}}, "say how many with test-sample"),
         ({"splits": {"train": "", "test": "test"}}, "splits names train, test"),
@@ -218,11 +266,16 @@ TEMPLATES = {
     ),
     "dbpedia": (
         {"title": "Ely", "content": "A city in England.", "label": 8},
-        ("Ely A city in England.",),
+        ("A city in England.",),
     ),
     "yahoo_answers": (
-        {"question_title": "Why?", "question_content": None, "topic": 2},
-        ("Why? ",),
+        {
+            "question_title": "Why?",
+            "question_content": None,
+            "best_answer": "So.",
+            "topic": 2,
+        },
+        ("Why?  So.",),
     ),
 }
 

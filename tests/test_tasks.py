@@ -232,7 +232,11 @@ def test_dev_is_carved_or_taken_and_the_draws_are_stable(tmp_path) -> None:
     assert not set(carved.train.texts) & set(carved.dev.texts)
     assert carved.train.texts == load_splits(task(tmp_path), config).train.texts
     splits = {"train": "train", "validation": "dev", "test": "test"}
-    assert len(load_splits(task(tmp_path, splits=splits), config).dev) == 5
+    own_dev = task(tmp_path, splits=splits)
+    assert len(load_splits(own_dev, config).dev) == 20  # a published one is used whole
+    capped = Config.from_flat({"finetune.max-dev-examples": 6})
+    assert len(load_splits(own_dev, capped).dev) == 6
+    assert len(load_splits(own_dev, capped).train) == 20
     few = Config.from_flat({"evaluate.max-test-examples": 3, "seed": 1})
     assert len(load_splits(task(tmp_path), few).test) == 3
 
@@ -256,6 +260,9 @@ def test_a_carved_dev_split_is_of_so_many_at_most(tmp_path) -> None:
     for most, dev in ((3, 3), (50, 10)):
         data = load_splits(task(tmp_path), Config.from_flat({"finetune.dev-examples": most}))
         assert (len(data.dev), len(data.train)) == (dev, 100 - dev)
+    fewer = load_splits(task(tmp_path), Config.from_flat({"finetune.max-dev-examples": 4}))
+    assert (len(fewer.dev), len(fewer.train)) == (4, 90)  # the others do not go back to train
+    assert fewer.dev.texts == load_splits(task(tmp_path), Config()).dev.texts[:4]
 
 
 def test_a_shard_has_nothing_but_its_own_rows(tmp_path) -> None:

@@ -4,14 +4,15 @@ The command line calls the same functions; here arguments are Python's, and what
 is a `ColdFlowerError`.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cold_flower.commands import offline
-from cold_flower.config import Config
+from cold_flower.config import PROTOCOLS, Config
 from cold_flower.errors import ColdFlowerError, ConfigError, RunError
 from cold_flower.models.folder import Folder
 from cold_flower.reporting.run import Run, open_run
@@ -19,9 +20,13 @@ from cold_flower.reporting.runs import RunDirectory
 from cold_flower.repository.journal import CONFIG
 from cold_flower.runtime import experiments
 from cold_flower.runtime.processes import stoppable
+from cold_flower.runtime.writable import check_writable
 from strategies.errors import StrategyError
 from strategies.fusion import load
 from strategies.names import unknown
+
+if TYPE_CHECKING:
+    from cold_flower.runtime.tune import Tuned
 
 AnyPath = str | Path
 
@@ -111,6 +116,62 @@ def evaluate(
             }
         )
     return run(config, Sharing(), "the same call goes on", against=other)
+
+
+def tune(
+    *,
+    suite: AnyPath,
+    base_model: AnyPath,
+    tasks: Sequence[str] = (),
+    protocols: Sequence[str] = PROTOCOLS,
+    learning_rates: Sequence[float] = (),
+    epochs: Sequence[int] = (),
+    budget: float = math.inf,
+    settings: Mapping[str, Any] | None = None,
+    run_dir: AnyPath | None = None,
+    say: Callable[[str], object] = print,
+) -> "Tuned":
+    """Find learning rates and epochs that train, on a few tasks; a second call goes on.
+
+    Args:
+        suite: a built-in one, or a suite file.
+        base_model: a folder, or a model of the hub.
+        tasks: to try on; none draws four of those that contribute.
+        protocols: whose recipe is looked for: ``frozen``, ``finetuned``, ``few-shot``.
+        learning_rates: of the finetuning to try, instead of the usual ones.
+        epochs: the same.
+        budget: minutes; no trial begins after them.
+        settings: keys and values, such as ``{"finetune.max-examples": 400}``.
+        run_dir: where the trials are kept; by default ``runs/tune-SUITE``.
+        say: takes a line for each trial.
+
+    Returns:
+        The recipe, with what it rests on: ``recipe``, ``toml()``, ``choices``.
+
+    Raises:
+        ColdFlowerError: what is wrong; or the budget ended too early.
+    """
+    from cold_flower.runtime import tune as search
+
+    name = str(suite)
+    folder = _folder(run_dir or Path("runs") / f"tune-{Path(name).stem}")
+    rates, passes = search.GRIDS["finetuned"]
+    grids = {**search.GRIDS, "finetuned": (learning_rates or rates, epochs or passes)}
+    with one_kind_of_error():
+        config = experiments.merge(
+            {
+                "experiment": "tune",
+                "suite": str(Path(name).resolve()) if name.endswith(".toml") else name,
+                "base-model": str(base_model),
+                **(settings or {}),
+                "run-dir": str(folder),
+                "resume": (folder / CONFIG).exists(),
+            }
+        )
+        check_writable(folder)
+        return search.tune(
+            config, tasks=tasks, protocols=protocols, grids=grids, budget=60 * budget, say=say
+        )
 
 
 def fuse(

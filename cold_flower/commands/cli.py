@@ -9,6 +9,7 @@ from cold_flower.commands import listings, runs, site
 from cold_flower.commands.evaluate import evaluate
 from cold_flower.commands.fuse import fuse
 from cold_flower.commands.simulate import simulate
+from cold_flower.commands.tune import tune
 from cold_flower.errors import ColdFlowerError
 from cold_flower.identity import __version__
 
@@ -44,7 +45,7 @@ def _options(
 
 
 for command in (
-    simulate, evaluate, fuse, runs.report, runs.log, runs.rollback,
+    simulate, evaluate, tune, fuse, runs.report, runs.log, runs.rollback,
     listings.experiments, listings.keys, listings.suites, listings.rules, site.deploy,
 ):  # fmt: skip
     app.command()(command)

@@ -31,7 +31,7 @@ from cold_flower.models.heads import Heads
 from cold_flower.seeds import derive
 from cold_flower.training import protocols
 from cold_flower.training.finetune import finetune
-from cold_flower.training.scoring import DivergedError
+from cold_flower.training.scoring import DivergedError, knowing_nothing
 from strategies.fusion import Weights, write_safetensors
 
 SPLITS = ("train", "dev", "test")
@@ -78,6 +78,7 @@ class Contributor:
             "sizes": [
                 self.config.finetune.max_examples,
                 self.config.finetune.dev_examples,
+                self.config.finetune.max_dev_examples,
                 self.config.finetune.max_length,
                 self.config.evaluate.max_test_examples,
                 *astuple(self.config.partition),
@@ -210,6 +211,11 @@ class Contributor:
             # A candidate that computes NaN has the lowest score there is: the gate leaves it.
             scores, facts = dict.fromkeys(chosen, -1.0 if data.metric == "pearson" else 0.0), {}
         return {"num-examples": len(data.test), **scores}, facts
+
+    def knowing_nothing(self) -> float:
+        """Return what always the same answer scores on the own dev data."""
+        data = self.splits()
+        return knowing_nothing(data.metric, data.dev.labels)
 
 
 def _planned(config: Config, index: int) -> tuple[str, Task]:

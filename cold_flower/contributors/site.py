@@ -76,6 +76,8 @@ class Site:
              own.min_examples),
             ("finetune.dev-examples", asked.dev_examples, "min-test-examples",
              own.min_test_examples),
+            ("finetune.max-dev-examples", asked.max_dev_examples, "min-test-examples",
+             own.min_test_examples),
             ("evaluate.max-test-examples", config.evaluate.max_test_examples,
              "min-test-examples", own.min_test_examples),
         ):  # fmt: skip
@@ -87,6 +89,7 @@ class Site:
             asked,
             max_examples=own.max_examples,
             dev_examples=Finetune().dev_examples,
+            max_dev_examples=Finetune().max_dev_examples,
             max_seconds=float(_lower(asked.max_seconds, own.max_seconds)),
             micro_batch_size=int(_lower(asked.micro_batch_size, own.micro_batch_size)),
         )

@@ -45,11 +45,11 @@ class TaskRows:
 
 
 def read_task(task: Task) -> TaskRows:
-    """Read all splits of a task. Where ``test-sample`` is set, draw the test rows.
+    """Read all splits of a task; draw the rows of ``test-sample`` and ``train-sample``.
 
     Raises:
         TaskError: see `read_split`; train has a single class; or there are fewer rows than
-            ``test-sample`` wants.
+            a sample wants.
     """
     train, labels = read_split(task, "train")
     if task.kind == "classification" and len(set(train.labels)) == 1:
@@ -65,10 +65,12 @@ def read_task(task: Task) -> TaskRows:
     whole = {"train": train} | others
     test = others.get("test")
     if test is None:
-        held_out, left = _draw_test(task, len(train))
+        held_out, left = _draw(task, "train", len(train), "test", least=1)
         train, test = train.take(left), train.take(held_out)
     elif task.test_sample:
-        test = test.take(_draw_test(task, len(test))[0])
+        test = test.take(_draw(task, "test", len(test), "test")[0])
+    if task.train_sample:
+        train = train.take(_draw(task, "train", len(train), "train")[0])
     return TaskRows(
         train,
         others.get("validation"),
@@ -123,20 +125,28 @@ def read_split(
     return Rows(rows, indices, without_label=len(keys) - len(rows)), names
 
 
-def _draw_test(task: Task, size: int) -> tuple[list[int], list[int]]:
-    """Draw ``test-sample`` of ``size`` rows; return their indices and the others', both sorted.
+def _draw(
+    task: Task, split: str, size: int, sample: str, least: int = 0
+) -> tuple[list[int], list[int]]:
+    """Draw the rows of ``test-sample`` or ``train-sample``; return their indices and the others'.
 
-    The draw depends on the task's name and the size alone. So every run is tested on the same
-    rows, whatever its seed.
+    The draw depends on the task's name and the size alone. So all runs have the same rows,
+    whatever their seeds.
+
+    Args:
+        task: the entry.
+        split: from which to draw.
+        size: its number of rows.
+        sample: ``test`` or ``train``.
+        least: so many must be left.
 
     Raises:
-        TaskError: there are too few, or none would be left to train on.
+        TaskError: there are too few.
     """
-    least = task.test_sample if task.splits["test"] else task.test_sample + 1
-    if size < least:
-        split = "test" if task.splits["test"] else "train"
+    count = task.test_sample if sample == "test" else task.train_sample
+    if size < count + least:
         raise TaskError(
-            f"{task.where}: test-sample is {task.test_sample}, but split {split} has {size} rows"
+            f"{task.where}: {sample}-sample is {count}, but split {split} has {size} rows"
         )
-    order = shuffled(size, 0, "published test", task.name)
-    return sorted(order[: task.test_sample]), sorted(order[task.test_sample :])
+    order = shuffled(size, 0, f"published {sample}", task.name)
+    return sorted(order[:count]), sorted(order[count:])

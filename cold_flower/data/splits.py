@@ -24,9 +24,9 @@ class Splits:
 def load_splits(task: Task, config: Config, shard: int | None = None, iteration: int = 0) -> Splits:
     """Load a contributor's data: train, dev and test, drawn from the run's seed.
 
-    Dev is drawn from the task's validation split. Where there is none, it is 10 % of train. A
-    shard has nothing but its own rows, so its dev is 10 % of those. In every case it has at most
-    ``finetune.dev-examples``.
+    Dev is the task's validation split. Where there is none, it is 10 % of train and at most
+    ``finetune.dev-examples``. A shard has nothing but its own rows, so its dev is carved out of
+    those in the same way. ``finetune.max-dev-examples`` draws fewer of either.
 
     Args:
         task: the entry.
@@ -47,16 +47,17 @@ def load_splits(task: Task, config: Config, shard: int | None = None, iteration:
     order = shuffled(len(rows.train), config.seed, task.name, *purpose)
     if shard is not None:
         order = _shard(task, config.partition, order, shard)
-    dev_examples = config.finetune.dev_examples
+    options = config.finetune
     if shard is None and rows.validation is not None:
         drawn = shuffled(len(rows.validation), config.seed, task.name, "dev")
-        dev = rows.validation.take(drawn[:dev_examples])
+        dev = rows.validation.take(drawn[: options.max_dev_examples or None])
     else:
-        carved = min(max(1, len(order) // 10), dev_examples)
-        dev, order = rows.train.take(order[:carved]), order[carved:]
+        carved = min(max(1, len(order) // 10), options.dev_examples)
+        held_out, order = order[:carved], order[carved:]
+        dev = rows.train.take(held_out[: options.max_dev_examples or None])
     if not order:
         raise TaskError(f"{task.where}: no training example is left beside the dev split")
-    train = rows.train.take(order[: config.finetune.max_examples or None])
+    train = rows.train.take(order[: options.max_examples or None])
     drawn = shuffled(len(rows.test), config.seed, task.name, "test")
     test = rows.test.take(sorted(drawn[: config.evaluate.max_test_examples or None]))
     return Splits(train, dev, test, rows.labels)

@@ -10,11 +10,12 @@ from cold_flower.errors import TaskError
 from strategies.names import NAME, unknown
 
 SOURCES = ("hub", "files", "demo")
+COMPARABLE = ("", "yes", "nearly", "no")
 METRIC_OF = {"classification": "accuracy", "regression": "pearson"}
 SPLITS = ("train", "validation", "test")
 KEYS = (
     *("source", "path", "subset", "text", "label", "labels", "kind", "metric", "splits"),
-    *("rows", "test-sample", "paper-name", "encoding"),
+    *("rows", "test-sample", "train-sample", "paper-name", "comparable", "encoding"),
 )
 
 
@@ -39,7 +40,11 @@ class Task:
     """By split, its size as published (`cold_flower.data.published` checks it)."""
     test_sample: int = 0
     """How many test rows to draw, the same ones in every run; 0 takes all."""
+    train_sample: int = 0
+    """How many rows to train on, drawn in the same way."""
     paper_name: str = ""
+    comparable: str = ""
+    """Can its scores be put beside the paper's: ``yes``, ``nearly`` or ``no``; empty: not said."""
     encoding: str = ""
     """Of text files, as Python names it; empty: UTF-8."""
     seed: int = 0
@@ -96,7 +101,7 @@ class Task:
         named = [name for name in splits.values() if name]
         if len(set(named)) < len(named):
             raise TaskError(f"{where}: splits names the same data twice, got {splits!r}")
-        rows, test_sample = _published_sizes(where, table)
+        rows = _published_sizes(where, table)
         kind = _choice(where, "kind", table.get("kind", "classification"), tuple(METRIC_OF))
         metric = METRIC_OF[kind]
         return cls(
@@ -112,8 +117,10 @@ class Task:
             metric=_choice(where, "metric", table.get("metric", metric), (metric,)),
             splits=splits,
             rows=rows,
-            test_sample=test_sample,
+            test_sample=table.get("test-sample", 0),
+            train_sample=table.get("train-sample", 0),
             paper_name=table.get("paper-name", name),
+            comparable=_choice(where, "comparable", table.get("comparable", ""), COMPARABLE),
             encoding=_encoding(where, table),
             seed=seed,
         )
@@ -190,21 +197,22 @@ def _choice(where: str, key: str, value: Any, valid: tuple[str, ...]) -> str:
     return str(value)
 
 
-def _published_sizes(where: str, table: Mapping[str, Any]) -> tuple[dict[str, int], int]:
-    """Return an entry's ``rows`` and ``test-sample``, checked."""
-    rows, sample, splits = table.get("rows", {}), table.get("test-sample", 0), table["splits"]
+def _published_sizes(where: str, table: Mapping[str, Any]) -> dict[str, int]:
+    """Return an entry's ``rows``; check them and the samples."""
+    rows, splits = table.get("rows", {}), table["splits"]
     named = [name for name in SPLITS if splits.get(name)]
     if not isinstance(rows, dict) or not rows.keys() <= set(named):
         raise TaskError(f"{where}: rows gives the size of {', '.join(named)}, got {rows!r}")
     if not all(_is_count(value) for value in rows.values()):
         raise TaskError(f"{where}: rows holds whole numbers from 1, got {rows!r}")
-    if "test-sample" in table and not _is_count(sample):
-        raise TaskError(f"{where}: test-sample is a whole number from 1, got {sample!r}")
-    if not splits["test"] and not sample:
+    for key in ("test-sample", "train-sample"):
+        if key in table and not _is_count(table[key]):
+            raise TaskError(f"{where}: {key} is a whole number from 1, got {table[key]!r}")
+    if not splits["test"] and "test-sample" not in table:
         raise TaskError(
             f'{where}: splits has test = "" (held out of train); say how many with test-sample'
         )
-    return rows, sample
+    return rows
 
 
 def _is_count(value: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from cold_flower.config import Config
 from cold_flower.data.suite import load_suite
+from cold_flower.errors import TaskError
 from cold_flower.identity import __version__
 from cold_flower.reporting import catalogue, reference, trained
 from cold_flower.reporting.figures import all_figures
@@ -200,7 +201,9 @@ def _paper_table(compared: Sequence[Condition]) -> Iterable[str]:
     """Yield the paper's Table 1 beside the run: MUPPET as printed, and put on its rows again."""
     condition = next((c for c in compared if not c.is_baseline), compared[0])
     own = task_gains(condition.scores, "finetuned", condition.last)
-    task_of = {task.paper_name: name for name, task in load_suite("paper").tasks.items()}
+    comparable = _comparable(str(condition.config["suite"]))
+    paper = load_suite("paper").tasks
+    task_of = {task.paper_name: name for name, task in paper.items()}
     repaired = {
         row["dataset"]: row["muppet_repaired"] for row in reference.read("table1_muppet_repaired")
     }
@@ -214,6 +217,7 @@ def _paper_table(compared: Sequence[Condition]) -> Iterable[str]:
         rows.append(
             [
                 dataset,
+                comparable.get(task, paper[task].comparable),
                 _gain(own[task]),
                 *(f"{float(row[c]) - start:+.2f}" for c in ("cold_fusion", "multitask", "muppet")),
                 f"{float(muppet) - start:+.2f}" if muppet else "",
@@ -222,14 +226,24 @@ def _paper_table(compared: Sequence[Condition]) -> Iterable[str]:
     if not rows:
         return
     yield "<h2>Beside the paper's Table 1</h2>"
-    head = ["gain over finetuning the start", "this run", "ColD", "multitask"]
+    head = ["gain over finetuning the start", "comparable", "this run", "ColD", "multitask"]
     yield table([*head, "MUPPET printed", "MUPPET put back"], rows)
     yield (
         "<p class=note>The paper finetunes RoBERTa-base for 30 iterations on all of the data. Its "
         "printed MUPPET column stands on the wrong rows: score times test size is no whole number "
         "for 20 of 35 cells, and each of the 20 fits another dataset, where it has been put back "
-        "here.</p>"
+        "here. Comparable: whether the data are the paper's, as far as that is known "
+        "(docs/datasets.md).</p>"
     )
+
+
+def _comparable(suite: str) -> dict[str, str]:
+    """Return what the run's own suite says of its tasks, where it is still there."""
+    try:
+        tasks = load_suite(suite).tasks
+    except TaskError:
+        return {}
+    return {name: task.comparable or "unsaid" for name, task in tasks.items()}
 
 
 def _cost(run: RunDirectory) -> list[Cell]:

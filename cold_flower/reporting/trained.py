@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cold_flower.reporting.statistics import Row, apart_se, pick
 
+FACTS = {"dev_start", "dev_accuracy", "dev_majority", "improving", "stopped"}  # of a row
 MANY = 0.25  # of the contributors, or of the tasks: so many are no longer these tasks' own doing
 MOST = 0.5  # the last validation is often the best where the learning rate has fallen to 0
 
@@ -59,10 +60,10 @@ def finetunings(contributions: Sequence[Row], scores: Sequence[Row]) -> list[Fin
         scores: of scores.jsonl; the first base that was scored by finetuning counts.
     """
     found = []
-    last = {row["contributor"]: row for row in contributions if "dev_majority" in row}
+    last = {row["contributor"]: row for row in contributions if row.keys() >= FACTS}
     if last:
         found.append(Finetuned("contributors", dict(sorted(last.items()))))
-    rows = [row for row in pick(scores, protocol="finetuned") if "dev_majority" in row]
+    rows = [row for row in pick(scores, protocol="finetuned") if row.keys() >= FACTS]
     if rows:
         first = min(row["iteration"] for row in rows)
         scored = {row["task"]: row for row in pick(rows, iteration=first)}
@@ -88,7 +89,7 @@ def below(scores: Sequence[Row]) -> dict[str, list[str]]:
 
 def counts(contributions: Sequence[Row], scores: Sequence[Row]) -> dict[str, int]:
     """Return the plain numbers, for result.json."""
-    numbers = {}
+    numbers: dict[str, int] = {}
     for one in finetunings(contributions, scores):
         kind = "contributors" if one.what == "contributors" else "evaluations"
         numbers |= {

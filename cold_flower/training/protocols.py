@@ -92,7 +92,12 @@ def finetuned(
 def few_shot(base: Base, body: State, data: EncodedSplits, config: Config, seed: int) -> float:
     """Finetune on few labelled examples without a dev split; mean over several draws."""
     few = config.few_shot
-    options = replace(config.finetune, max_epochs=few.epochs, batch_size=few.batch_size)
+    options = replace(
+        config.finetune,
+        learning_rate=few.learning_rate or config.finetune.learning_rate,
+        max_epochs=few.epochs,
+        batch_size=few.batch_size,
+    )
     scores = []
     for draw in range(few.draws):
         chosen = stratified(data.train.labels, few.examples, derive(seed, "draw", draw))

@@ -1,0 +1,306 @@
+"""Find a recipe that trains: learning rates and epochs, tried on a few tasks, scored on dev.
+
+By successive halving (Jamieson and Talwalkar 2016): all candidates are tried on two tasks, the
+better half of them on twice as many, and so on. A rung is tasks, not epochs: the learning rate
+falls to its end with the last epoch, so fewer epochs would be another candidate.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from cold_flower.config import PROTOCOLS, Config
+from cold_flower.contributors.contributor import Contributor
+from cold_flower.data.plan import Plan, plan
+from cold_flower.errors import ConfigError, RunError
+from cold_flower.models.starting import starting_model
+from cold_flower.reporting.statistics import mean_and_sem
+from cold_flower.repository.journal import Journal
+from cold_flower.seeds import derive
+from strategies.names import unknown
+
+TRIALS = "trials.jsonl"
+FIRST = 2  # tasks of the first rung
+TASKS = 4  # drawn, where none are named
+KEYS = {
+    "finetuned": ("finetune.learning-rate", "finetune.max-epochs"),
+    "frozen": ("probe.learning-rate", "probe.epochs"),
+    "few-shot": ("few-shot.learning-rate", "few-shot.epochs"),
+}
+GRIDS: Mapping[str, tuple[Sequence[float], Sequence[int]]] = {
+    "finetuned": ((3e-5, 1e-4, 3e-4, 1e-3, 3e-3), (3, 10)),
+    "frozen": ((1e-3, 3e-3, 1e-2, 3e-2), (50, 200)),
+    "few-shot": ((3e-5, 1e-4, 3e-4, 1e-3, 3e-3), (10, 30)),
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A learning rate and a number of epochs, for one protocol."""
+
+    protocol: str
+    learning_rate: float
+    epochs: int
+
+    @property
+    def settings(self) -> dict[str, float | int]:
+        """Return them as keys of a run."""
+        rate, epochs = KEYS[self.protocol]
+        return {rate: self.learning_rate, epochs: self.epochs}
+
+    def __str__(self) -> str:
+        return f"learning rate {self.learning_rate:g}, {self.epochs} epochs"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a candidate's trials gave."""
+
+    candidate: Candidate
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By task, a line of trials.jsonl."""
+
+    def mean(self, tasks: Iterable[str]) -> float:
+        """Return the mean dev score over tasks that it was tried on."""
+        return mean_and_sem([self.rows[task]["dev"] for task in tasks])[0]
+
+    @property
+    def no_better(self) -> list[str]:
+        """Return the tasks on which it ended no better than dev's largest class."""
+        return [task for task, row in self.rows.items() if row["dev"] <= row["majority"]]
+
+    @property
+    def improving(self) -> list[str]:
+        """Return the tasks on which the last epoch was the best."""
+        return [task for task, row in self.rows.items() if row.get("improving")]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One protocol's result: the candidates, best first, and why the first is chosen."""
+
+    protocol: str
+    tried: Sequence[Tried]
+    tasks: Sequence[str]
+    """Those that the finalists were compared on."""
+    reasons: Sequence[str]
+
+    @property
+    def best(self) -> Candidate:
+        """Return the chosen one."""
+        return self.tried[0].candidate
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A recipe, and what it rests on."""
+
+    choices: Mapping[str, Choice]
+    """By protocol."""
+    unfinished: Sequence[str]
+    """Protocols that the budget did not reach to the end."""
+
+    @property
+    def recipe(self) -> dict[str, float | int]:
+        """Return the chosen keys."""
+        return {k: v for one in self.choices.values() for k, v in one.best.settings.items()}
+
+    def toml(self) -> str:
+        """Write a ``[recipe]`` for a suite file, with the reasons."""
+        lines = ["[recipe]"]
+        for protocol, choice in self.choices.items():
+            lines += [f"# {protocol}: {reason}" for reason in choice.reasons]
+            lines += [f"{key} = {value!r}" for key, value in choice.best.settings.items()]
+        return "\n".join(lines) + "\n"
+
+
+class _TimeUp(Exception):
+    """The budget is spent."""
+
+
+def tune(
+    config: Config,
+    *,
+    tasks: Sequence[str] = (),
+    protocols: Sequence[str] = PROTOCOLS,
+    grids: Mapping[str, tuple[Sequence[float], Sequence[int]]] = GRIDS,
+    budget: float = math.inf,
+    say: Callable[[str], object] = print,
+) -> Tuned:
+    """Try candidates from the starting model; return the best of each protocol.
+
+    Trials are kept in ``run-dir``: the same call goes on, also with more candidates or tasks.
+
+    Args:
+        config: resolved; suite, base model, sizes and all that is not tried.
+        tasks: to try on; none draws four of those that contribute, from the seed.
+        protocols: whose recipe is looked for.
+        grids: learning rates and epochs by protocol.
+        budget: seconds; no trial begins after them.
+        say: takes a line for each trial.
+
+    Raises:
+        ConfigError: no such task or protocol, or no candidate.
+        RunError: the budget ended before every candidate was tried on the first tasks; another
+            run lies in ``run-dir``.
+    """
+    whole = plan(config)
+    chosen = _tasks(whole, tasks, config.seed)
+    for protocol in protocols:
+        if protocol not in PROTOCOLS:
+            raise ConfigError(unknown("protocol", protocol, PROTOCOLS))
+    journal = Journal(Path(config.run_dir))
+    journal.open(config, {})
+    try:
+        trials = _Trials(config, whole, journal, time.monotonic() + budget, say)
+        choices, unfinished = {}, []
+        for protocol in protocols:
+            rates, epochs = grids[protocol]
+            candidates = [Candidate(protocol, r, e) for r, e in product(rates, epochs)]
+            if not candidates:
+                raise ConfigError(f"{protocol}: no learning rate, or no number of epochs, to try")
+            choice, finished = _search(protocol, candidates, chosen, trials)
+            if choice:
+                choices[protocol] = choice
+            if not finished:
+                unfinished.append(protocol)
+    finally:
+        journal.unlock()
+    if not choices:
+        raise RunError(
+            f"the budget ended before every candidate was tried on {', '.join(chosen[:FIRST])}: "
+            "the same command goes on, or give it more minutes"
+        )
+    return Tuned(choices, unfinished)
+
+
+def ranked(means: Mapping[Candidate, float]) -> list[Candidate]:
+    """Return candidates, the best first; of equals the one with fewer epochs."""
+    return sorted(means, key=lambda one: (-means[one], one.epochs, one.learning_rate))
+
+
+def _tasks(whole: Plan, named: Sequence[str], seed: int) -> list[str]:
+    for task in named:
+        if task not in whole.names:
+            raise ConfigError(unknown("task", task, whole.names))
+    if named:
+        return list(named)
+    seen = sorted(whole.seen)
+    return random.Random(derive(seed, "tune")).sample(seen, min(TASKS, len(seen)))
+
+
+class _Trials:
+    """Finetunes and probes; knows what was tried before."""
+
+    def __init__(
+        self,
+        config: Config,
+        whole: Plan,
+        journal: Journal,
+        until: float,
+        say: Callable[[str], object],
+    ) -> None:
+        self._config, self._plan, self._journal = config, whole, journal
+        self._until, self._say = until, say
+        self._body: Mapping[str, Any] | None = None
+        self._rows = {self._key(row): row for row in journal.rows(TRIALS)}
+
+    def __call__(self, candidate: Candidate, task: str) -> Mapping[str, Any]:
+        """Return a trial's row; make it, if it was not made before.
+
+        Raises:
+            _TimeUp: it was not, and the budget is spent.
+        """
+        row: dict[str, Any] = {
+            "protocol": candidate.protocol, "learning-rate": candidate.learning_rate,
+            "epochs": candidate.epochs, "task": task,
+        }  # fmt: skip
+        if (known := self._rows.get(self._key(row))) is not None:
+            return known
+        if time.monotonic() >= self._until:
+            raise _TimeUp
+        started = time.monotonic()
+        row |= self._score(candidate, task)
+        row["seconds"] = round(time.monotonic() - started, 3)
+        self._journal.append(TRIALS, [row])
+        self._rows[self._key(row)] = row
+        self._say(
+            f"{candidate.protocol}, {candidate}, {task}: dev {100 * row['dev']:.1f} "
+            f"({row['seconds']:.0f} s)"
+        )
+        return row
+
+    def _score(self, candidate: Candidate, task: str) -> dict[str, Any]:
+        settings = {**self._config.flat(), **candidate.settings}
+        folder = self._journal.run_dir / "contributors"
+        me = Contributor(Config.from_flat(settings), self._plan.names.index(task), folder)
+        if self._body is None:
+            self._body = starting_model(me.base, self._config.seed)[1]
+        protocol, seed = candidate.protocol, self._config.seed
+        scores, facts = me.evaluate(self._body, [protocol], iteration=0, seed=seed, split="dev")
+        return {"dev": scores[protocol], "majority": me.knowing_nothing(), **facts}
+
+    @staticmethod
+    def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[key] for key in ("protocol", "learning-rate", "epochs", "task"))
+
+
+def _search(
+    protocol: str, candidates: Sequence[Candidate], tasks: Sequence[str], trials: _Trials
+) -> tuple[Choice | None, bool]:
+    """Halve the candidates and double the tasks; return the best, and whether it came to an end."""
+    tried = {candidate: Tried(candidate, {}) for candidate in candidates}
+    alive, count, compared = list(candidates), min(FIRST, len(tasks)), 0
+    finished = True
+    try:
+        while True:
+            for candidate, task in product(alive, tasks[:count]):
+                rows = {**tried[candidate].rows, task: trials(candidate, task)}
+                tried[candidate] = Tried(candidate, rows)
+            compared, finalists = count, alive
+            if count == len(tasks):
+                break
+            best = ranked({one: tried[one].mean(tasks[:count]) for one in alive})
+            alive = best[: math.ceil(len(best) / 2)]
+            count = min(len(tasks), 2 * count)
+    except _TimeUp:
+        finished = False
+    if not compared:
+        return None, False
+    common = tasks[:compared]
+    order = ranked({one: tried[one].mean(common) for one in finalists})
+    others = [one for one in candidates if one not in finalists]
+    order += ranked({one: tried[one].mean(tasks[:FIRST]) for one in others})
+    result = [tried[one] for one in order]
+    return Choice(protocol, result, common, _reasons(result, len(finalists), common)), finished
+
+
+def _reasons(tried: Sequence[Tried], finalists: int, tasks: Sequence[str]) -> list[str]:
+    """Say why the first one is chosen, and what to doubt."""
+    best = tried[0]
+    said = [
+        f"{best.candidate}: mean dev {100 * best.mean(tasks):.1f} on {', '.join(tasks)}, the best "
+        f"of {len(tried)}"
+    ]
+    if finalists > 1:
+        next_one = tried[1]
+        differences = [100 * (best.rows[t]["dev"] - next_one.rows[t]["dev"]) for t in tasks]
+        mean, sem = mean_and_sem(differences)
+        error = "" if math.isnan(sem) else f" ± {sem:.1f}"
+        said.append(f"{mean:.1f}{error} points above the next, {next_one.candidate}")
+    rates = sorted({one.candidate.learning_rate for one in tried})
+    epochs = sorted({one.candidate.epochs for one in tried})
+    edges = [
+        *(["learning rate"] if best.candidate.learning_rate in (rates[0], rates[-1]) else []),
+        *(["number of epochs"] if best.candidate.epochs == epochs[-1] and best.improving else []),
+    ]
+    if edges and len(tried) > 1:
+        said.append(f"at the edge of what was tried: another {' and '.join(edges)} may be better")
+    if best.no_better:
+        said.append(f"no better than the largest class on {', '.join(best.no_better)}")
+    return said

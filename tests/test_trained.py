@@ -1,0 +1,117 @@
+"""Did it train? What is said where a recipe trains too little, and only there."""
+
+import json
+
+import pytest
+
+from cold_flower.reporting.trained import below, counts, findings
+
+
+def contribution(name, dev, majority, *, iteration=1, improving=0, stopped="epochs"):
+    return {
+        "contributor": name, "iteration": iteration, "dev_start": 0.1, "dev_accuracy": dev,
+        "dev_majority": majority, "improving": improving, "stopped": stopped,
+    }  # fmt: skip
+
+
+def score(task, protocol, value, *, iteration=0, **facts):
+    return {
+        "iteration": iteration, "task": task, "protocol": protocol, "group": "seen",
+        "metric": "accuracy", "value": value, "n_test": 400, **facts,
+    }  # fmt: skip
+
+
+def test_contributors_at_their_largest_class_are_counted_and_named() -> None:
+    rows = [contribution(f"t{i}", 0.5, 0.5 if i < 5 else 0.4) for i in range(8)]
+    (said,) = findings(rows, [])
+    assert said == (
+        "5 of 8 contributors ended no better than their largest class (t0, t1, t2, t3, t4): raise "
+        "finetune.learning-rate or finetune.max-epochs"
+    )
+    assert counts(rows, []) == {
+        "contributors": 8,
+        "contributors-no-better-than-largest-class": 5,
+        "contributors-still-improving": 0,
+    }
+    assert findings(rows[3:], []) != []  # two of five
+    assert findings(rows[4:], []) == []  # one of four may be a hard task: counted, not said
+    assert counts(rows[4:], [])["contributors-no-better-than-largest-class"] == 1
+
+
+def test_a_contributors_last_finetuning_counts() -> None:
+    early = [contribution(f"t{i}", 0.3, 0.5) for i in range(4)]
+    late = [contribution(f"t{i}", 0.8, 0.5, iteration=2) for i in range(4)]
+    assert findings(early, []) and findings(early + late, []) == []
+
+
+@pytest.mark.parametrize(("stopped", "said"), [("epochs", True), ("early", False), ("time", False)])
+def test_still_improving_is_said_of_those_whose_epochs_were_over(stopped, said) -> None:
+    rows = [contribution(f"t{i}", 0.8, 0.5, improving=i < 3, stopped=stopped) for i in range(5)]
+    lines = findings(rows, [])
+    assert [line[:78] for line in lines] == (
+        ["3 of 5 contributors were still improving when finetune.max-epochs ended them ("]
+        if said
+        else []
+    )
+    assert findings(rows[1:], []) == []  # two of four: no more than chance
+
+
+def test_finetuned_below_another_protocol_by_more_than_an_error() -> None:
+    scores = [score("a", "finetuned", 0.5), score("a", "frozen", 0.53)]  # the error is 0.035
+    scores += [
+        score("b", "finetuned", 0.5),
+        score("b", "frozen", 0.54),
+        score("b", "few-shot", 0.6),
+    ]
+    scores += [score("c", "finetuned", 0.7), score("c", "frozen", 0.5)]
+    assert below(scores) == {"frozen": ["b"], "few-shot": ["b"]}
+    (said,) = findings([], scores)
+    assert said == (
+        "finetuned on all examples is below few-shot or frozen on 1 of 3 tasks (b): the recipe "
+        "trains too little"
+    )
+    later = [{**row, "iteration": 1} for row in scores]  # of a fused base probing may be the best
+    assert findings([], later) == []
+    assert counts([], scores) == {
+        "tasks-finetuned-below-few-shot": 1,
+        "tasks-finetuned-below-frozen": 1,
+    }
+
+
+def test_evaluations_speak_too_where_nobody_contributes() -> None:
+    facts = {
+        k: v for k, v in contribution("x", 0.5, 0.5).items() if k.startswith(("dev", "st", "im"))
+    }
+    scores = [score(task, "finetuned", 0.5, **facts) for task in "abc"]
+    assert findings([], scores)[0].startswith(
+        "3 of 3 finetuned evaluations of base 0 ended no better than their largest class (a, b, c)"
+    )
+
+
+def test_who_says_nothing_is_not_counted() -> None:
+    """A site with a trainer of its own may not know."""
+    partly = {"contributor": "x", "dev_accuracy": 0.5, "dev_majority": 0.9}
+    assert findings([partly], []) == [] and counts([partly], []) == {}
+
+
+def test_a_run_of_a_recipe_that_hardly_trains_says_so(in_process, tmp_path, capsys) -> None:
+    """The whole way: contributors, journal, result.json, report, the command's last lines."""
+    from cold_flower.commands import api
+    from cold_flower.commands.simulate import show
+
+    keys = {
+        "tasks": "travel,music", "unseen": "", "iterations": 1, "finetune.learning-rate": 1e-6,
+        "finetune.max-epochs": 1, "finetune.max-examples": 40, "evaluate.protocols": "finetuned",
+        "contributors-per-iteration": 0, "evaluate.max-test-examples": 40,
+    }  # fmt: skip
+    run = api.simulate("demo", keys, run_dir=tmp_path / "run")
+    told = json.loads((run.folder / "result.json").read_text())["trained"]
+    assert told["contributors"] == told["evaluations"] == 2
+    assert told["contributors-no-better-than-largest-class"] == 2
+    (first, *_) = run.findings
+    assert first.startswith("2 of 2 contributors ended no better than their largest class (music,")
+    show(run)
+    assert f"WARNING: {first}\n" in capsys.readouterr().out
+    page = (run.folder / "report.html").read_text()
+    assert first in page and "<h2>Did it train?</h2>" in page
+    assert page.index(first) < page.index("<h2>Scores</h2>")

@@ -1,0 +1,156 @@
+"""Finding a recipe: who goes on to the next tasks, what is chosen and why, and that it resumes."""
+
+import tomllib
+
+import pytest
+
+import cold_flower
+from cold_flower.commands import cli
+from cold_flower.config import Config
+from cold_flower.data.suite import load_suite
+from cold_flower.errors import ConfigError, RunError
+from cold_flower.repository.journal import Journal
+from cold_flower.runtime import tune as module
+from cold_flower.runtime.tune import Candidate, tune
+
+TASKS = ("travel", "music", "kitchen", "garden")
+SMALL = {
+    "finetune.max-examples": 24, "finetune.dev-examples": 12, "few-shot.examples": 12,
+    "few-shot.draws": 1, "finetune.precision": "fp32",
+}  # fmt: skip
+GRIDS = {
+    "finetuned": ((1e-6, 1e-3), (1, 2)), "frozen": ((1e-3, 1e-2), (5,)),
+    "few-shot": ((1e-3,), (2,)),
+}  # fmt: skip
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    """Let a table say what a trial scores; return what was asked for, in order."""
+    asked = []
+
+    def score(self, candidate, task):
+        asked.append((candidate.learning_rate, candidate.epochs, task))
+        dev = {1.0: 0.5, 2.0: 0.6, 3.0: 0.7, 4.0: 0.7}[candidate.learning_rate]
+        return {"dev": dev + TASKS.index(task) / 100, "majority": 0.5, "improving": 1}
+
+    monkeypatch.setattr(module._Trials, "_score", score)
+    return asked
+
+
+def search(tmp_path, rates=(1.0, 2.0, 3.0, 4.0), epochs=(3,), **options):
+    keys = {"run-dir": str(tmp_path / "run"), "resume": (tmp_path / "run").exists()}
+    config = Config.from_flat({**SMALL, **keys})
+    options = {"tasks": TASKS, "say": lambda line: None} | options
+    return tune(config, protocols=["finetuned"], grids={"finetuned": (rates, epochs)}, **options)
+
+
+def test_the_better_half_goes_on_to_twice_as_many_tasks(tmp_path, scores) -> None:
+    tuned = search(tmp_path)
+    assert [pair for pair in scores if pair[0] in (1.0, 2.0)] == [
+        (rate, 3, task) for rate in (1.0, 2.0) for task in TASKS[:2]
+    ]
+    assert [pair[2] for pair in scores if pair[0] == 3.0] == list(TASKS)
+    choice = tuned.choices["finetuned"]
+    assert [one.candidate.learning_rate for one in choice.tried] == [3.0, 4.0, 2.0, 1.0]
+    assert choice.tried[0].mean(TASKS) == pytest.approx(0.715)
+    assert tuned.recipe == {"finetune.learning-rate": 3.0, "finetune.max-epochs": 3}
+    assert list(choice.reasons) == [
+        "learning rate 3, 3 epochs: mean dev 71.5 on travel, music, kitchen, garden, the best of 4",
+        "0.0 ± 0.0 points above the next, learning rate 4, 3 epochs",
+        "at the edge of what was tried: another number of epochs may be better",
+    ]
+    assert not tuned.unfinished
+
+
+def test_of_equals_the_one_with_fewer_epochs(tmp_path, scores) -> None:
+    tuned = search(tmp_path, rates=(3.0,), epochs=(9, 3))
+    assert tuned.recipe["finetune.max-epochs"] == 3
+
+
+def test_nothing_is_tried_twice_and_more_can_be_tried(tmp_path, scores) -> None:
+    search(tmp_path)
+    before = len(scores)
+    assert before == 4 * 2 + 2 * 2
+    search(tmp_path)
+    assert len(scores) == before
+    search(tmp_path, rates=(1.0, 2.0, 3.0, 4.0), epochs=(3, 4))
+    assert {pair[1] for pair in scores[before:]} == {4}
+
+
+def test_a_budget_ends_it_between_trials(tmp_path, scores, monkeypatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    with pytest.raises(RunError, match="before every candidate was tried on travel, music: the sa"):
+        search(tmp_path, budget=4)
+    tuned = search(tmp_path, budget=24)  # through the first rung, and no further
+    assert list(tuned.unfinished) == ["finetuned"]
+    assert list(tuned.choices["finetuned"].tasks) == ["travel", "music"]
+    assert search(tmp_path).choices["finetuned"].tasks == list(TASKS)
+
+
+def test_tasks_are_drawn_from_those_that_contribute(tmp_path, scores) -> None:
+    search(tmp_path, tasks=("music", "travel"))
+    drawn = {
+        seed: module._tasks(module.plan(Config.from_flat({"unseen": "music"})), (), seed)
+        for seed in range(5)
+    }
+    assert drawn[0] == module._tasks(module.plan(Config.from_flat({"unseen": "music"})), (), 0)
+    assert all(len(set(tasks)) == 4 and "music" not in tasks for tasks in drawn.values())
+    assert len({tuple(tasks) for tasks in drawn.values()}) > 1
+    with pytest.raises(ConfigError, match="unknown task 'musik'. Did you mean 'music'"):
+        search(tmp_path, tasks=("musik",))
+
+
+def test_a_recipe_for_all_protocols_from_real_trials(tmp_path, own_home) -> None:
+    """What trains beats what does not; the recipe can be put into a suite file."""
+    config = Config.from_flat({**SMALL, "run-dir": str(tmp_path / "run")})
+    lines = []
+    tuned = tune(config, tasks=["travel"], grids=GRIDS, say=lines.append)
+    assert set(tuned.recipe) == {
+        *("finetune.learning-rate", "finetune.max-epochs", "probe.learning-rate"),
+        *("probe.epochs", "few-shot.learning-rate", "few-shot.epochs"),
+    }
+    assert tuned.recipe["few-shot.epochs"] == 2
+    assert len(lines) == 4 + 2 + 1
+    rows = Journal(tmp_path / "run").rows(module.TRIALS)
+    trained = [row for row in rows if row["protocol"] == "finetuned"]
+    assert all({"dev-start", "dev-majority", "improving"} <= row.keys() for row in trained)
+    pasted = (tmp_path / "suite.toml").write_text(
+        tuned.toml() + '[tasks.a]\nsource = "demo"\ntext = ["text"]\nlabel = "label"\n'
+        'splits = { train = "train", test = "test" }\n'
+    )
+    assert pasted and dict(load_suite(str(tmp_path / "suite.toml")).recipe) == tuned.recipe
+    Config.from_flat(tuned.recipe)  # every key is known
+
+
+def test_few_shot_has_a_learning_rate_of_its_own() -> None:
+    assert Candidate("few-shot", 1e-3, 5).settings == {
+        "few-shot.learning-rate": 1e-3,
+        "few-shot.epochs": 5,
+    }
+
+
+def test_the_command_prints_a_table_and_a_recipe(tmp_path, monkeypatch, capsys, scores) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = "tune --suite demo --base-model demo --tasks travel,music --protocols finetuned"
+    cli.app(f"{command} --learning-rates 1,3 --epochs 2".split(), standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "finetuned: dev scores in points" in said
+    written = tomllib.loads((tmp_path / "runs" / "tune-demo" / "recipe.toml").read_text())
+    assert written["recipe"]["finetune"] == {"learning-rate": 3.0, "max-epochs": 2}
+    for words, wrong in (
+        ("--learning-rates is a list of numbers above 0", "--learning-rates fast"),
+        ("--epochs is a list of numbers above 0, such as 3,10; got '0'", "--epochs 0"),
+        ("unknown protocol 'frosen'", "--protocols frosen"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            cli.app(f"{command} {wrong}".split(), standalone_mode=False)
+
+
+def test_the_function_says_what_the_command_says(tmp_path, scores) -> None:
+    tuned = cold_flower.tune(
+        suite="demo", base_model="demo", tasks=["travel"], protocols=["finetuned"],
+        learning_rates=[1.0, 4.0], epochs=[7], run_dir=tmp_path / "t", say=lambda line: None,
+    )  # fmt: skip
+    assert tuned.recipe == {"finetune.learning-rate": 4.0, "finetune.max-epochs": 7}
