@@ -1,8 +1,8 @@
 """The run configuration: types, defaults and help of every key, in one place.
 
 Keys are Flower's flat scalars, written with dashes, and with a dot after the group
-(``finetune.learning-rate``). Defaults are the paper's (arXiv 2212.01378, App. B), on the embedded
-demo. A test keeps the table in pyproject.toml equal to them.
+(``finetune.learning-rate``). Defaults are the paper's (arXiv 2212.01378) where it states them, on
+the embedded demo. A test keeps the table in pyproject.toml equal to them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,7 +37,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Finetune:
-    """One contributor's finetuning (App. B; where it is silent, Liu et al. 2019)."""
+    """One contributor's finetuning (App. B; whose each value is: docs/experiments.md)."""
 
     learning_rate: float = key(5e-5, "peak learning rate")
     final_learning_rate_ratio: float = key(

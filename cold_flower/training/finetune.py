@@ -1,7 +1,8 @@
 """The training loop: finetune body and head on one contributor's data.
 
-The recipe is the paper's (PAPER, App. B): AdamW, a learning rate that decays linearly from its
-peak, and early stopping that counts examples. Weights and optimizer stay in float32, also where
+The recipe is the paper's where it states one (App. B: rate, linear decay, batch), and its authors'
+where they do (IBM/model-recycling: early stopping that counts examples, weight decay); whose each
+value is: docs/experiments.md. Weights and optimizer stay in float32, also where
 the matrix products run in bfloat16 (`cold_flower.training.scoring.autocast`).
 """
 
