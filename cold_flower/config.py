@@ -191,7 +191,9 @@ class Config:
     tasks: str = key("", "of the suite, comma-separated; empty = all")
     unseen: str = key("", "tasks that are evaluated but never contribute")
     pool: int = key(
-        0, "only so many of the tasks, drawn from the seed; a pool is part of a larger one; 0 = all"
+        0,
+        "only so many of the tasks contribute, drawn from the seed, and the rest is unseen; a pool "
+        "is part of a larger one; 0 = all",
     )
     folds: int = key(0, "divide the tasks into so many parts, drawn from the seed; 0 = do not")
     fold: int = key(0, "which of these parts is unseen, from 0")

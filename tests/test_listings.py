@@ -74,6 +74,17 @@ def test_a_cohort_that_stays_the_same_is_one_line() -> None:
     assert "3 contributors evaluate: travel, music, market" in shown
 
 
+def test_with_a_pool_all_tasks_are_shown_as_evaluated() -> None:
+    shown = said(
+        "simulate", "demo", "--dry-run", "--set", "pool=2", "--set", "tasks=travel,music,market",
+        "--set", "unseen=", "--set", "contributors-per-iteration=0", "--set", "iterations=1",
+    )  # fmt: skip
+    evaluating = re.search(r"3 contributors evaluate: (.*)", shown)
+    assert evaluating
+    pool = evaluating[1].split(", ")[:2]
+    assert re.search(rf"1 +{', '.join(sorted(pool))} *\n", shown)
+
+
 def test_what_a_run_says_first() -> None:
     def said_of(**keys) -> str:
         flat = {name.replace("_", "-"): value for name, value in keys.items()}
