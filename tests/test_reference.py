@@ -59,6 +59,8 @@ def test_muppet_with_its_cells_put_back() -> None:
     repaired = gains("table1_muppet_repaired", "muppet_repaired")
     assert len(repaired) == 34
     assert mean(repaired.values()) == pytest.approx(1.76, abs=0.005)
+    assert repaired["WNLI"] == min(repaired.values()) == pytest.approx(-15.77)
+    assert min(gains("table1", "muppet").values()) < -35  # as printed
     for column, expected in (("cold_fusion", 2.55), ("multitask", 1.67)):
         same = {k: g for k, g in gains("table1", column).items() if k in repaired}
         assert mean(same.values()) == pytest.approx(expected, abs=0.005)
