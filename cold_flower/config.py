@@ -44,7 +44,17 @@ class Finetune:
         0.0006, "last learning rate divided by the peak; linear decay", most=1
     )
     warmup_ratio: float = key(0.06, "share of the steps that warm up", most=1)
-    weight_decay: float = key(0.01, "AdamW weight decay")
+    optimizer: str = key(
+        "adamw",
+        "adafactor: T5's, with steps relative to the size of the weights",
+        choices=("adamw", "adafactor"),
+    )
+    schedule: str = key(
+        "linear",
+        "after the warm-up: linear falls to final-learning-rate-ratio; constant stays, as T5's",
+        choices=("linear", "constant"),
+    )
+    weight_decay: float = key(0.01, "weight decay of matrices, times the learning rate")
     batch_size: int = key(256, "examples a step", least=1)
     micro_batch_size: int = key(0, "examples a forward pass; 0 = the batch")
     max_epochs: int = key(10, "at most so many passes over the data", least=1)

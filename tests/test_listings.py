@@ -132,6 +132,15 @@ def test_with_a_pool_all_tasks_are_shown_as_evaluated() -> None:
     assert re.search(rf"1 +{', '.join(sorted(pool))} *\n", shown)
 
 
+def test_t5_is_finetuned_as_t5_is() -> None:
+    config = experiments.configure("t5", {})
+    options = config.finetune
+    assert (options.optimizer, options.schedule) == ("adafactor", "constant")
+    assert (options.learning_rate, options.batch_size) == (4e-4, 256)
+    assert (options.warmup_ratio, options.weight_decay) == (0, 0)
+    assert "t5-base is an assumption" in catalogue.about("t5")
+
+
 def test_what_a_run_says_first() -> None:
     def said_of(**keys) -> str:
         flat = {name.replace("_", "-"): value for name, value in keys.items()}

@@ -101,7 +101,8 @@ def _finetune(tasks: Mapping[str, _Task], config: Config, say: Callable[[str], N
     order = torch.Generator().manual_seed(derive(config.seed, config.baseline, "order"))
     batches = _batches(tasks, config, per_epoch, order)
     dropout = derive(config.seed, config.baseline, "dropout")
-    with trimmed_embedding(model, *data) as embedding, seeded(dropout):
+    trimmed = trimmed_embedding(model, *data, optimizer=options.optimizer)
+    with trimmed as embedding, seeded(dropout):
         parameters = {id(p): p for task in every_task for p in task.model.parameters()}
         optimizer = Optimizer(parameters.values(), options, per_epoch, embedding)
         stopping = EarlyStopping(model.base_model, options)
