@@ -235,6 +235,12 @@ class Config:
         "of a baseline: a task's share of the batches is its size's, or the same for all",
         choices=("proportional", "balanced"),
     )
+    loss_scaling: str = key(
+        "",
+        "of baseline = multitask: log-classes divides a task's loss by the logarithm of the number "
+        "of its classes, as MUPPET",
+        choices=("", "log-classes"),
+    )
     attacks: str = key("", "a rehearsal: who does harm, {music = 'sign-flip'}; docs/safety.md")
     log: str = key(
         "",
