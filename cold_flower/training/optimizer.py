@@ -4,9 +4,9 @@ AdaFactor (Shazeer and Stern 2018) is torch's, with the values of T5 (PAPER, App
 hyperparameters"): a step has the RMS of the matrix that it moves (at least 1e-3) times the rate,
 the second moment decays by 1 - t^-0.8, and updates are clipped to an RMS of d = 1. Torch takes
 the rate as an upper bound, min(rate, 1 / sqrt(t)): with 4e-4 that is the rate itself for six
-million steps, so a constant rate is T5's constant rate. T5 has neither warm-up nor weight decay
-nor clipped gradients. The first two are keys; the third stays as for AdamW, and does not change
-the length of a step that all its gradients share.
+million steps, so a constant schedule is T5's. T5 has neither warm-up nor weight decay, which are
+keys here, nor clipped gradients. They are clipped as for AdamW; a scale that all gradients share
+changes nothing.
 """
 
 from collections.abc import Iterable
