@@ -96,8 +96,8 @@ def loss_weight(scaling: str, kind: str, size: int) -> float:
     """Return what a task's loss is multiplied by; ``log-classes`` is MUPPET's.
 
     Aghajanyan et al. (2021) divide by log n, where n is the size of the prediction space: then a
-    model that guesses has a loss of 1 on each task. Of regression they do not speak. It keeps
-    its loss here, as does a single class, whose logarithm is 0.
+    model that guesses has a loss of 1 on each task. Regression has no such size and keeps its
+    loss (our reading), as does a single class, whose logarithm is 0.
 
     Args:
         scaling: a value of the key loss-scaling.
