@@ -44,7 +44,17 @@ class Finetune:
         0.0006, "last learning rate divided by the peak; linear decay", most=1
     )
     warmup_ratio: float = key(0.06, "share of the steps that warm up", most=1)
-    weight_decay: float = key(0.01, "AdamW weight decay")
+    optimizer: str = key(
+        "adamw",
+        "adafactor: T5's, with steps relative to the size of the weights",
+        choices=("adamw", "adafactor"),
+    )
+    schedule: str = key(
+        "linear",
+        "after the warm-up: linear falls to final-learning-rate-ratio; constant stays, as T5's",
+        choices=("linear", "constant"),
+    )
+    weight_decay: float = key(0.01, "weight decay of matrices, times the learning rate")
     batch_size: int = key(256, "examples a step", least=1)
     micro_batch_size: int = key(0, "examples a forward pass; 0 = the batch")
     max_epochs: int = key(10, "at most so many passes over the data", least=1)
@@ -196,7 +206,9 @@ class Config:
     tasks: str = key("", "of the suite, comma-separated; empty = all")
     unseen: str = key("", "tasks that are evaluated but never contribute")
     pool: int = key(
-        0, "only so many of the tasks, drawn from the seed; a pool is part of a larger one; 0 = all"
+        0,
+        "only so many of the tasks contribute, drawn from the seed, and the rest is unseen; a pool "
+        "is part of a larger one; 0 = all",
     )
     folds: int = key(0, "divide the tasks into so many parts, drawn from the seed; 0 = do not")
     fold: int = key(0, "which of these parts is unseen, from 0")
@@ -227,6 +239,12 @@ class Config:
         "proportional",
         "of a baseline: a task's share of the batches is its size's, or the same for all",
         choices=("proportional", "balanced"),
+    )
+    loss_scaling: str = key(
+        "",
+        "of baseline = multitask: log-classes divides a task's loss by the logarithm of the number "
+        "of its classes, as MUPPET",
+        choices=("", "log-classes"),
     )
     attacks: str = key("", "a rehearsal: who does harm, {music = 'sign-flip'}; docs/safety.md")
     log: str = key(

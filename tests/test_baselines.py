@@ -1,5 +1,6 @@
 """Training on the union: what it trains on, and that it becomes a run's iteration 1."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ import torch
 from cold_flower.config import Config
 from cold_flower.data.encode import concatenate
 from cold_flower.errors import ConfigError
+from cold_flower.models import text_to_text
+from cold_flower.models.base import load_base
 from cold_flower.models.body import body_of
 from cold_flower.models.starting import starting_model
 from cold_flower.repository.bases import Repository
@@ -102,6 +105,53 @@ def test_sampling() -> None:
         assert small == 10 if sampling == "proportional" else small >= least
 
 
+def test_loss_weights_by_hand() -> None:
+    """Whoever guesses among n classes has a loss of log n: divided, it is 1 on every task."""
+    for size in (2, 3, 20):
+        guess = torch.nn.functional.cross_entropy(torch.zeros(4, size), torch.arange(4) % size)
+        weight = baselines.loss_weight("log-classes", "classification", size)
+        assert weight * float(guess) == pytest.approx(1)
+        assert baselines.loss_weight("", "classification", size) == 1
+    assert baselines.loss_weight("log-classes", "classification", 2) == pytest.approx(1.442695)
+    assert baselines.loss_weight("log-classes", "classification", 1) == 1
+    assert baselines.loss_weight("log-classes", "regression", 1) == 1
+
+
+def test_a_scaled_loss_is_a_scaled_gradient_before_it_is_clipped(run, monkeypatch) -> None:
+    def first_gradients(**keys) -> dict[int, float]:
+        """Return the norm of the gradient that the first batch of each head's size makes."""
+        norms: dict[int, float] = {}
+
+        class Watched(baselines.Optimizer):
+            def step(self) -> None:
+                given = [p.grad for p in self._parameters if p.grad is not None]
+                (head,) = (g for g in given if g.ndim == 1 and len(g) < 4)  # the bias, by classes
+                norms.setdefault(len(head), float(torch.stack([g.norm() for g in given]).norm()))
+                for parameter in self._parameters:  # no step, so all batches meet one model
+                    parameter.grad = None
+
+        with monkeypatch.context() as patch:
+            patch.setattr(baselines, "Optimizer", Watched)
+            baselines.train(run(**keys)[0], lambda line: None)
+        return norms
+
+    plain, scaled = first_gradients(), first_gradients(**{"loss-scaling": "log-classes"})
+    assert plain.keys() == scaled.keys() == {2, 3}
+    for classes, norm in plain.items():
+        assert scaled[classes] == pytest.approx(norm / math.log(classes), rel=1e-4)
+
+
+def test_text_to_text_predicts_a_vocabulary(run, folders, monkeypatch) -> None:
+    """All its tasks have the same weight."""
+    monkeypatch.setattr(text_to_text, "check", lambda *_: None)  # its tokenizer knows few words
+    config, _ = run(**{"base-model": str(folders("t5", "T5ForConditionalGeneration"))})
+    config = replace(config, loss_scaling="log-classes")
+    base = load_base(config.base_model)
+    body = starting_model(base, seed=0)[1]
+    weights = {task.weight for task in baselines._tasks(config, body).values()}
+    assert weights == {1 / math.log(base.config.vocab_size)}
+
+
 def test_parts_are_joined_in_order(tiny) -> None:
     whole = some(tiny, 9)
     parts = [whole.take(range(4)), whole.take(range(4, 9))]
@@ -118,6 +168,11 @@ def test_what_does_not_go_together() -> None:
         experiments.check(replace(good, iterations=2))
     with pytest.raises(ConfigError, match="baseline = 'centralised' .*expected 'multitask'"):
         experiments.check(replace(good, baseline="centralised"))
+    assert experiments.check_keys(replace(good, loss_scaling="log-classes"))
+    with pytest.raises(
+        ConfigError, match="loss-scaling .* baseline = 'multitask', but baseline is"
+    ):
+        experiments.check_keys(replace(good, baseline="", loss_scaling="log-classes"))
 
 
 def test_it_stops_on_the_mean_of_all_tasks_and_keeps_the_best_weights(run, monkeypatch) -> None:

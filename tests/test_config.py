@@ -34,6 +34,8 @@ def test_flat_keys_come_back() -> None:
         ("seed", True, "seed is of type int"),
         ("tasks", ["a"], "comma-separated string"),
         ("schedule", "robin", "Did you mean 'round-robin'"),
+        ("finetune.optimizer", "adam", "unknown value for finetune.optimizer .*'adamw'"),
+        ("finetune.schedule", "constnt", "Did you mean 'constant'"),
         ("iterations", -1, "at least 0, got -1"),
         ("finetune.batch-size", 0, "at least 1, got 0"),
         ("finetune.learning-rate", float("nan"), "at least 0, got nan"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers.optimization import Adafactor
 
 from cold_flower.config import Finetune
 from cold_flower.models.classifier import classifier
@@ -54,23 +55,26 @@ def test_it_learns_what_it_is_shown(tiny, start) -> None:
     assert outcome.steps == 10 * 40
 
 
-def test_one_seed_one_result_and_the_global_generator_untouched(tiny, start) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_one_seed_one_result_and_the_global_generator_untouched(tiny, start, optimizer) -> None:
+    options = replace(OPTIONS, optimizer=optimizer)
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    a, _ = run(tiny, start, seed=1)
+    a, _ = run(tiny, start, options, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(4)
-    b, _ = run(tiny, start, seed=1)
-    c, _ = run(tiny, start, seed=2)
+    b, _ = run(tiny, start, options, seed=1)
+    c, _ = run(tiny, start, options, seed=2)
     prints = [fingerprint(m.state_dict().items()) for m in (a, b, c)]
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_micro_batches_change_nothing_but_rounding(tiny, start) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_micro_batches_change_nothing_but_rounding(tiny, start, optimizer) -> None:
     states = []
     for micro in (0, 3):
         m = still(fresh_model(tiny, start))
-        options = replace(OPTIONS, micro_batch_size=micro, max_epochs=1)
+        options = replace(OPTIONS, micro_batch_size=micro, max_epochs=1, optimizer=optimizer)
         finetune(m, some(tiny, 20), None, options=options, metric="accuracy", seed=0)
         states.append(m.state_dict())
     assert all(torch.allclose(states[0][k], states[1][k], atol=1e-4) for k in states[0])
@@ -269,3 +273,108 @@ def test_matrices_decay_and_biases_do_not() -> None:
     assert torch.equal(steps([torch.zeros(3)], options), torch.ones(3))
     decayed = steps([torch.zeros(1, 3)], options)
     assert torch.allclose(decayed, torch.full((1, 3), 1 - 1e-3 * 0.1), atol=1e-7)
+
+
+T5 = replace(
+    OPTIONS, optimizer="adafactor", schedule="constant", warmup_ratio=0.0, weight_decay=0.0
+)
+
+
+def test_adafactor_by_hand() -> None:
+    """The first step is the rate times the weights' RMS; in the second the moment is a mean."""
+    first = steps([torch.tensor([0.5])], T5)
+    assert torch.allclose(first, torch.tensor([1 - 1e-3]))
+    one_minus_beta2 = 2**-0.8
+    moment = 0.5**2 + one_minus_beta2 * (0.1**2 - 0.5**2)
+    second = (1 - 1e-3) * (1 - 1e-3 * 0.1 / moment**0.5)
+    assert torch.allclose(
+        steps([torch.tensor([0.5]), torch.tensor([0.1])], T5), torch.tensor([second])
+    )
+    # A matrix whose rows differ: the second moment is that of its row, so all move equally.
+    moved = steps([torch.tensor([[0.3, 0.3], [0.0, 0.0], [0.01, -0.01]])], T5)
+    expected = torch.tensor([[-1.0, -1.0], [0.0, 0.0], [-1.0, 1.0]]) * 1e-3 + 1
+    assert torch.allclose(moved, expected, atol=1e-6)
+
+
+def gradients(scale: float) -> list[list[torch.Tensor]]:
+    """Make those of three steps, of a matrix (one row has none) and a vector, of norms below 1."""
+    generator = torch.Generator().manual_seed(0)
+    given = []
+    for _ in range(3):
+        matrix, vector = (torch.randn(size, generator=generator) for size in ((6, 4), (4,)))
+        matrix[2] = 0
+        given.append([matrix * scale, vector * scale])
+    return given
+
+
+def weights() -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.nn.Parameter(torch.randn(size, generator=generator)) for size in ((6, 4), (4,))]
+
+
+def moved(optimizer, parameters, scale: float) -> list[torch.Tensor]:
+    for step in gradients(scale):
+        for parameter, gradient in zip(parameters, step, strict=True):
+            parameter.grad = gradient.clone()
+        optimizer.step()
+    return [p.detach() - q.detach() for p, q in zip(parameters, weights(), strict=True)]
+
+
+def test_adafactor_makes_torchs_steps() -> None:
+    for decay in (0.0, 0.1):  # which torch multiplies by the rate, as AdamW's
+        ours, theirs = weights(), weights()
+        optimizer = Optimizer(ours, replace(T5, weight_decay=decay), 10, None)
+        torchs = torch.optim.Adafactor(
+            [
+                {"params": theirs[:1], "weight_decay": decay},
+                {"params": theirs[1:], "weight_decay": 0.0},
+            ],
+            lr=1e-3,
+            eps=(1e-18, 1e-3),
+        )
+        for got, want in zip(moved(optimizer, ours, 0.1), moved(torchs, theirs, 0.1), strict=True):
+            assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1e-5, 1e-8])
+def test_adafactor_makes_t5s_steps_however_small_the_gradients(scale) -> None:
+    """Against transformers' (fairseq's), which is T5's; torch's own epsilon makes others."""
+    ours, theirs, torchs = weights(), weights(), weights()
+    library = Adafactor(theirs, lr=1e-3, scale_parameter=True, relative_step=False)
+    own = torch.optim.Adafactor(torchs, lr=1e-3)
+    want = moved(library, theirs, scale)
+    for got, expected in zip(moved(Optimizer(ours, T5, 10, None), ours, scale), want, strict=True):
+        assert torch.allclose(got, expected, rtol=1e-3, atol=1e-6)
+    same = torch.allclose(moved(own, torchs, scale)[0], want[0], rtol=1e-3, atol=1e-6)
+    assert same == (scale == 0.1)
+
+
+def rates(options: Finetune, count: int) -> list[float]:
+    optimizer = Optimizer([torch.nn.Parameter(torch.zeros(1))], options, count, None)
+    seen = []
+    for _ in range(count):
+        seen.append(optimizer._optimizer.param_groups[0]["lr"])
+        optimizer.step()
+    return seen
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_a_constant_schedule_stays_at_the_peak_once_it_has_warmed_up(optimizer) -> None:
+    constant = replace(OPTIONS, optimizer=optimizer, schedule="constant", max_epochs=1)
+    assert rates(replace(constant, warmup_ratio=0.0), 10) == [1e-3] * 10
+    warm = rates(replace(constant, warmup_ratio=0.3), 10)
+    assert warm == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3] + [1e-3] * 7)
+    falls = rates(replace(constant, schedule="linear", warmup_ratio=0.0), 10)
+    assert falls[-1] == pytest.approx(1e-3 * 0.0006)
+
+
+def test_adafactor_learns_what_it_is_shown(tiny, start) -> None:
+    train = some(tiny, 40)
+    options = replace(T5, learning_rate=1e-2, max_epochs=40, batch_size=4)
+    assert run(tiny, start, options, train, train)[1].dev_score > 0.9
+
+
+def test_adafactor_clips_gradients_too() -> None:
+    one = torch.tensor([[0.6, 0.8]])
+    assert torch.allclose(steps([100 * one, one], T5), steps([one, one], T5), atol=1e-7)
+    assert not torch.allclose(steps([one, 0.1 * one], T5), steps([one, one], T5), atol=1e-5)

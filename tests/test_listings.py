@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from cold_flower import __version__
 from cold_flower.commands import cli
 from cold_flower.errors import ConfigError
-from cold_flower.reporting import catalogue
-from cold_flower.runtime import experiments, runner
+from cold_flower.reporting import catalogue, reference
+from cold_flower.runtime import experiments, runner, sweep
 
 
 def said(*arguments: str) -> str:
@@ -37,6 +37,53 @@ def test_every_shipped_experiment_says_what_it_shows_and_how_long_it_takes() -> 
         assert re.match("Section|App|ColD Fusion|The paper", experiment.what), experiment.name
         assert experiment.what.endswith(".")
         assert experiment.text.startswith(experiment.what)
+
+
+FULL_SIZE = [name for name in catalogue.names() if not name.endswith("_small") and name != "demo"]
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_one_of_full_size_says_what_the_paper_found_and_what_it_does_not_say(name) -> None:
+    lines = [line for line in said("experiments", name).splitlines() if line.startswith("#")]
+    starts = ["# Time: ", "# The paper's outcome: ", "# Not in the paper's text: "]
+    found = [line.startswith(tuple(starts)) and line.split(":")[0] + ": " for line in lines]
+    # Only those where every value stands in the text have no third part.
+    complete = {"multitask", "fused", "fixed_examples", "muppet", "mnli_centralised"}
+    assert [start for start in found if start] == (starts[:2] if name in complete else starts)
+    assert max(map(len, lines)) <= 100
+    assert len(lines) <= 9
+
+
+def test_a_header_and_its_keys_name_the_same_iterations() -> None:
+    for described in catalogue.shipped():
+        config = experiments.configure(described.name, {})
+        for number in re.findall(r"(\d+) iterations(?! \(F)", described.what):
+            assert int(number) == config.iterations, described.name
+        # a sweep is one that the command takes
+        for key, values in re.findall(r"--sweep ([\w.-]+)=([\d.,]*\d)", described.text):
+            for value in sweep.parse([f"{key}={values}"])[key]:
+                settings = experiments.parse_settings([f"{key}={value}"])
+                experiments.check_keys(experiments.configure(described.name, settings))
+
+
+def test_the_headers_figures_are_the_published_ones() -> None:
+    text, table = reference.said()["text"], reference.said()["table"]
+    about = catalogue.about("multitask")
+    assert f"{text['gain']:+} on average, better on {text['better-percent']} %" in about
+    assert f"{text['worst']:+} at worst." in about
+    assert f"{table['gain']:+.2f}, {table['better']} of 35 better and one equal" in about
+    assert f"{table['worst']:+} at worst." in about
+    assert f"outcome: {text['multitask']:+}." in catalogue.about("multitask_baseline")
+    muppet = catalogue.about("muppet")  # test_reference.py computes these
+    assert "+1.76 on 34 datasets, and WNLI's -15.77 at worst" in muppet
+
+
+@pytest.mark.parametrize("name", ["contributors", "fixed_examples", "pools"])
+def test_what_the_paper_does_with_36_datasets_is_done_with_36(name) -> None:
+    whole = experiments.check_keys(experiments.configure(name, {}))
+    assert len(whole.names) == 36
+    if name != "pools":
+        assert len(whole.seen) == 36
 
 
 def test_the_table_lists_shipped_experiments_and_yours(tmp_path, monkeypatch) -> None:
@@ -72,6 +119,26 @@ def test_a_cohort_that_stays_the_same_is_one_line() -> None:
     )  # fmt: skip
     assert re.search(r"1 to 7 +music, travel *\n", shown)
     assert "3 contributors evaluate: travel, music, market" in shown
+
+
+def test_with_a_pool_all_tasks_are_shown_as_evaluated() -> None:
+    shown = said(
+        "simulate", "demo", "--dry-run", "--set", "pool=2", "--set", "tasks=travel,music,market",
+        "--set", "unseen=", "--set", "contributors-per-iteration=0", "--set", "iterations=1",
+    )  # fmt: skip
+    evaluating = re.search(r"3 contributors evaluate: (.*)", shown)
+    assert evaluating
+    pool = evaluating[1].split(", ")[:2]
+    assert re.search(rf"1 +{', '.join(sorted(pool))} *\n", shown)
+
+
+def test_t5_is_finetuned_as_t5_is() -> None:
+    config = experiments.configure("t5", {})
+    options = config.finetune
+    assert (options.optimizer, options.schedule) == ("adafactor", "constant")
+    assert (options.learning_rate, options.batch_size) == (4e-4, 256)
+    assert (options.warmup_ratio, options.weight_decay) == (0, 0)
+    assert "t5-base is an assumption" in catalogue.about("t5")
 
 
 def test_what_a_run_says_first() -> None:

@@ -62,12 +62,22 @@ def test_only_the_unseen_tasks_are_evaluated() -> None:
         ({"folds": 1}, "folds is 1, expected 2 to 12"),
         ({"folds": 13}, "folds is 13, expected 2 to 12, the number of tasks"),
         ({"fold": 1}, r"folds is 0, expected 2 to 12, the number of tasks \(fold is 1\)"),
-        ({"folds": 3, "unseen": "market"}, "give one of them"),
-        ({"pool": 13}, "pool is 13, but there are 12 tasks"),
+        ({"folds": 3, "unseen": "market"}, r"unseen \(market\) and folds \(3\) .*give one of them"),
+        ({"folds": 3, "pool": 4}, r"pool \(4\) and folds \(3\) both say .*give one of them"),
+        ({"pool": 13}, "pool is 13, but there are 12 tasks$"),
+        (
+            {"pool": 12, "unseen": "market"},
+            r"pool is 12, but there are 11 tasks that may contribute \(see unseen\)",
+        ),
+        ({"pool": 12, "evaluate.tasks": "unseen"}, "or a smaller pool"),
+        (
+            {"pool": 1, "partition.kind": "shards", "tasks": "market"},
+            "leave unseen, pool, folds and evaluate.tasks alone .*pool 1",
+        ),
         ({"evaluate.tasks": "markt"}, "evaluate.tasks .this run.*Did you mean 'market'"),
         (
             {"recipe": False, "suite": "demo", "evaluate.tasks": "unseen"},
-            "every task is seen: set unseen or folds",
+            "every task is seen: set unseen, folds or a smaller pool",
         ),
         ({"evaluate.tasks": "music", "tasks": "market"}, "task in evaluate.tasks"),
         ({"partition.fresh": True}, "set partition.kind = shards, or leave them alone"),
@@ -83,6 +93,36 @@ def test_pools_are_nested() -> None:
     assert [len(pool) for pool in pools] == [3, 6, 12]
     assert pools[0] < pools[1] < pools[2]
     assert pools[0] != set(plan(Config.from_flat({"pool": 3, "seed": 1})).seen)
+
+
+def test_what_is_outside_a_pool_is_evaluated_and_never_contributes() -> None:
+    """The paper's section 4.1: all datasets are tested, whichever contribute."""
+    pool = plan(Config.from_flat({"pool": 3}))
+    assert sorted(pool.evaluated) == sorted(load_suite("demo").tasks)
+    assert (len(pool.seen), len(pool.unseen)) == (3, 9)
+    some = plan(Config.from_flat({"pool": 2, "tasks": "market, music, travel"}))
+    assert (len(some.seen), len(some.unseen), len(some.names)) == (2, 1, 3)
+
+
+def test_a_pool_is_drawn_from_what_may_contribute() -> None:
+    """Beside tasks that are unseen whatever the pool."""
+    with_recipe = plan(resolve(Config.from_flat({"pool": 8})))
+    assert set(with_recipe.seen) == set(plan(resolve(Config())).seen)
+    for seed in range(5):
+        pool = plan(Config.from_flat({"pool": 6, "unseen": "market, music", "seed": seed}))
+        assert not {"market", "music"} & set(pool.seen)
+        assert pool.unseen[:2] == ("market", "music")
+        assert (len(pool.seen), len(pool.names), len(pool.evaluated)) == (6, 12, 12)
+
+
+def test_an_unseen_task_that_is_not_evaluated_takes_no_part() -> None:
+    pool = plan(Config.from_flat({"pool": 3}))
+    seen, unseen = pool.seen[0], pool.unseen[4]
+    few = plan(Config.from_flat({"pool": 3, "evaluate.tasks": f"{seen}, {unseen}"}))
+    assert (few.seen, few.unseen, few.evaluated) == (pool.seen, (unseen,), (seen, unseen))
+    assert few.tasks.keys() == {*few.seen, unseen}
+    rest = plan(Config.from_flat({"pool": 3, "evaluate.tasks": "unseen"}))
+    assert rest.evaluated == rest.unseen == pool.unseen
 
 
 def test_who_evaluates() -> None:

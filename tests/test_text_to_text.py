@@ -122,7 +122,8 @@ def test_padding_changes_nothing(base, body) -> None:
     assert together.std(0).min() > 1e-3, "the examples differ"
 
 
-def test_micro_batches_equal_the_whole_batch(base, body) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_micro_batches_equal_the_whole_batch(base, body, optimizer) -> None:
     bodies = []
     for micro in (0, 3):
         m = fresh_model(base, body)
@@ -131,7 +132,13 @@ def test_micro_batches_equal_the_whole_batch(base, body) -> None:
                 module.p = 0.0
             if hasattr(module, "dropout") and isinstance(module.dropout, float):
                 module.dropout = 0.0
-        options = Finetune(batch_size=8, micro_batch_size=micro, max_epochs=1, precision="fp32")
+        options = Finetune(
+            batch_size=8,
+            micro_batch_size=micro,
+            max_epochs=1,
+            precision="fp32",
+            optimizer=optimizer,
+        )
         finetune(m, some(base, 20), None, options=options, metric="accuracy", seed=0)
         bodies.append(body_of(m))
     assert all(torch.allclose(bodies[0][k], bodies[1][k], atol=1e-5) for k in body)

@@ -23,7 +23,7 @@ OPTIONS = Finetune(
 
 
 @contextmanager
-def everything(*_):
+def everything(*_, optimizer):
     yield None
 
 
@@ -70,7 +70,7 @@ def test_a_step_trains_the_rows_that_occur_alone(tiny) -> None:
     model = classifier(tiny, body, labels=ABC, kind="classification", seed=1)
     data, dev = some(tiny, 4), some(tiny, 4, seed=1)
     tokens = {*data.ids.tolist(), *dev.ids.tolist(), data.padding}
-    with trimmed_embedding(model, data, dev):
+    with trimmed_embedding(model, data, dev, optimizer="adamw"):
         assert len(model.get_input_embeddings().weight) == len(tokens)
 
 
@@ -83,13 +83,42 @@ def test_what_is_more_than_a_look_up_stays_whole(tiny, folders) -> None:
         t5, starting_model(t5, seed=0)[1], labels=ABC, kind="classification", seed=1
     )
     for model in (frozen, worded):
-        with trimmed_embedding(model, some(tiny, 4)) as trimmed:
+        with trimmed_embedding(model, some(tiny, 4), optimizer="adamw") as trimmed:
             assert trimmed is None
+
+
+def test_adafactor_trains_the_whole_because_its_steps_depend_on_it(tiny, monkeypatch) -> None:
+    """Rows that do not occur stay; the length of the others' steps depends on all rows."""
+    _, body = starting_model(tiny, seed=0)
+    data = some(tiny, 8)
+    options = replace(OPTIONS, optimizer="adafactor", weight_decay=0.0, learning_rate=0.1)
+    ends = {}
+    for trims in ("ours", "never", "always"):
+        with monkeypatch.context() as patch:
+            if trims == "never":
+                patch.setattr(loop, "trimmed_embedding", everything)
+            if trims == "always":
+                patch.setattr(
+                    loop,
+                    "trimmed_embedding",
+                    lambda *given, optimizer: trimmed_embedding(*given, optimizer="adamw"),
+                )
+            model = classifier(tiny, body, labels=ABC, kind="classification", seed=1)
+            finetune(model, data, None, options=options, metric="accuracy", seed=0)
+            ends[trims] = body_of(model)
+    key = next(k for k in body if k.endswith("word_embeddings.weight"))
+    assert all(torch.equal(ends["ours"][k], ends["never"][k]) for k in body)
+    assert not torch.allclose(ends["ours"][key], ends["always"][key], atol=1e-4)
+    absent = torch.ones(len(body[key]), dtype=torch.bool)
+    absent[[*data.ids.tolist(), data.padding]] = False
+    assert torch.equal(ends["ours"][key][absent], body[key][absent])
+    assert not torch.equal(ends["ours"][key][~absent], body[key][~absent])
 
 
 def test_an_error_puts_the_whole_back(tiny) -> None:
     _, body = starting_model(tiny, seed=0)
     model = classifier(tiny, body, labels=ABC, kind="classification", seed=1)
-    with pytest.raises(ZeroDivisionError), trimmed_embedding(model, some(tiny, 4)):
+    trimmed = trimmed_embedding(model, some(tiny, 4), optimizer="adamw")
+    with pytest.raises(ZeroDivisionError), trimmed:
         raise ZeroDivisionError
     assert all(torch.equal(body_of(model)[key], body[key]) for key in body)

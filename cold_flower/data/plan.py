@@ -41,8 +41,6 @@ def plan(config: Config) -> Plan:
     suite = load_suite(config.suite, config.seed)
     chosen = split(config.tasks) or list(suite.tasks)
     _check_names("tasks", chosen, list(suite.tasks), f"suite {config.suite}")
-    if config.pool:
-        chosen = _pool(config, chosen)
     if config.partition.kind == "shards":
         return _shards(config, suite.tasks, chosen)
     if config.partition != Partition():
@@ -50,8 +48,12 @@ def plan(config: Config) -> Plan:
             "partition.shards, examples, total and fresh are about shards: set partition.kind = "
             "shards, or leave them alone"
         )
-    unseen = _fold(config, chosen) if config.folds or config.fold else split(config.unseen)
+    unseen = split(config.unseen)
     _check_names("unseen", unseen, list(suite.tasks), f"suite {config.suite}")
+    if config.folds or config.fold:
+        unseen = _fold(config, chosen)
+    elif config.pool:
+        unseen += _outside_pool(config, [name for name in chosen if name not in unseen])
     seen = tuple(name for name in chosen if name not in unseen)
     if not seen:
         raise ConfigError(f"no task contributes: tasks are {chosen}, all of them in unseen")
@@ -60,20 +62,26 @@ def plan(config: Config) -> Plan:
     if evaluated == ["unseen"]:
         if not unseen:
             raise ConfigError(
-                "evaluate.tasks is unseen, but every task is seen: set unseen or folds"
+                "evaluate.tasks is unseen, but every task is seen: set unseen, folds or a "
+                "smaller pool"
             )
         evaluated = unseen
     _check_names("evaluate.tasks", evaluated, names, "this run")
-    return Plan({n: suite.tasks[n] for n in names}, seen, tuple(unseen), tuple(evaluated))
+    scored = tuple(name for name in unseen if name in evaluated)  # no other unseen one has a role
+    return Plan({n: suite.tasks[n] for n in (*seen, *scored)}, seen, scored, tuple(evaluated))
 
 
-def _pool(config: Config, chosen: Sequence[str]) -> list[str]:
-    """Return the first tasks of a permutation (App. E: pools of 4, 8, 16, 36 are nested)."""
+def _outside_pool(config: Config, chosen: Sequence[str]) -> list[str]:
+    """Return all but the first tasks of a permutation.
+
+    Pools of 4, 8, 16 and 36 are nested (App. E), and all 36 are tested with each (section 4.1).
+    """
     if config.pool > len(chosen):
-        raise ConfigError(f"pool is {config.pool}, but there are {len(chosen)} tasks")
+        may = " that may contribute (see unseen)" if config.unseen else ""
+        raise ConfigError(f"pool is {config.pool}, but there are {len(chosen)} tasks{may}")
     order = sorted(chosen)
     random.Random(derive(config.seed, "pool")).shuffle(order)
-    return [name for name in chosen if name in order[: config.pool]]
+    return [name for name in chosen if name not in order[: config.pool]]
 
 
 def _check_names(key: str, listed: Sequence[str], valid: Sequence[str], where: str) -> None:
@@ -85,12 +93,13 @@ def _check_names(key: str, listed: Sequence[str], valid: Sequence[str], where: s
 
 
 def _shards(config: Config, known: Mapping[str, Task], chosen: Sequence[str]) -> Plan:
-    asked = config.unseen or config.folds or config.evaluate.tasks
+    asked = config.unseen or config.pool or config.folds or config.evaluate.tasks
     if len(chosen) != 1 or asked:
         raise ConfigError(
             "partition.kind = shards splits one task: set tasks to its name and leave unseen, "
-            f"folds and evaluate.tasks alone (tasks are {', '.join(chosen)}; unseen is "
-            f"{config.unseen!r}, folds {config.folds}, evaluate.tasks {config.evaluate.tasks!r})"
+            f"pool, folds and evaluate.tasks alone (tasks are {', '.join(chosen)}; unseen is "
+            f"{config.unseen!r}, pool {config.pool}, folds {config.folds}, evaluate.tasks "
+            f"{config.evaluate.tasks!r})"
         )
     names = tuple(f"shard-{i:03d}" for i in range(config.partition.shards))
     # All have the same test split: the first contributor evaluates for all (DESIGN).
@@ -99,8 +108,12 @@ def _shards(config: Config, known: Mapping[str, Task], chosen: Sequence[str]) ->
 
 def _fold(config: Config, chosen: Sequence[str]) -> list[str]:
     """Return the unseen tasks of a cross-validation (section 5.2); sizes differ by at most 1."""
-    if config.unseen:
-        raise ConfigError(f"unseen ({config.unseen}) and folds ({config.folds}): give one of them")
+    for key, value in (("unseen", config.unseen), ("pool", config.pool)):
+        if value:
+            raise ConfigError(
+                f"{key} ({value}) and folds ({config.folds}) both say which tasks are unseen: "
+                "give one of them"
+            )
     if not 2 <= config.folds <= len(chosen):
         raise ConfigError(
             f"folds is {config.folds}, expected 2 to {len(chosen)}, the number of tasks"

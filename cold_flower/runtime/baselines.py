@@ -38,6 +38,8 @@ class _Task:
     train: Encoded
     dev: Encoded
     metric: str
+    weight: float
+    """What its loss is multiplied by."""
 
 
 def train(config: Config, say: Callable[[str], None]) -> None:
@@ -57,7 +59,7 @@ def train(config: Config, say: Callable[[str], None]) -> None:
     torch.cuda.empty_cache()  # the contributors that evaluate need the room
     manifest = {
         "rule": config.baseline,
-        "options": {"sampling": config.sampling},
+        "options": {"sampling": config.sampling, "loss-scaling": config.loss_scaling},
         "contributors": [],
         "dev-score": dev_score,
     }
@@ -84,8 +86,27 @@ def _tasks(config: Config, body: State) -> dict[str, _Task]:
         shared = model.base_model
         train = concatenate([part.train for part in splits]).to(model.device)
         dev = concatenate([part.dev for part in splits]).to(model.device)
-        tasks[name] = _Task(model, train, dev, metric)
+        size = base.config.vocab_size if base.text_to_text else len(labels)
+        weight = loss_weight(config.loss_scaling, kind, size)
+        tasks[name] = _Task(model, train, dev, metric, weight)
     return tasks
+
+
+def loss_weight(scaling: str, kind: str, size: int) -> float:
+    """Return what a task's loss is multiplied by; ``log-classes`` is MUPPET's.
+
+    Aghajanyan et al. (2021) divide by log n, where n is the size of the prediction space: then a
+    model that guesses has a loss of 1 on each task. Regression has no such size and keeps its
+    loss (our reading), as does a single class, whose logarithm is 0.
+
+    Args:
+        scaling: a value of the key loss-scaling.
+        kind: ``classification`` or ``regression``.
+        size: classes; of text to text, whose loss is over tokens, the vocabulary.
+    """
+    if scaling == "log-classes" and kind != "regression" and size > 1:
+        return 1 / math.log(size)
+    return 1.0
 
 
 def _finetune(tasks: Mapping[str, _Task], config: Config, say: Callable[[str], None]) -> float:
@@ -101,7 +122,8 @@ def _finetune(tasks: Mapping[str, _Task], config: Config, say: Callable[[str], N
     order = torch.Generator().manual_seed(derive(config.seed, config.baseline, "order"))
     batches = _batches(tasks, config, per_epoch, order)
     dropout = derive(config.seed, config.baseline, "dropout")
-    with trimmed_embedding(model, *data) as embedding, seeded(dropout):
+    trimmed = trimmed_embedding(model, *data, optimizer=options.optimizer)
+    with trimmed as embedding, seeded(dropout):
         parameters = {id(p): p for task in every_task for p in task.model.parameters()}
         optimizer = Optimizer(parameters.values(), options, per_epoch, embedding)
         stopping = EarlyStopping(model.base_model, options)
@@ -111,6 +133,10 @@ def _finetune(tasks: Mapping[str, _Task], config: Config, say: Callable[[str], N
         for step in range(1, per_epoch * options.max_epochs + 1):
             task, indices = next(batches)
             loss = accumulate_gradients(task.model, task.train, indices, options)
+            if task.weight != 1:  # before they are clipped, as if the loss had been multiplied
+                for parameter in task.model.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad *= task.weight
             optimizer.step()
             seen += len(indices)
             due = seen - validated >= options.validate_every_examples

@@ -119,6 +119,11 @@ def check_keys(config: Config) -> Plan:
             f"iterations = {config.iterations}: expected {wanted!r} and iterations = 1, "
             "for what is trained on the union becomes iteration 1"
         )
+    if config.loss_scaling and config.baseline != "multitask":
+        raise ConfigError(
+            f"loss-scaling = {config.loss_scaling!r} weighs the tasks of baseline = 'multitask', "
+            f"but baseline is {config.baseline!r}: leave it alone"
+        )
     if config.attacks:
         from cold_flower.contributors import attacks
 

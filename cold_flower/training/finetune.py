@@ -78,7 +78,7 @@ def finetune(
     """
     started = time.perf_counter()
     train, dev = train.to(model.device), dev and dev.to(model.device)
-    with trimmed_embedding(model, train, dev) as embedding:
+    with trimmed_embedding(model, train, dev, optimizer=options.optimizer) as embedding:
         steps_per_epoch = math.ceil(len(train) / options.batch_size)
         optimizer = Optimizer(model.parameters(), options, steps_per_epoch, embedding)
         stopping = EarlyStopping(model, options)

@@ -5,6 +5,9 @@ AdamW does to them is weight decay, which is one factor for all of them. So they
 training and multiplied by that factor at the end. The result is that of training the whole
 matrix, up to rounding. It saves much of a step's time, because half of a small encoder is its
 embedding.
+
+AdaFactor does not move those rows either. But the RMS of the whole matrix, and that of its whole
+update, set the length of its step, so with AdaFactor the embedding stays whole.
 """
 
 from collections.abc import Iterator
@@ -60,14 +63,18 @@ class TrimmedEmbedding(nn.Module):
 
 
 @contextmanager
-def trimmed_embedding(model: Any, *data: Encoded | None) -> Iterator[TrimmedEmbedding | None]:
+def trimmed_embedding(
+    model: Any, *data: Encoded | None, optimizer: str
+) -> Iterator[TrimmedEmbedding | None]:
     """Trim a model's word embedding to the tokens of these data while the context lasts.
 
-    Yields None, and changes nothing, where the embedding is frozen, or where it is used for
-    more than to look up these tokens (T5 shares it with its decoder and output layer).
+    Yields None, and changes nothing, where the embedding is frozen, where it is used for more
+    than to look up these tokens (T5 shares it with its decoder and output layer), or where the
+    optimizer is not AdamW.
     """
     full = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
-    if type(full) is not nn.Embedding or not full.weight.requires_grad:
+    whole = optimizer != "adamw"
+    if whole or type(full) is not nn.Embedding or not full.weight.requires_grad:
         yield None
         return
     occurs = torch.zeros(full.num_embeddings, dtype=torch.bool, device=full.weight.device)
