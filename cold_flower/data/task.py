@@ -12,10 +12,9 @@ from strategies.names import NAME, unknown
 SOURCES = ("hub", "files", "demo")
 METRIC_OF = {"classification": "accuracy", "regression": "pearson"}
 SPLITS = ("train", "validation", "test")
-KEYS = (
-    *("source", "path", "subset", "text", "label", "labels", "kind", "metric", "splits"),
-    *("rows", "test-sample", "paper-name", "encoding"),
-)
+PLACE = ("source", "path", "subset", "splits", "encoding")
+"""The keys that say where the rows are; all others say what they mean."""
+KEYS = (*PLACE, "text", "label", "labels", "kind", "metric", "rows", "test-sample", "paper-name")
 
 
 @dataclass(frozen=True)
