@@ -268,6 +268,12 @@ def test_what_is_there_is_not_read_again(suite, tmp_path, reads, capsys) -> None
     assert reads == ["by-index train_r1", "by-index dev", "by-index test"]
     assert load_suite(str(out / SUITE)).tasks["found"].paper_name == "F"
     same(name, out)
+    # Another test split: that one alone.
+    reads.clear()
+    other["found"] = HUB["found"] | {"splits": SPLITS | {"test": "train_r2"}}
+    assert prepare(suite(other), out)
+    assert reads == ["found train_r2"]
+    same(name, out)
 
 
 def test_files_that_changed_are_read_again(tmp_path, reads) -> None:
