@@ -94,8 +94,7 @@ def test_copies_made_by_hand(tmp_path, monkeypatch) -> None:
     """The snippets of docs/datasets.md, on files of the originals' form."""
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "datasets.md").read_text()
-    saving, *snippets = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert "load_dataset" in saving  # needs the hub
+    snippets = re.findall(r"```python\n(.*?)```", page, re.S)
     rows = ["1|joy|When we met and \u00e1 sang.|1|", '2|guilt|"No" said I.|1|']
     rows += [f"{i}|fear|It was {i}.|1|" for i in range(3, 17)]
     emotions = "ID|Field1|SIT|STATE|\n" + "\n".join(rows) + "\n"

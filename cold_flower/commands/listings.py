@@ -76,6 +76,12 @@ def suites(
         str,
         typer.Option(help="With --verify: also say how this model's tokenizer reads the texts."),
     ] = "",
+    prepare: Annotated[
+        bool,
+        typer.Option("--prepare", help="Write all data of NAME as files, for use offline."),
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="With --prepare: the folder.")] = None,
+    tasks: Annotated[str, typer.Option(help="With --prepare: only these, such as cb,rte.")] = "",
 ) -> None:
     """List the built-in suites (or NAME alone: a suite, or the path of a suite file).
 
@@ -83,16 +89,31 @@ def suites(
     * `cold-flower suites --verify paper`: downloads its 36 datasets
 
     * `cold-flower suites --verify suite.toml --base-model roberta-base`
+
+    * `cold-flower suites --prepare paper --out paper`: for a machine without a network
     """
+    from cold_flower.commands import prepare as preparation
     from cold_flower.commands import verify as verification
+    from cold_flower.config import split
     from cold_flower.data.suite import load_suite, suite_names
 
     if base_model and not verify:
         raise ConfigError("--base-model is for --verify SUITE")
+    if verify and prepare:
+        raise ConfigError("--verify and --prepare are two commands: prepare first, then verify")
+    if (out or tasks) and not prepare:
+        raise ConfigError(f"--{'out' if out else 'tasks'} is for --prepare SUITE")
+    if (verify or prepare) and not name:
+        option = "--verify" if verify else "--prepare"
+        raise ConfigError(f"{option} expects a suite: {', '.join(suite_names())}, or a file")
     if verify:
-        if not name:
-            raise ConfigError(f"--verify expects a suite: {', '.join(suite_names())}, or a file")
         if not verification.report(load_suite(name), base_model):
+            raise typer.Exit(1)
+        return
+    if prepare:
+        if not out:
+            raise ConfigError("--prepare expects a folder to write: --out DIR")
+        if not preparation.prepare(name, out, split(tasks)):
             raise typer.Exit(1)
         return
     for each in [name] if name else suite_names():

@@ -50,11 +50,10 @@ def paths(task: Task, split: str) -> list[Path]:
         TaskError: there is none, there are two, it is of a kind that is not read, or a part of
             it is missing.
     """
-    beside = Path(task.suite).parent if task.suite.endswith(".toml") else Path()
     whole = None
-    folder, stem = beside / task.path, split
+    folder, stem = beside(task) / task.path, split
     if "{split}" in task.path:
-        whole = beside / task.path.replace("{split}", split)
+        whole = beside(task) / task.path.replace("{split}", split)
         if not _kind(whole)[0]:
             raise TaskError(f"{task.where}: {whole} is none of {', '.join(SUFFIXES)}")
         folder, stem = whole.parent, _part(whole)[0]
@@ -71,6 +70,11 @@ def paths(task: Task, split: str) -> list[Path]:
     (files,) = found.values()
     _check_whole(task, files)
     return files
+
+
+def beside(task: Task) -> Path:
+    """Return the folder of the suite's file, where a task's relative path starts."""
+    return Path(task.suite).parent if task.suite.endswith(".toml") else Path()
 
 
 def _not_one(

@@ -42,7 +42,7 @@ def texts(task: Task, columns: Columns, where: str) -> list[tuple[str, ...]]:
         TaskError: a value is no text, such as a list, bytes or an image, by row and column.
     """
     names = dict.fromkeys(name for side in task.text for name in columns_of(side))
-    written = {name: _written(name, columns[name], where) for name in names}
+    written = {name: as_text(name, columns[name], where) for name in names}
     size = len(columns[task.label])
     sides: list[list[str]] = []
     for text in task.text:
@@ -54,7 +54,12 @@ def texts(task: Task, columns: Columns, where: str) -> list[tuple[str, ...]]:
     return list(zip(*sides, strict=True))
 
 
-def _written(name: str, values: list[Any], where: str) -> list[str]:
+def as_text(name: str, values: list[Any], where: str) -> list[str]:
+    """Return a column as the source writes it; null is empty.
+
+    Raises:
+        TaskError: see `texts`.
+    """
     shown = []
     for row, value in enumerate(values):
         if value is not None and not isinstance(value, _PLAIN):
@@ -88,8 +93,9 @@ def _read_hub(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
         raise TaskError(
             f"{task.where}: hub dataset {task.path!r} (subset {task.subset!r}, split {split!r}) "
             f"cannot be loaded: {first_line(error)}. "
-            "Without a network, or where it is gone, name a local copy in a suite file of your "
-            'own (source = "files"): docs/datasets.md says how'
+            "Without a network, use a folder that `cold-flower suites --prepare` wrote where there "
+            "is one; where it is gone, name a local copy in a suite file of your own "
+            '(source = "files"): docs/datasets.md says how'
         ) from error
     columns = {name: list(table[name]) for name in needed(task, table.column_names, task.path)}
     feature = table.features[task.label]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cold_flower import toml
 from cold_flower.config import flatten
@@ -28,6 +29,20 @@ def suite_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
+def read_suite(name: str) -> dict[str, Any]:
+    """Read the file of a suite as it stands; `load_suite` checks it, too.
+
+    Raises:
+        TaskError: no such suite, or not TOML.
+    """
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if not name.endswith(".toml") and name not in suite_names():
+        raise TaskError(
+            unknown("suite", name, suite_names()) + " A file is given as <absolute path>.toml."
+        )
+    return toml.read(path, "suite file", TaskError)
+
+
 def load_suite(name: str, seed: int = 0) -> Suite:
     """Load a built-in suite by name, or a user's by the path of its file.
 
@@ -38,12 +53,7 @@ def load_suite(name: str, seed: int = 0) -> Suite:
     Raises:
         TaskError: no such suite, not TOML, or an entry that is not as documented.
     """
-    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    if not name.endswith(".toml") and name not in suite_names():
-        raise TaskError(
-            unknown("suite", name, suite_names()) + " A file is given as <absolute path>.toml."
-        )
-    table = toml.read(path, "suite file", TaskError)
+    table = read_suite(name)
     if extra := set(table) - {"tasks", "recipe"}:
         raise TaskError(f"suite {name}: {unknown('table', min(extra), ['recipe', 'tasks'])}")
     entries = table.get("tasks", {}).items()

@@ -13,9 +13,11 @@ SOURCES = ("hub", "files", "demo")
 COMPARABLE = ("", "yes", "nearly", "no")
 METRIC_OF = {"classification": "accuracy", "regression": "pearson"}
 SPLITS = ("train", "validation", "test")
+PLACE = ("source", "path", "subset", "splits", "encoding")
+"""The keys that say where the rows are; all others say what they mean."""
 KEYS = (
-    *("source", "path", "subset", "text", "label", "labels", "kind", "metric", "splits"),
-    *("rows", "test-sample", "train-sample", "paper-name", "comparable", "encoding"),
+    *(*PLACE, "text", "label", "labels", "kind", "metric"),
+    *("rows", "test-sample", "train-sample", "paper-name", "comparable"),
 )
 
 
