@@ -25,17 +25,24 @@ GRIDS = {
 
 
 @pytest.fixture
-def scores(monkeypatch):
+def scores(monkeypatch, hopeless):
     """Let a table say what a trial scores; return what was asked for, in order."""
     asked = []
 
     def score(self, candidate, task):
         asked.append((candidate.learning_rate, candidate.epochs, task))
         dev = {1.0: 0.5, 2.0: 0.6, 3.0: 0.7, 4.0: 0.7}[candidate.learning_rate]
-        return {"dev": dev + TASKS.index(task) / 100, "majority": 0.5, "improving": 1}
+        dev = 0.4 if task in hopeless else dev + TASKS.index(task) / 100
+        return {"dev": dev, "majority": 0.45, "n-dev": 10_000, "improving": 1}
 
     monkeypatch.setattr(module._Trials, "_score", score)
     return asked
+
+
+@pytest.fixture
+def hopeless():
+    """Tasks that nobody learns."""
+    return set()
 
 
 def search(tmp_path, rates=(1.0, 2.0, 3.0, 4.0), epochs=(3,), **options):
@@ -61,6 +68,21 @@ def test_the_better_half_goes_on_to_twice_as_many_tasks(tmp_path, scores) -> Non
         "at the edge of what was tried: another number of epochs may be better",
     ]
     assert not tuned.unfinished
+
+
+def test_a_task_that_nobody_learns_does_not_count(tmp_path, scores, hopeless) -> None:
+    hopeless.add("music")
+    choice = search(tmp_path).choices["finetuned"]
+    assert list(choice.tasks) == ["travel", "kitchen", "garden"]
+    assert choice.tried[0].mean(choice.tasks) == pytest.approx(0.7 + 0.05 / 3)
+    assert choice.reasons[-1] == ("music did not count: none was better than its largest class")
+    hopeless.update(TASKS)
+    (tmp_path / "all").mkdir()
+    choice = search(tmp_path / "all").choices["finetuned"]
+    assert list(choice.tasks) == list(TASKS)
+    assert choice.reasons[-1] == (
+        "no better than the largest class on travel, music, kitchen, garden"
+    )
 
 
 def test_of_equals_the_one_with_fewer_epochs(tmp_path, scores) -> None:

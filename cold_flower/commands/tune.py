@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from cold_flower.commands.options import Settings
-from cold_flower.config import PROTOCOLS, split
+from cold_flower.config import split
 from cold_flower.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def tune(
     budget: Annotated[
         float | None, typer.Option(min=0, help="Minutes; no trial begins after them.")
     ] = None,
-    protocols: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(PROTOCOLS),
+    protocols: Annotated[str, typer.Option(help="Comma-separated.")] = "finetuned,few-shot,frozen",
     learning_rates: Annotated[
         str, typer.Option(help="Of the finetuning to try (default: 3e-5 to 3e-3).")
     ] = "",

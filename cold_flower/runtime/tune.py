@@ -2,7 +2,8 @@
 
 By successive halving (Jamieson and Talwalkar 2016): all candidates are tried on two tasks, the
 better half of them on twice as many, and so on. A rung is tasks, not epochs: the learning rate
-falls to its end with the last epoch, so fewer epochs would be another candidate.
+falls to its end with the last epoch, so fewer epochs would be another candidate. A task that no
+candidate learns (WSC, WNLI) says nothing but noise, so it does not count.
 """
 
 import math
@@ -19,7 +20,7 @@ from cold_flower.contributors.contributor import Contributor
 from cold_flower.data.plan import Plan, plan
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.models.starting import starting_model
-from cold_flower.reporting.statistics import mean_and_sem
+from cold_flower.reporting.statistics import binomial_se, mean_and_sem
 from cold_flower.repository.journal import Journal
 from cold_flower.seeds import derive
 from strategies.names import unknown
@@ -29,8 +30,8 @@ FIRST = 2  # tasks of the first rung
 TASKS = 4  # drawn, where none are named
 KEYS = {
     "finetuned": ("finetune.learning-rate", "finetune.max-epochs"),
-    "frozen": ("probe.learning-rate", "probe.epochs"),
     "few-shot": ("few-shot.learning-rate", "few-shot.epochs"),
+    "frozen": ("probe.learning-rate", "probe.epochs"),
 }
 GRIDS: Mapping[str, tuple[Sequence[float], Sequence[int]]] = {
     "finetuned": ((3e-5, 1e-4, 3e-4, 1e-3, 3e-3), (3, 10)),
@@ -66,8 +67,9 @@ class Tried:
     """By task, a line of trials.jsonl."""
 
     def mean(self, tasks: Iterable[str]) -> float:
-        """Return the mean dev score over tasks that it was tried on."""
-        return mean_and_sem([self.rows[task]["dev"] for task in tasks])[0]
+        """Return the mean dev score over tasks; NaN if it was not tried on one of them."""
+        scores = [self.rows[task]["dev"] if task in self.rows else math.nan for task in tasks]
+        return mean_and_sem(scores)[0]
 
     @property
     def no_better(self) -> list[str]:
@@ -87,7 +89,7 @@ class Choice:
     protocol: str
     tried: Sequence[Tried]
     tasks: Sequence[str]
-    """Those that the finalists were compared on."""
+    """Those that the finalists were compared on: were tried on, and some of them learned."""
     reasons: Sequence[str]
 
     @property
@@ -127,7 +129,7 @@ def tune(
     config: Config,
     *,
     tasks: Sequence[str] = (),
-    protocols: Sequence[str] = PROTOCOLS,
+    protocols: Sequence[str] = (*KEYS,),
     grids: Mapping[str, tuple[Sequence[float], Sequence[int]]] = GRIDS,
     budget: float = math.inf,
     say: Callable[[str], object] = print,
@@ -179,8 +181,22 @@ def tune(
     return Tuned(choices, unfinished)
 
 
-def ranked(means: Mapping[Candidate, float]) -> list[Candidate]:
+def learned(tried: Sequence[Tried], tasks: Sequence[str]) -> list[str]:
+    """Return the tasks on which some candidate beats the largest class by two standard errors.
+
+    If there is none, all of them: then the candidates differ by noise, and the reasons say it.
+    """
+
+    def beaten(row: Mapping[str, Any]) -> bool:
+        return bool(row["dev"] - row["majority"] > 2 * binomial_se(row["majority"], row["n-dev"]))
+
+    able = [task for task in tasks if any(beaten(one.rows[task]) for one in tried)]
+    return able or list(tasks)
+
+
+def ranked(tried: Sequence[Tried], tasks: Sequence[str]) -> list[Candidate]:
     """Return candidates, the best first; of equals the one with fewer epochs."""
+    means = {one.candidate: one.mean(tasks) for one in tried}
     return sorted(means, key=lambda one: (-means[one], one.epochs, one.learning_rate))
 
 
@@ -243,7 +259,8 @@ class _Trials:
             self._body = starting_model(me.base, self._config.seed)[1]
         protocol, seed = candidate.protocol, self._config.seed
         scores, facts = me.evaluate(self._body, [protocol], iteration=0, seed=seed, split="dev")
-        return {"dev": scores[protocol], "majority": me.knowing_nothing(), **facts}
+        size = int(scores["num-examples"])
+        return {"dev": scores[protocol], "n-dev": size, "majority": me.knowing_nothing(), **facts}
 
     @staticmethod
     def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -255,29 +272,33 @@ def _search(
 ) -> tuple[Choice | None, bool]:
     """Halve the candidates and double the tasks; return the best, and whether it came to an end."""
     tried = {candidate: Tried(candidate, {}) for candidate in candidates}
-    alive, count, compared = list(candidates), min(FIRST, len(tasks)), 0
+    alive, count = list(candidates), min(FIRST, len(tasks))
+    order: list[Candidate] = []  # best first: the last rung's, before it those that it left out
+    compared: list[str] = []
     finished = True
     try:
         while True:
             for candidate, task in product(alive, tasks[:count]):
                 rows = {**tried[candidate].rows, task: trials(candidate, task)}
                 tried[candidate] = Tried(candidate, rows)
-            compared, finalists = count, alive
+            rung = [tried[candidate] for candidate in alive]
+            compared = learned(rung, tasks[:count])
+            alive = ranked(rung, compared)
+            order[: len(alive)] = alive
+            finalists = len(alive)
             if count == len(tasks):
                 break
-            best = ranked({one: tried[one].mean(tasks[:count]) for one in alive})
-            alive = best[: math.ceil(len(best) / 2)]
+            alive = alive[: math.ceil(len(alive) / 2)]
             count = min(len(tasks), 2 * count)
     except _TimeUp:
         finished = False
-    if not compared:
+    if not order:
         return None, False
-    common = tasks[:compared]
-    order = ranked({one: tried[one].mean(common) for one in finalists})
-    others = [one for one in candidates if one not in finalists]
-    order += ranked({one: tried[one].mean(tasks[:FIRST]) for one in others})
-    result = [tried[one] for one in order]
-    return Choice(protocol, result, common, _reasons(result, len(finalists), common)), finished
+    result = [tried[candidate] for candidate in order]
+    reasons = _reasons(result, finalists, compared)
+    if left := [task for task in result[0].rows if task not in compared]:
+        reasons.append(f"{', '.join(left)} did not count: none was better than its largest class")
+    return Choice(protocol, result, compared, reasons), finished
 
 
 def _reasons(tried: Sequence[Tried], finalists: int, tasks: Sequence[str]) -> list[str]:
@@ -301,6 +322,6 @@ def _reasons(tried: Sequence[Tried], finalists: int, tasks: Sequence[str]) -> li
     ]
     if edges and len(tried) > 1:
         said.append(f"at the edge of what was tried: another {' and '.join(edges)} may be better")
-    if best.no_better:
-        said.append(f"no better than the largest class on {', '.join(best.no_better)}")
+    if none := [task for task in best.no_better if task in tasks]:
+        said.append(f"no better than the largest class on {', '.join(none)}")
     return said
