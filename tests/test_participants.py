@@ -96,7 +96,7 @@ def test_what_the_model_does_not_see_of_the_texts_is_said() -> None:
     )
     assert [line for line, _ in said] == [
         "texts as the base model reads them: at most 25.0% unknown tokens (bob), at most 2.0% of a "
-        "task's texts cut at 128 tokens (bob)",
+        "task's texts cut at 250 tokens (bob)",
         "WARNING: tokens that the base model's tokenizer does not know: bob 25%",
     ]
     shares = {"ann": {"unknown": 0.0, "cut": 0.0}, "bob": {"unknown": 0.25, "cut": 0.02}}

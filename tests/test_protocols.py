@@ -7,6 +7,7 @@ from cold_flower.config import Config
 from cold_flower.data.encode import EncodedSplits
 from cold_flower.models.starting import starting_model
 from cold_flower.training import probe, protocols
+from cold_flower.training.finetune import Outcome
 from tests.test_encode import some
 
 CONFIG = Config.from_flat(
@@ -35,6 +36,7 @@ def seen(monkeypatch) -> Seen:
     def finetune(model, train, dev, *, options, metric, seed):
         found.models.append(model.classifier.dense.weight.detach().clone())
         found.finetuned.append((train, dev, options, seed))
+        return Outcome(0.5, 0.5, 0.5, 0.5, "epochs", False, 1, len(train), 0.1)
 
     def score(model, data, metric, precision):
         found.scored.append(data)
