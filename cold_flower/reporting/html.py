@@ -75,9 +75,8 @@ def _page(
     for condition in compared:
         yield from _tasks(condition)
     yield from _read(run.progress.read for condition in compared for run in condition.runs)
-    yield "<h2>Did it train?</h2>"
-    for condition in compared:
-        yield from _trained(condition)
+    if told := [part for condition in compared for part in _trained(condition)]:
+        yield from ("<h2>Did it train?</h2>", *told)
     yield from _paper_table(compared)
     yield "<h2>Cost</h2>"
     head = ["run", "hours", *PHASES, "contributions", "sent and received"]
@@ -101,24 +100,18 @@ def _findings(compared: Sequence[Condition]) -> Iterable[str]:
 
 def _trained(condition: Condition) -> Iterable[str]:
     """Yield each contributor's last finetuning, and those that scored the start, of one seed."""
-    run = condition.runs[0]
-    rows: list[list[Cell]] = []
+    run, label = condition.runs[0], f"{condition.label}: " if condition.label else ""
+    head = ["", "dev before", "dev best", "largest class", "ended by", ""]
     for one in trained.finetunings(run.contributions, run.scores):
+        rows: list[list[Cell]] = []
         for name, row in one.rows.items():
             marks = [
                 *(["no better than its largest class"] if name in one.no_better else []),
                 *(["still improving"] if name in one.improving else []),
             ]
             points = [f"{100 * row[f'dev_{k}']:.1f}" for k in ("start", "accuracy", "majority")]
-            rows.append([one.what, name, *points, row["stopped"], ", ".join(marks)])
-    if not rows:
-        yield "<p class=note>No finetuning said.</p>"
-        return
-    if condition.label:
-        yield f"<h3>{html.escape(condition.label)}</h3>"
-    yield table(
-        ["finetuned", "task", "dev before", "dev best", "largest class", "ended by", ""], rows
-    )
+            rows.append([name, *points, row["stopped"], ", ".join(marks)])
+        yield f"<h3>{html.escape(label + one.what)}</h3>{table(head, rows)}"
 
 
 def _read(runs: Iterable[Mapping[str, Mapping[str, float]]]) -> Iterable[str]:
