@@ -206,7 +206,7 @@ def train(message: Message, context: Context, site: Site | None) -> RecordDict:
         body, metrics, claims = answer.body, answer.metrics, answer.claims
     else:
         body, metrics = finetune(me, base)
-    stopped = {key: metrics[key] for key in ("stopped",) if key in metrics}
+    stopped = {"stopped": metrics["stopped"]} if "stopped" in metrics else {}
     listed = only_listed({**metrics, "seconds": time.perf_counter() - started})
     stated = {
         "contributor": me.name,

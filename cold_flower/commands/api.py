@@ -150,6 +150,7 @@ def tune(
 
     Raises:
         ColdFlowerError: what is wrong; or the budget ended too early.
+        KeyboardInterrupt: it was interrupted; the trials so far are kept.
     """
     from cold_flower.runtime import tune as search
 
@@ -169,9 +170,10 @@ def tune(
             }
         )
         check_writable(folder)
-        return search.tune(
-            config, tasks=tasks, protocols=protocols, grids=grids, budget=60 * budget, say=say
-        )
+        with stoppable():
+            return search.tune(
+                config, tasks=tasks, protocols=protocols, grids=grids, budget=60 * budget, say=say
+            )
 
 
 def fuse(

@@ -8,7 +8,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from cold_flower.commands.options import Settings
+from cold_flower.commands.options import Settings, exit_code_of_a_stop
 from cold_flower.config import split
 from cold_flower.errors import ConfigError
 
@@ -56,18 +56,23 @@ def tune(
     from cold_flower.runtime import experiments
 
     folder = run_dir or Path("runs") / f"tune-{Path(suite).stem}"
-    tuned = api.tune(
-        suite=suite,
-        base_model=base_model,
-        tasks=split(tasks),
-        protocols=split(protocols),
-        learning_rates=rates,
-        epochs=passes,
-        settings=experiments.parse_settings(set or []),
-        run_dir=folder,
-        say=typer.echo,
-        **({} if budget is None else {"budget": budget}),
-    )
+    with exit_code_of_a_stop():
+        try:
+            tuned = api.tune(
+                suite=suite,
+                base_model=base_model,
+                tasks=split(tasks),
+                protocols=split(protocols),
+                learning_rates=rates,
+                epochs=passes,
+                settings=experiments.parse_settings(set or []),
+                run_dir=folder,
+                say=typer.echo,
+                **({} if budget is None else {"budget": budget}),
+            )
+        except KeyboardInterrupt:
+            typer.echo("stopped; what was tried is kept: the same command goes on", err=True)
+            raise
     for choice in tuned.choices.values():
         console().print(_table(choice))
     (folder / RECIPE).write_text(tuned.toml())
