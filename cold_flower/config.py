@@ -143,7 +143,7 @@ class Screening:
         most=1,
     )
     similarity: float = key(
-        0.5, "refuse a model with a matrix whose cosine with the base's is below", least=-1, most=1
+        0.25, "refuse a model with a matrix whose cosine with the base's is below", least=-1, most=1
     )
 
 

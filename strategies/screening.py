@@ -191,7 +191,7 @@ class Screen:
     checks: tuple[str, ...] = CHECKS
     norm: float = 6.0
     cosine: float = -0.2
-    similarity: float = 0.5
+    similarity: float = 0.25
 
     def __post_init__(self) -> None:
         for check in self.checks:
