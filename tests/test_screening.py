@@ -90,7 +90,7 @@ def test_what_is_usual_passes_with_its_figures() -> None:
             replace(model(0.5, name="z", examples=400), promised=40),
             "metrics: num-examples is 400, it had 40 when it joined",
         ),
-        (model(*[-2.0] * 1024, name="z"), "random: w looks new: its cosine .* is -1.00 < 0.5"),
+        (model(*[-2.0] * 1024, name="z"), "random: w looks new: its cosine .* is -1.00 < 0.25"),
         (model(7.0, name="z"), "norm: its update has norm 7, more than .*: the cohort's median is"),
         (
             replace(model(0.9, name="z"), history=[0.1, 0.12, 0.11]),
