@@ -8,7 +8,7 @@ import cold_flower
 from cold_flower.commands import cli
 from cold_flower.config import Config
 from cold_flower.data.suite import load_suite
-from cold_flower.errors import ConfigError, RunError
+from cold_flower.errors import ColdFlowerError, ConfigError, RunError
 from cold_flower.repository.journal import Journal
 from cold_flower.runtime import tune as module
 from cold_flower.runtime.tune import Candidate, tune
@@ -144,6 +144,20 @@ def test_a_recipe_for_all_protocols_from_real_trials(tmp_path, own_home) -> None
     )
     assert pasted and dict(load_suite(str(tmp_path / "suite.toml")).recipe) == tuned.recipe
     Config.from_flat(tuned.recipe)  # every key is known
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"base-model": "/nowhere"}, "base-model '/nowhere' cannot be loaded"),
+        ({"few-shot.examples": 999}, "few-shot.examples is 999, but it has 24 training examples"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(tmp_path, keys, words) -> None:
+    config = Config.from_flat({**SMALL, "run-dir": str(tmp_path / "run"), **keys})
+    with pytest.raises(ColdFlowerError, match=words):
+        tune(config, tasks=["travel"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_few_shot_has_a_learning_rate_of_its_own() -> None:

@@ -168,7 +168,10 @@ def check_same(run_dir: Path, config: Config) -> None:
         if key not in _MAY_CHANGE and before.get(key) != value
     ]
     if changed:
-        raise RunError(f"cannot resume {run_dir}: changed {', '.join(changed)}")
+        raise RunError(
+            f"cannot resume {run_dir}: changed {', '.join(changed)}. With other keys it is another "
+            "run: give it a directory of its own (--run-dir)"
+        )
     if config.iterations < before["iterations"]:
         raise RunError(
             f"cannot resume {run_dir} with iterations = {config.iterations}: it was to have "

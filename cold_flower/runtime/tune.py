@@ -18,7 +18,10 @@ from typing import Any
 from cold_flower.config import PROTOCOLS, Config
 from cold_flower.contributors.contributor import Contributor
 from cold_flower.data.plan import Plan, plan
+from cold_flower.data.splits import check_few_shot, load_splits
 from cold_flower.errors import ConfigError, RunError
+from cold_flower.models import text_to_text
+from cold_flower.models.base import load_base
 from cold_flower.models.starting import starting_model
 from cold_flower.reporting.statistics import binomial_se, mean_and_sem
 from cold_flower.repository.journal import Journal
@@ -148,6 +151,7 @@ def tune(
 
     Raises:
         ConfigError: no such task or protocol, or no candidate.
+        ModelError, TaskError: the base model or a task's data cannot be used.
         RunError: the budget ended before every candidate was tried on the first tasks; another
             run lies in ``run-dir``.
     """
@@ -156,10 +160,11 @@ def tune(
     for protocol in protocols:
         if protocol not in PROTOCOLS:
             raise ConfigError(unknown("protocol", protocol, PROTOCOLS))
+    body = _checked(config, whole, chosen, protocols)
     journal = Journal(Path(config.run_dir))
     journal.open(config, {})
     try:
-        trials = _Trials(config, whole, journal, time.monotonic() + budget, say)
+        trials = _Trials(config, whole, body, journal, time.monotonic() + budget, say)
         choices, unfinished = {}, []
         for protocol in protocols:
             rates, epochs = grids[protocol]
@@ -210,6 +215,20 @@ def _tasks(whole: Plan, named: Sequence[str], seed: int) -> list[str]:
     return random.Random(derive(seed, "tune")).sample(seen, min(TASKS, len(seen)))
 
 
+def _checked(
+    config: Config, whole: Plan, tasks: Sequence[str], protocols: Sequence[str]
+) -> Mapping[str, Any]:
+    """Check model and data before anything is written; return the starting model's body."""
+    base = load_base(config.base_model)
+    for task in tasks:
+        shard = whole.names.index(task) if config.partition.kind == "shards" else None
+        data = load_splits(whole.tasks[task], config, shard)
+        text_to_text.check(base, whole.tasks[task], data.labels)
+        if "few-shot" in protocols:
+            check_few_shot(whole.tasks[task], config, len(data.train))
+    return starting_model(base, config.seed)[1]
+
+
 class _Trials:
     """Finetunes and probes; knows what was tried before."""
 
@@ -217,13 +236,13 @@ class _Trials:
         self,
         config: Config,
         whole: Plan,
+        body: Mapping[str, Any],
         journal: Journal,
         until: float,
         say: Callable[[str], object],
     ) -> None:
-        self._config, self._plan, self._journal = config, whole, journal
+        self._config, self._plan, self._body, self._journal = config, whole, body, journal
         self._until, self._say = until, say
-        self._body: Mapping[str, Any] | None = None
         self._rows = {self._key(row): row for row in journal.rows(TRIALS)}
 
     def __call__(self, candidate: Candidate, task: str) -> Mapping[str, Any]:
@@ -255,8 +274,6 @@ class _Trials:
         settings = {**self._config.flat(), **candidate.settings}
         folder = self._journal.run_dir / "contributors"
         me = Contributor(Config.from_flat(settings), self._plan.names.index(task), folder)
-        if self._body is None:
-            self._body = starting_model(me.base, self._config.seed)[1]
         protocol, seed = candidate.protocol, self._config.seed
         scores, facts = me.evaluate(self._body, [protocol], iteration=0, seed=seed, split="dev")
         size = int(scores["num-examples"])
