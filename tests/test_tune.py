@@ -32,7 +32,8 @@ def scores(monkeypatch, hopeless):
     def score(self, candidate, task):
         asked.append((candidate.learning_rate, candidate.epochs, task))
         dev = {1.0: 0.5, 2.0: 0.6, 3.0: 0.7, 4.0: 0.7}[candidate.learning_rate]
-        dev = 0.4 if task in hopeless else dev + TASKS.index(task) / 100
+        dev += TASKS.index(task) / 100 if task in TASKS else 0
+        dev = 0.4 if task in hopeless else dev
         return {"dev": dev, "majority": 0.45, "n-dev": 10_000, "improving": 1}
 
     monkeypatch.setattr(module._Trials, "_score", score)
@@ -68,6 +69,12 @@ def test_the_better_half_goes_on_to_twice_as_many_tasks(tmp_path, scores) -> Non
         "at the edge of what was tried: another number of epochs may be better",
     ]
     assert not tuned.unfinished
+
+
+def test_tasks_double_from_rung_to_rung(tmp_path, scores) -> None:
+    search(tmp_path, tasks=(*TASKS, "weather", "sports", "office", "cinema"))
+    tried = [len([pair for pair in scores if pair[0] == rate]) for rate in (1.0, 2.0, 4.0, 3.0)]
+    assert tried == [2, 2, 4, 8]
 
 
 def test_a_task_that_nobody_learns_does_not_count(tmp_path, scores, hopeless) -> None:
