@@ -28,8 +28,9 @@ def report(
 
     folder = out or (run[0] if len(run) == 1 else Path("report"))
     typer.echo(html.write(run, folder))
-    for one in find(run):
-        warn(one)
+    found = find(run)
+    for one in found:
+        warn(one, named=len(found) > 1)
 
 
 def log(run: Path) -> None:

@@ -88,10 +88,10 @@ def simulate(
         show(api.run(config, sharing))
 
 
-def warn(run: "RunDirectory") -> None:
-    """Print what shows that a run's recipe trains too little."""
+def warn(run: "RunDirectory", *, named: bool = False) -> None:
+    """Print what shows that a run's recipe trains too little; ``named``: and which run it is."""
     for line in run.findings:
-        typer.echo(f"WARNING: {line}")
+        typer.echo(f"WARNING: {f'{run.folder.name}: ' if named else ''}{line}")
 
 
 def show(run: "Run") -> None:
