@@ -106,7 +106,7 @@ def _table(choice: "Choice") -> Table:
         box=box.SIMPLE_HEAD,
     )
     for name in ("learning rate", "epochs", *choice.tasks, "mean", "no better", "improving"):
-        drawn.add_column(name, justify="right")
+        drawn.add_column(name, justify="right", overflow="fold")  # a file is 80 columns wide
     for tried in choice.tried:
         scores = {task: f"{100 * row['dev']:.1f}" for task, row in tried.rows.items()}
         whole = scores.keys() >= {*choice.tasks}
