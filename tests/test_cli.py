@@ -225,7 +225,7 @@ def test_a_dry_run_shows_what_would_happen_and_leaves_nothing(tmp_path) -> None:
     table = flatten(tomllib.loads(configuration))
     assert table["seed"] == 3
     assert table.keys() == Config().flat().keys()
-    for words in ("16 ", "34,560 training examples", "108 ", "0.4 MB a body", "2 contributors at"):
+    for words in ("16 ", "28,800 training examples", "108 ", "0.4 MB a body", "2 contributors at"):
         assert words in done.stdout
 
 
