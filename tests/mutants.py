@@ -19,6 +19,7 @@ import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +105,8 @@ def passes(tree: Path, tests: Sequence[str]) -> bool:
     process.start()
     process.join(SECONDS)
     if process.is_alive():
-        os.killpg(process.pid or 0, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it ended just now
+            os.killpg(process.pid or 0, signal.SIGKILL)
         process.join()
     if process.exitcode in (4, 5):  # pytest's codes for what it cannot find
         raise RuntimeError(f"pytest finds nothing to run: {' '.join(tests)}")
