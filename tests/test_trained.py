@@ -78,6 +78,11 @@ def test_finetuned_below_another_protocol_by_more_than_an_error() -> None:
     }
 
 
+def test_a_correlation_has_an_error_too() -> None:
+    rows = [score("s", "finetuned", 0.8), score("s", "frozen", 0.8001)]
+    assert below([{**row, "metric": "pearson"} for row in rows]) == {}
+
+
 def test_evaluations_speak_too_where_nobody_contributes() -> None:
     facts = {
         k: v for k, v in contribution("x", 0.5, 0.5).items() if k.startswith(("dev", "st", "im"))

@@ -115,6 +115,7 @@ def test_a_budget_ends_it_between_trials(tmp_path, scores, monkeypatch) -> None:
     tuned = search(tmp_path, budget=24)  # through the first rung, and no further
     assert list(tuned.unfinished) == ["finetuned"]
     assert list(tuned.choices["finetuned"].tasks) == ["travel", "music"]
+    assert "did not count" not in tuned.toml()  # tasks of the rung that was cut off
     assert search(tmp_path).choices["finetuned"].tasks == list(TASKS)
 
 
@@ -186,6 +187,8 @@ def test_the_command_prints_a_table_and_a_recipe(tmp_path, monkeypatch, capsys, 
         ("--learning-rates is a list of numbers above 0", "--learning-rates fast"),
         ("--epochs is a list of numbers above 0, such as 3,10; got '0'", "--epochs 0"),
         ("unknown protocol 'frosen'", "--protocols frosen"),
+        ("for finetuned, which is not asked", "--protocols frozen --epochs 5"),
+        ("needs a protocol, and no task twice", "--tasks travel,travel"),
     ):
         with pytest.raises(ConfigError, match=words):
             cli.app(f"{command} {wrong}".split(), standalone_mode=False)

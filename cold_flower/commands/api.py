@@ -156,6 +156,8 @@ def tune(
 
     name = str(suite)
     folder = _folder(run_dir or Path("runs") / f"tune-{Path(name).stem}")
+    if (learning_rates or epochs) and "finetuned" not in protocols:
+        raise ConfigError("learning rates and epochs to try are for finetuned, which is not asked")
     rates, passes = search.GRIDS["finetuned"]
     grids = {**search.GRIDS, "finetuned": (learning_rates or rates, epochs or passes)}
     with one_kind_of_error():

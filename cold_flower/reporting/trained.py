@@ -4,6 +4,7 @@ A recipe that hardly trains gives numbers all the same: contributions that are t
 a finetuned score that is the fresh head's. Both look like a result.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -120,7 +121,8 @@ def findings(contributions: Sequence[Row], scores: Sequence[Row]) -> list[str]:
 
 
 def _error(one: Row, other: Row) -> float:
-    return apart_se(one, other) if one["metric"] == "accuracy" else 0.0
+    # Of a correlation about 1 / sqrt(n) each.
+    return apart_se(one, other) if one["metric"] == "accuracy" else math.sqrt(2 / one["n_test"])
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:

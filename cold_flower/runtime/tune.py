@@ -157,6 +157,8 @@ def tune(
     """
     whole = plan(config)
     chosen = _tasks(whole, tasks, config.seed)
+    if not protocols or len(set(chosen)) < len(chosen):
+        raise ConfigError("tune needs a protocol, and no task twice")
     for protocol in protocols:
         if protocol not in PROTOCOLS:
             raise ConfigError(unknown("protocol", protocol, PROTOCOLS))
@@ -193,7 +195,9 @@ def learned(tried: Sequence[Tried], tasks: Sequence[str]) -> list[str]:
     """
 
     def beaten(row: Mapping[str, Any]) -> bool:
-        return bool(row["dev"] - row["majority"] > 2 * binomial_se(row["majority"], row["n-dev"]))
+        known, size = row["majority"], row["n-dev"]  # of a correlation, which is 0, about 1/sqrt(n)
+        error = binomial_se(known, size) if known > 0 else 1 / math.sqrt(size)
+        return bool(row["dev"] - known > 2 * error)
 
     able = [task for task in tasks if any(beaten(one.rows[task]) for one in tried)]
     return able or list(tasks)
@@ -292,6 +296,7 @@ def _search(
     alive, count = list(candidates), min(FIRST, len(tasks))
     order: list[Candidate] = []  # best first: the last rung's, before it those that it left out
     compared: list[str] = []
+    left: list[str] = []
     finished = True
     try:
         while True:
@@ -300,6 +305,7 @@ def _search(
                 tried[candidate] = Tried(candidate, rows)
             rung = [tried[candidate] for candidate in alive]
             compared = learned(rung, tasks[:count])
+            left = [task for task in tasks[:count] if task not in compared]
             alive = ranked(rung, compared)
             order[: len(alive)] = alive
             finalists = len(alive)
@@ -313,7 +319,7 @@ def _search(
         return None, False
     result = [tried[candidate] for candidate in order]
     reasons = _reasons(result, finalists, compared)
-    if left := [task for task in result[0].rows if task not in compared]:
+    if left:
         reasons.append(f"{', '.join(left)} did not count: none was better than its largest class")
     return Choice(protocol, result, compared, reasons), finished
 
