@@ -145,7 +145,8 @@ class Contributor:
             "num-examples": len(data.train),
             "train-loss": outcome.train_loss,
             "steps": outcome.steps,
-            **outcome.facts(),
+            "dev-accuracy": outcome.dev_score,
+            **({} if self._few(data.dev) else outcome.facts()),
         }
 
     def _own_trainer(
@@ -210,7 +211,11 @@ class Contributor:
                 raise
             # A candidate that computes NaN has the lowest score there is: the gate leaves it.
             scores, facts = dict.fromkeys(chosen, -1.0 if data.metric == "pearson" else 0.0), {}
-        return {"num-examples": len(data.test), **scores}, facts
+        return {"num-examples": len(data.test), **scores}, {} if self._few(data.dev) else facts
+
+    def _few(self, dev: Encoded) -> bool:
+        """Return whether a site's dev rows are too few to tell how a known model does on them."""
+        return bool(self.site and len(dev) < self.site.limits.min_test_examples)
 
     def knowing_nothing(self) -> float:
         """Return what always the same answer scores on the own dev data."""
