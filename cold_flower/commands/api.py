@@ -102,7 +102,7 @@ def evaluate(
         config = experiments.merge(
             {
                 "experiment": "evaluate",
-                "suite": str(Path(name).resolve()) if name.endswith(".toml") else name,
+                "suite": _suite(name),
                 "base-model": str(model),
                 "evaluate.protocols": protocols
                 if isinstance(protocols, str)
@@ -164,7 +164,7 @@ def tune(
         config = experiments.merge(
             {
                 "experiment": "tune",
-                "suite": str(Path(name).resolve()) if name.endswith(".toml") else name,
+                "suite": _suite(name),
                 "base-model": str(base_model),
                 **(settings or {}),
                 "run-dir": str(folder),
@@ -291,6 +291,11 @@ def one_kind_of_error() -> Iterator[None]:
 
 def _folder(path: AnyPath) -> Path:
     return Path(path).expanduser().resolve()
+
+
+def _suite(name: str) -> str:
+    """Return a suite as a run names it: built in, or a file by its absolute path."""
+    return str(Path(name).resolve()) if name.endswith(".toml") else name
 
 
 def _name_of(model: AnyPath) -> str:
