@@ -78,8 +78,8 @@ class Finetune:
     )
     max_seconds: float = key(
         0.0,
-        "stop after so many seconds with the best weights so far; 0 = never. The result then "
-        "depends on the machine's speed",
+        "stop after so many seconds, those of scoring dev counted, with the best weights so far; "
+        "0 = never. The result then depends on the machine's speed",
     )
     precision: str = key(
         "auto",

@@ -7,6 +7,7 @@ import pytest
 import cold_flower
 from cold_flower.commands import cli
 from cold_flower.config import Config
+from cold_flower.data import sources
 from cold_flower.data.suite import load_suite
 from cold_flower.errors import ColdFlowerError, ConfigError, RunError
 from cold_flower.repository.journal import Journal
@@ -25,16 +26,17 @@ GRIDS = {
 
 
 @pytest.fixture
-def scores(monkeypatch, hopeless):
+def scores(request, monkeypatch, hopeless):
     """Let a table say what a trial scores; return what was asked for, in order."""
     asked = []
+    stopped = getattr(request, "param", "epochs")
 
     def score(self, candidate, task):
         asked.append((candidate.learning_rate, candidate.epochs, task))
         dev = {1.0: 0.5, 2.0: 0.6, 3.0: 0.7, 4.0: 0.7}[candidate.learning_rate]
         dev += TASKS.index(task) / 100 if task in TASKS else 0
         dev = 0.4 if task in hopeless else dev
-        return {"dev": dev, "majority": 0.45, "n-dev": 10_000, "improving": 1}
+        return {"dev": dev, "majority": 0.45, "n-dev": 10_000, "improving": 1, "stopped": stopped}
 
     monkeypatch.setattr(module._Trials, "_score", score)
     return asked
@@ -46,9 +48,9 @@ def hopeless():
     return set()
 
 
-def search(tmp_path, rates=(1.0, 2.0, 3.0, 4.0), epochs=(3,), **options):
-    keys = {"run-dir": str(tmp_path / "run"), "resume": (tmp_path / "run").exists()}
-    config = Config.from_flat({**SMALL, **keys})
+def search(tmp_path, rates=(1.0, 2.0, 3.0, 4.0), epochs=(3,), keys=None, **options):
+    place = {"run-dir": str(tmp_path / "run"), "resume": (tmp_path / "run").exists()}
+    config = Config.from_flat({**SMALL, **place, **(keys or {})})
     options = {"tasks": TASKS, "say": lambda line: None} | options
     return tune(config, protocols=["finetuned"], grids={"finetuned": (rates, epochs)}, **options)
 
@@ -74,7 +76,7 @@ def test_the_better_half_goes_on_to_twice_as_many_tasks(tmp_path, scores) -> Non
 def test_tasks_double_from_rung_to_rung(tmp_path, scores) -> None:
     search(tmp_path, tasks=(*TASKS, "weather", "sports", "office", "cinema"))
     tried = [len([pair for pair in scores if pair[0] == rate]) for rate in (1.0, 2.0, 4.0, 3.0)]
-    assert tried == [2, 2, 4, 8]
+    assert tried == [2, 2, 8, 8]  # the last two are compared on all of them
 
 
 def test_a_task_that_nobody_learns_does_not_count(tmp_path, scores, hopeless) -> None:
@@ -95,6 +97,30 @@ def test_a_task_that_nobody_learns_does_not_count(tmp_path, scores, hopeless) ->
 def test_of_equals_the_one_with_fewer_epochs(tmp_path, scores) -> None:
     tuned = search(tmp_path, rates=(3.0,), epochs=(9, 3))
     assert tuned.recipe["finetune.max-epochs"] == 3
+
+
+@pytest.mark.parametrize("scores", ["time", "early"], indirect=True)
+def test_more_epochs_are_no_help_to_what_ended_before(tmp_path, scores) -> None:
+    assert not any(
+        "at the edge" in reason for reason in search(tmp_path).choices["finetuned"].reasons
+    )
+
+
+def test_a_key_that_is_tried_may_change_and_data_that_changed_are_tried_anew(
+    tmp_path, scores, monkeypatch
+) -> None:
+    search(tmp_path)
+    before = len(scores)
+    search(tmp_path, keys={"finetune.learning-rate": 3.0, "probe.epochs": 7})  # a pasted recipe
+    assert len(scores) == before
+    with pytest.raises(RunError, match=r"changed finetune\.batch-size"):
+        search(tmp_path, keys={"finetune.batch-size": 3})
+    stamp = sources.stamp
+    monkeypatch.setattr(
+        sources, "stamp", lambda task: ["new"] if task.name == "music" else stamp(task)
+    )
+    search(tmp_path)
+    assert scores[before:] == [(rate, 3, "music") for rate in (1.0, 2.0, 3.0, 4.0)]
 
 
 def test_nothing_is_tried_twice_and_more_can_be_tried(tmp_path, scores) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cold_flower.commands import offline
-from cold_flower.config import Config
+from cold_flower.config import PROTOCOLS, Config
 from cold_flower.errors import ColdFlowerError, ConfigError, RunError
 from cold_flower.models.folder import Folder
 from cold_flower.reporting.run import Run, open_run
@@ -123,7 +123,7 @@ def tune(
     suite: AnyPath,
     base_model: AnyPath,
     tasks: Sequence[str] = (),
-    protocols: Sequence[str] = ("finetuned", "few-shot", "frozen"),
+    protocols: Sequence[str] = PROTOCOLS,
     learning_rates: Sequence[float] = (),
     epochs: Sequence[int] = (),
     budget: float = math.inf,

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from cold_flower.commands.options import Settings, exit_code_of_a_stop
-from cold_flower.config import split
+from cold_flower.config import PROTOCOLS, split
 from cold_flower.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def tune(
     budget: Annotated[
         float | None, typer.Option(min=0, help="Minutes; no trial begins after them.")
     ] = None,
-    protocols: Annotated[str, typer.Option(help="Comma-separated.")] = "finetuned,few-shot,frozen",
+    protocols: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(PROTOCOLS),
     learning_rates: Annotated[
         str, typer.Option(help="Of the finetuning to try (default: 3e-5 to 3e-3).")
     ] = "",
@@ -55,7 +55,6 @@ def tune(
     from cold_flower.reporting.tables import console
     from cold_flower.runtime import experiments
 
-    folder = run_dir or Path("runs") / f"tune-{Path(suite).stem}"
     with exit_code_of_a_stop():
         try:
             tuned = api.tune(
@@ -66,7 +65,7 @@ def tune(
                 learning_rates=rates,
                 epochs=passes,
                 settings=experiments.parse_settings(set or []),
-                run_dir=folder,
+                run_dir=run_dir,
                 say=typer.echo,
                 **({} if budget is None else {"budget": budget}),
             )
@@ -75,11 +74,12 @@ def tune(
             raise
     for choice in tuned.choices.values():
         console().print(_table(choice))
-    (folder / RECIPE).write_text(tuned.toml())
+    file = tuned.folder / RECIPE
+    file.write_text(tuned.toml())
     typer.echo(tuned.toml())
     for protocol in tuned.unfinished:
         typer.echo(f"{protocol}: the budget ended before its last trial; the same command goes on")
-    typer.echo(f"the recipe: {folder / RECIPE}")
+    typer.echo(f"the recipe: {file}")
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:

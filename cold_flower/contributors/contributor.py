@@ -71,6 +71,16 @@ class Contributor:
         if self.config.partition.fresh:
             shard = self.config.partition.shards if evaluation else self._shard
             return self._encode(load_splits(self.task, self.config, shard, iteration))
+        path = self._folder / f"tokens-{self.digest()}.safetensors"
+        if not path.exists():
+            _save(self._encode(load_splits(self.task, self.config, self._shard)), path)
+        data = _read(path, self.task)
+        if self.site:
+            self.site.check(len(data.train), len(data.test))
+        return data
+
+    def digest(self) -> str:
+        """Return a short hash of all that the tokenised data depend on: rows, draws, base model."""
         made_from = {
             "task": [str(value) for value in astuple(self.task)],
             "shard": self._shard,
@@ -86,14 +96,7 @@ class Contributor:
             "base": self.base.sha256,
             "files": sources.stamp(self.task),
         }
-        digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
-        path = self._folder / f"tokens-{digest}.safetensors"
-        if not path.exists():
-            _save(self._encode(load_splits(self.task, self.config, self._shard)), path)
-        data = _read(path, self.task)
-        if self.site:
-            self.site.check(len(data.train), len(data.test))
-        return data
+        return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
 
     def _encode(self, data: Splits) -> EncodedSplits:
         text_to_text.check(self.base, self.task, data.labels)

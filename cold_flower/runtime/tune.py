@@ -1,16 +1,15 @@
 """Find a recipe that trains: learning rates and epochs, tried on a few tasks, scored on dev.
 
 By successive halving (Jamieson and Talwalkar 2016): all candidates are tried on two tasks, the
-better half of them on twice as many, and so on. A rung is tasks, not epochs: the learning rate
-falls to its end with the last epoch, so fewer epochs would be another candidate. A task that no
-candidate learns (WSC, WNLI) says nothing but noise, so it does not count.
+better half of them on twice as many, and so on; the last two on all. A rung is tasks, not epochs:
+the learning rate falls to its end with the last epoch, so fewer epochs would be another candidate.
+A task that no candidate learns (WSC, WNLI) says nothing but noise, so it does not count.
 """
 
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,105 +22,28 @@ from cold_flower.errors import ConfigError, RunError
 from cold_flower.models import text_to_text
 from cold_flower.models.base import load_base
 from cold_flower.models.starting import starting_model
-from cold_flower.reporting.statistics import binomial_se, mean_and_sem
 from cold_flower.repository.journal import Journal
+from cold_flower.runtime.candidates import (
+    KEYS,
+    Candidate,
+    Choice,
+    Tried,
+    Tuned,
+    learned,
+    ranked,
+    reasons,
+)
 from cold_flower.seeds import derive
 from strategies.names import unknown
 
 TRIALS = "trials.jsonl"
 FIRST = 2  # tasks of the first rung
 TASKS = 4  # drawn, where none are named
-KEYS = {
-    "finetuned": ("finetune.learning-rate", "finetune.max-epochs"),
-    "few-shot": ("few-shot.learning-rate", "few-shot.epochs"),
-    "frozen": ("probe.learning-rate", "probe.epochs"),
-}
 GRIDS: Mapping[str, tuple[Sequence[float], Sequence[int]]] = {
     "finetuned": ((3e-5, 1e-4, 3e-4, 1e-3, 3e-3), (3, 10)),
     "frozen": ((1e-3, 3e-3, 1e-2, 3e-2), (50, 200)),
     "few-shot": ((3e-5, 1e-4, 3e-4, 1e-3, 3e-3), (10, 30)),
 }
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A learning rate and a number of epochs, for one protocol."""
-
-    protocol: str
-    learning_rate: float
-    epochs: int
-
-    @property
-    def settings(self) -> dict[str, float | int]:
-        """Return them as keys of a run."""
-        rate, epochs = KEYS[self.protocol]
-        return {rate: self.learning_rate, epochs: self.epochs}
-
-    def __str__(self) -> str:
-        return f"learning rate {self.learning_rate:g}, {self.epochs} epochs"
-
-
-@dataclass(frozen=True)
-class Tried:
-    """What a candidate's trials gave."""
-
-    candidate: Candidate
-    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By task, a line of trials.jsonl."""
-
-    def mean(self, tasks: Iterable[str]) -> float:
-        """Return the mean dev score over tasks; NaN if it was not tried on one of them."""
-        scores = [self.rows[task]["dev"] if task in self.rows else math.nan for task in tasks]
-        return mean_and_sem(scores)[0]
-
-    @property
-    def no_better(self) -> list[str]:
-        """Return the tasks on which it ended no better than dev's largest class."""
-        return [task for task, row in self.rows.items() if row["dev"] <= row["majority"]]
-
-    @property
-    def improving(self) -> list[str]:
-        """Return the tasks on which the last epoch was the best."""
-        return [task for task, row in self.rows.items() if row.get("improving")]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One protocol's result: the candidates, best first, and why the first is chosen."""
-
-    protocol: str
-    tried: Sequence[Tried]
-    tasks: Sequence[str]
-    """Those that the finalists were compared on: were tried on, and some of them learned."""
-    reasons: Sequence[str]
-
-    @property
-    def best(self) -> Candidate:
-        """Return the chosen one."""
-        return self.tried[0].candidate
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A recipe, and what it rests on."""
-
-    choices: Mapping[str, Choice]
-    """By protocol."""
-    unfinished: Sequence[str]
-    """Protocols that the budget did not reach to the end."""
-
-    @property
-    def recipe(self) -> dict[str, float | int]:
-        """Return the chosen keys."""
-        return {k: v for one in self.choices.values() for k, v in one.best.settings.items()}
-
-    def toml(self) -> str:
-        """Write a ``[recipe]`` for a suite file, with the reasons."""
-        lines = ["[recipe]"]
-        for protocol, choice in self.choices.items():
-            lines += [f"# {protocol}: {reason}" for reason in choice.reasons]
-            lines += [f"{key} = {value!r}" for key, value in choice.best.settings.items()]
-        return "\n".join(lines) + "\n"
 
 
 class _TimeUp(Exception):
@@ -132,14 +54,15 @@ def tune(
     config: Config,
     *,
     tasks: Sequence[str] = (),
-    protocols: Sequence[str] = (*KEYS,),
+    protocols: Sequence[str] = PROTOCOLS,
     grids: Mapping[str, tuple[Sequence[float], Sequence[int]]] = GRIDS,
     budget: float = math.inf,
     say: Callable[[str], object] = print,
 ) -> Tuned:
     """Try candidates from the starting model; return the best of each protocol.
 
-    Trials are kept in ``run-dir``: the same call goes on, also with more candidates or tasks.
+    Trials are kept in ``run-dir``: the same call goes on, also with more candidates or tasks, and
+    with another value of a key that is tried. One on data or a model that changed is made anew.
 
     Args:
         config: resolved; suite, base model, sizes and all that is not tried.
@@ -155,6 +78,10 @@ def tune(
         RunError: the budget ended before every candidate was tried on the first tasks; another
             run lies in ``run-dir``.
     """
+    # Every trial sets what its protocol reads of these, so the run's own values are nothing to it.
+    usual = Config().flat()
+    tried = {key: usual[key] for keys in KEYS.values() for key in keys}
+    config = Config.from_flat({**config.flat(), **tried})
     whole = plan(config)
     chosen = _tasks(whole, tasks, config.seed)
     if not protocols or len(set(chosen)) < len(chosen):
@@ -185,28 +112,7 @@ def tune(
             f"the budget ended before every candidate was tried on {', '.join(chosen[:FIRST])}: "
             "the same command goes on, or give it more minutes"
         )
-    return Tuned(choices, unfinished)
-
-
-def learned(tried: Sequence[Tried], tasks: Sequence[str]) -> list[str]:
-    """Return the tasks on which some candidate beats the largest class by two standard errors.
-
-    If there is none, all of them: then the candidates differ by noise, and the reasons say it.
-    """
-
-    def beaten(row: Mapping[str, Any]) -> bool:
-        known, size = row["majority"], row["n-dev"]  # of a correlation, which is 0, about 1/sqrt(n)
-        error = binomial_se(known, size) if known > 0 else 1 / math.sqrt(size)
-        return bool(row["dev"] - known > 2 * error)
-
-    able = [task for task in tasks if any(beaten(one.rows[task]) for one in tried)]
-    return able or list(tasks)
-
-
-def ranked(tried: Sequence[Tried], tasks: Sequence[str]) -> list[Candidate]:
-    """Return candidates, the best first; of equals the one with fewer epochs."""
-    means = {one.candidate: one.mean(tasks) for one in tried}
-    return sorted(means, key=lambda one: (-means[one], one.epochs, one.learning_rate))
+    return Tuned(choices, unfinished, journal.run_dir)
 
 
 def _tasks(whole: Plan, named: Sequence[str], seed: int) -> list[str]:
@@ -248,6 +154,7 @@ class _Trials:
         self._config, self._plan, self._body, self._journal = config, whole, body, journal
         self._until, self._say = until, say
         self._rows = {self._key(row): row for row in journal.rows(TRIALS)}
+        self._data: dict[str, str] = {}
 
     def __call__(self, candidate: Candidate, task: str) -> Mapping[str, Any]:
         """Return a trial's row; make it, if it was not made before.
@@ -257,7 +164,7 @@ class _Trials:
         """
         row: dict[str, Any] = {
             "protocol": candidate.protocol, "learning-rate": candidate.learning_rate,
-            "epochs": candidate.epochs, "task": task,
+            "epochs": candidate.epochs, "task": task, "data": self._digest(task),
         }  # fmt: skip
         if (known := self._rows.get(self._key(row))) is not None:
             return known
@@ -283,9 +190,15 @@ class _Trials:
         size = int(scores["num-examples"])
         return {"dev": scores[protocol], "n-dev": size, "majority": me.knowing_nothing(), **facts}
 
+    def _digest(self, task: str) -> str:
+        """Return what names a task's data, and the model that it is tokenised for."""
+        if task not in self._data:
+            self._data[task] = Contributor(self._config, self._plan.names.index(task)).digest()
+        return self._data[task]
+
     @staticmethod
     def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(row[key] for key in ("protocol", "learning-rate", "epochs", "task"))
+        return tuple(row[key] for key in ("protocol", "learning-rate", "epochs", "task", "data"))
 
 
 def _search(
@@ -311,40 +224,14 @@ def _search(
             finalists = len(alive)
             if count == len(tasks):
                 break
-            alive = alive[: math.ceil(len(alive) / 2)]
+            alive = alive[: max(2, math.ceil(len(alive) / 2))]
             count = min(len(tasks), 2 * count)
     except _TimeUp:
         finished = False
     if not order:
         return None, False
     result = [tried[candidate] for candidate in order]
-    reasons = _reasons(result, finalists, compared)
+    why = reasons(result, finalists, compared)
     if left:
-        reasons.append(f"{', '.join(left)} did not count: none was better than its largest class")
-    return Choice(protocol, result, compared, reasons), finished
-
-
-def _reasons(tried: Sequence[Tried], finalists: int, tasks: Sequence[str]) -> list[str]:
-    """Say why the first one is chosen, and what to doubt."""
-    best = tried[0]
-    said = [
-        f"{best.candidate}: mean dev {100 * best.mean(tasks):.1f} on {', '.join(tasks)}, the best "
-        f"of {len(tried)}"
-    ]
-    if finalists > 1:
-        next_one = tried[1]
-        differences = [100 * (best.rows[t]["dev"] - next_one.rows[t]["dev"]) for t in tasks]
-        mean, sem = mean_and_sem(differences)
-        error = "" if math.isnan(sem) else f" ± {sem:.1f}"
-        said.append(f"{mean:.1f}{error} points above the next, {next_one.candidate}")
-    rates = sorted({one.candidate.learning_rate for one in tried})
-    epochs = sorted({one.candidate.epochs for one in tried})
-    edges = [
-        *(["learning rate"] if best.candidate.learning_rate in (rates[0], rates[-1]) else []),
-        *(["number of epochs"] if best.candidate.epochs == epochs[-1] and best.improving else []),
-    ]
-    if edges and len(tried) > 1:
-        said.append(f"at the edge of what was tried: another {' and '.join(edges)} may be better")
-    if none := [task for task in best.no_better if task in tasks]:
-        said.append(f"no better than the largest class on {', '.join(none)}")
-    return said
+        why.append(f"{', '.join(left)} did not count: none was better than its largest class")
+    return Choice(protocol, result, compared, why), finished

@@ -5,8 +5,8 @@ hyperparameters"): a step has the RMS of the matrix that it moves (at least 1e-3
 the second moment decays by 1 - t^-0.8, and updates are clipped to an RMS of d = 1. Torch takes
 the rate as an upper bound, min(rate, 1 / sqrt(t)): with 4e-4 that is the rate itself for six
 million steps, so a constant schedule is T5's. T5 has neither warm-up nor weight decay, which are
-keys here, nor clipped gradients. They are clipped as for AdamW; a scale that all gradients share
-changes nothing.
+keys here, nor clipped gradients. They are clipped as for AdamW: a scale that the gradients of all
+steps share changes nothing, but one clipped step weighs less in the second moment of later ones.
 """
 
 from collections.abc import Iterable
