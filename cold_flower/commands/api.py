@@ -26,7 +26,7 @@ from strategies.fusion import load
 from strategies.names import unknown
 
 if TYPE_CHECKING:
-    from cold_flower.runtime.tune import Tuned
+    from cold_flower.runtime.candidates import Tuned
 
 AnyPath = str | Path
 

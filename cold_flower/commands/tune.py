@@ -13,7 +13,7 @@ from cold_flower.config import PROTOCOLS, split
 from cold_flower.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cold_flower.runtime.tune import Choice
+    from cold_flower.runtime.candidates import Choice
 
 RECIPE = "recipe.toml"
 Number = TypeVar("Number", int, float)
