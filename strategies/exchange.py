@@ -62,9 +62,7 @@ def exchange(
             continue
         name = waiting.pop(asked)
         if simulated and reply.has_error() and "ActorDied" in str(reply.error.reason):
-            raise DeadActorError(
-                f"the worker of contributor {name} died (out of memory?): {reason_of(reply)}"
-            )
+            raise DeadActorError(f"the worker of contributor {name} died: {reason_of(reply)}")
         yield name, reply
     for name in (*waiting.values(), *(name for name, _ in todo)):
         yield name, None

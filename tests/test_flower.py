@@ -9,9 +9,10 @@ import pytest
 
 from cold_flower.config import Config
 from cold_flower.errors import RunError
-from cold_flower.repository.journal import CONFIG, LOG, PROGRESS, RESULT
-from cold_flower.runtime import flower, scratch, simulate
+from cold_flower.repository.journal import CONFIG, LOG, PROGRESS, RESULT, Journal
+from cold_flower.runtime import events, flower, scratch, simulate
 from cold_flower.runtime.events import Events
+from cold_flower.runtime.machine import killed_for_memory
 from cold_flower.runtime.writable import check_writable
 
 COMPLETED = {"status": "completed", "iterations": 2, "cause": ""}
@@ -188,6 +189,34 @@ def test_a_long_folder_for_temporary_files_gives_way_to_a_short_one(tmp_path, mo
         pass
 
 
+def test_a_long_wait_says_so_again_and_again(tmp_path, monkeypatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(events.time, "monotonic", lambda: now)
+    new = Events(tmp_path, "Flower to start")
+
+    def lines(after: float) -> list[str]:
+        nonlocal now
+        now += after
+        return [event["line"] for event in new.new()]
+
+    assert lines(after=10) == []
+    assert lines(after=12) == ["still waiting for Flower to start, 22 s"]
+    assert lines(after=19) == []
+    Journal(tmp_path).say("asking", waits="Ray")
+    assert lines(after=9) == ["asking"]
+    assert new.waiting == "Ray, 0 s"
+    assert lines(after=20) == ["still waiting for Ray, 20 s"]
+    assert lines(after=20) == ["still waiting for Ray, 40 s"]
+    Journal(tmp_path).say("ready")
+    assert lines(after=1) == ["ready"]
+    assert lines(after=99) == []
+    assert new.waiting == ""
+
+
+def test_what_the_kernel_killed_is_a_number() -> None:
+    assert killed_for_memory() >= 0
+
+
 def test_an_error_of_the_run_before_is_not_quoted_for_this_one(tmp_path, monkeypatch) -> None:
     """A resumed run's log goes behind that of the run before, which may hold its errors."""
     (tmp_path / "run").mkdir()
@@ -196,13 +225,15 @@ def test_an_error_of_the_run_before_is_not_quoted_for_this_one(tmp_path, monkeyp
 
     def run(*given) -> str:
         given[-1].write(written.pop(0))
-        return "finished:failed"
+        return "finished:failed", "Ray to start its workers, 61 s"
 
     monkeypatch.setattr(simulate, "_run", run)
+    killed = iter([3, 3, 3, 5])
+    monkeypatch.setattr(simulate, "killed_for_memory", lambda: next(killed))
     config = Config(run_dir=str(tmp_path / "run"))
     for words in (
-        r"\(killed\? out of memory\?\)",
-        "the last error in the log is KeyError: 'of this",
+        r"waiting for Ray to start its workers, 61 s; the log has no error \(Flower says",
+        "is KeyError: 'of this run'; meanwhile the kernel killed 2 processes here for lack of mem",
     ):
         with pytest.raises(RunError, match=words):
             simulate.simulate(config, 1, Mock(cluster=False), print, again="")

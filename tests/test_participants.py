@@ -71,7 +71,7 @@ def test_a_node_without_a_task_is_left_out() -> None:
         say=lambda line, **facts: lines.append(line),
     )
     assert list(found) == ["ann"]
-    assert "node 2 has no task" in lines[0]
+    assert any("node 2 has no task" in line for line in lines)
 
 
 def test_what_the_user_set_is_said_to_everybody() -> None:
@@ -94,6 +94,7 @@ def test_what_the_model_does_not_see_of_the_texts_is_said() -> None:
         lambda name: {"unknown": 0.25, "cut": 0.02} if name == "bob" else {"unknown": 7.0},
         say=lambda line, **facts: said.append((line, facts)),
     )
+    said = [(line, facts) for line, facts in said if "waits" not in facts]
     assert [line for line, _ in said] == [
         "texts as the base model reads them: at most 25.0% unknown tokens (bob), at most 2.0% of a "
         "task's texts cut at 250 tokens (bob)",
@@ -126,7 +127,7 @@ def test_fewer_than_planned_is_said_with_the_way_to_raise_it(monkeypatch) -> Non
 def test_a_contributor_that_cannot_start_says_why() -> None:
     grid = FakeGrid(lambda m: error_reply(m, "TaskError: no column 'x'"), [1])
     with pytest.raises(RunError, match="cannot start: TaskError: no column 'x'"):
-        participants.gather(grid, planned(1), "m", print)
+        participants.gather(grid, planned(1), "m", lambda line, **facts: None)
 
 
 def test_what_one_gave_that_is_away_counts() -> None:

@@ -93,6 +93,23 @@ def test_a_terminal_shows_lines_and_below_them_the_state() -> None:
     assert "iteration 1 of 2" in written
 
 
+def test_what_is_waited_for_stands_in_the_state_and_is_no_news_to_a_terminal() -> None:
+    wait = {"time": 101.0, "line": "starting", "waits": "Ray to start"}
+    still = {"time": 131.0, "line": "still waiting for Ray", "waits": "Ray to start", "again": True}
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), width=80, force_terminal=terminal)
+        progress = Progress(started=100.0)
+        with display(console, progress) as show:
+            show(wait)
+            show(still)
+        assert ("still waiting" in console.file.getvalue()) is not terminal
+        console = Console(width=80, record=True)
+        console.print(panel(progress, 151.0))
+        assert "waiting for Ray to start, 50 s" in console.export_text()
+        progress.take(EVENTS[0])
+        assert not progress.waits
+
+
 def test_the_panel_fits_a_terminal_of_80() -> None:
     progress = after(6)
     progress.scores = "frozen seen 50.1 (+3.0)"

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cold_flower.reporting.progress import Event, Progress, clock
+from cold_flower.reporting.progress import AGAIN, Event, Progress, clock
 
 LINES = 3  # of the newest, above the state, in a notebook
 WIDTH = 110  # characters of a notebook's cell
@@ -34,6 +34,8 @@ def display(
 
     def show(event: Event) -> None:
         progress.take(event)
+        if AGAIN in event and console.is_terminal:
+            return  # the line below says it
         line = str(event["line"])
         if "published" in event and not console.is_terminal:
             left = progress.left(now())
@@ -58,7 +60,9 @@ def panel(progress: Progress, now: float) -> RenderableType:
     row = Table.grid(padding=(0, 1))
     of = f" of {progress.iterations}" if progress.iterations else ""
     where = f"iteration {progress.iteration}{of}" if progress.iteration else "start"
-    bar = ProgressBar(total=max(1, progress.of), completed=progress.done, width=30)
+    bar: RenderableType = ProgressBar(total=max(1, progress.of), completed=progress.done, width=30)
+    if progress.waits:
+        bar = f"waiting for {progress.waits}, {now - progress.waits_since:.0f} s"
     row.add_row(
         Text(where, style="bold"),
         Text(f"{progress.phase:8}", style="cyan"),

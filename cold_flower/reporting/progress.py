@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cold_flower.repository.journal import READ
+from cold_flower.repository.journal import READ, WAITS
 
 Event = Mapping[str, Any]
+AGAIN = "again"  # of an event: it says nothing new, the run still waits
 
 WORK = ("finetune", "validate", "evaluate")  # of the contributors
 PHASES = ("start", "finetune", "validate", "fuse", "evaluate")
@@ -29,12 +30,15 @@ class Progress:
     done: int = 0
     of: int = 0
     scores: str = ""
+    waits: str = ""
+    """What the run waits for, where that may take long."""
     read: dict[str, Mapping[str, float]] = field(default_factory=dict)
     """By contributor: which shares of its tokens are ``unknown``, of its texts ``cut``."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     """Time spent in each phase, up to the last event."""
     busy: float = 0.0
     """Seconds of the contributors' own work, summed over them."""
+    waits_since: float = 0.0
     _since: float = 0.0  # when this phase began
     _last: float = 0.0
     _busy: float = 0.0  # of this phase, so far
@@ -51,6 +55,9 @@ class Progress:
         now = float(event["time"])
         self.seconds[self.phase] += max(0.0, now - self._last)
         self._last = max(now, self._last)
+        if AGAIN in event:
+            return
+        self.waits, self.waits_since = event.get(WAITS, ""), now
         self.iterations = event.get("iterations", self.iterations)
         self.scores = event.get("scores", self.scores)
         self.read |= event.get(READ, {})

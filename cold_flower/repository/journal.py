@@ -20,6 +20,7 @@ from cold_flower.errors import RunError
 CONFIG, SCORES, CONTRIBUTIONS = "config.json", "scores.jsonl", "contributions.jsonl"
 VALIDATION = "validation.jsonl"  # of the gate's candidates
 RESULT, PROGRESS = "result.json", "progress.jsonl"
+WAITS = "waits"  # of an event there: what the run waits for next, where that may take long
 READ = "read"  # of an event there: by contributor, its shares of tokens unknown and of texts cut
 LOG = "flower.log"
 SITES = "sites.jsonl"  # which came, left or was refused; with versions and code

@@ -111,16 +111,23 @@ def completed(run_dir: Path, iterations: int) -> bool:
 
 
 def judge(
-    run_dir: Path, status: str, *, no_result: str, again: str, log: Path | None = None
+    run_dir: Path,
+    status: str,
+    *,
+    no_result: str,
+    again: str,
+    log: Path | None = None,
+    meanwhile: str = "",
 ) -> None:
     """Return only if the run completed.
 
     Args:
         run_dir: the run's.
         status: what Flower says, with details.
-        no_result: the likely cause where the ServerApp wrote no result.
+        no_result: what is known where the ServerApp wrote no result.
         again: how the user goes on after a failure.
         log: where Flower's own output lies.
+        meanwhile: what happened to the machine during the run, if it may be the cause.
 
     Raises:
         RunError: the cause, and the way out.
@@ -135,4 +142,5 @@ def judge(
         status = status.split()[0]  # its details are in the cause
     more = f"; log: {log}" if log else ""
     kept = f" What arrived is kept: {again}" if (run_dir / CONFIG).exists() else ""
-    raise RunError(f"the run failed: {cause} (Flower says {status}{more}).{kept}")
+    happened = f"; meanwhile {meanwhile}" if meanwhile else ""
+    raise RunError(f"the run failed: {cause}{happened} (Flower says {status}{more}).{kept}")

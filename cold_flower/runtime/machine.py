@@ -62,6 +62,16 @@ print(json.dumps({
 """
 
 
+def killed_for_memory() -> int:
+    """Return how many processes the kernel has killed for lack of memory; where not known, 0."""
+    try:
+        counters = Path("/proc/vmstat").read_text()
+    except OSError:
+        return 0
+    counts = dict(line.split() for line in counters.splitlines())
+    return int(counts.get("oom_kill", 0))
+
+
 def _cores() -> int:
     """Return the cores that this process may use (`taskset` and containers limit them)."""
     linux = hasattr(os, "sched_getaffinity")

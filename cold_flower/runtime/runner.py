@@ -1,5 +1,6 @@
 """From a configuration to a finished run: check, share the machine, run, show."""
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -146,11 +147,12 @@ def run(config: Config, sharing: Sharing, again: str = "") -> None:
             for leg in _legs(ready, again):
                 leg(show)
             say(phases(progress, ready.allocation.workers))
-    except Stopped:
+    except Stopped as stop:
         begun = (folder / CONFIG).exists()
         kept = f"what arrived is kept: {again}"
         state = kept if begun else "the run had not begun, nothing is left of it"
-        print(f"stopped after {clock(time.time() - started)}; {state}", file=sys.stderr)
+        by = signal.Signals(stop.signum).name
+        print(f"stopped by {by} after {clock(time.time() - started)}; {state}", file=sys.stderr)
         raise
     if every_score(folder):  # evaluate.protocols may be empty
         html.write([folder], folder)

@@ -20,7 +20,7 @@ from typing import Any
 from cold_flower.config import Config
 from cold_flower.errors import RunError
 from cold_flower.reporting.progress import Event
-from cold_flower.repository.journal import FULL, LOG, RESULT, RUNNER, WORKERS
+from cold_flower.repository.journal import FULL, LOG, RESULT, RUNNER, WAITS, WORKERS
 from cold_flower.runtime.bundle import stage
 from cold_flower.runtime.events import Events
 from cold_flower.runtime.flower import (
@@ -31,6 +31,7 @@ from cold_flower.runtime.flower import (
     last_error,
     status_of,
 )
+from cold_flower.runtime.machine import killed_for_memory
 from cold_flower.runtime.processes import Stopped, alive, stoppable, tool
 from cold_flower.runtime.resources import Allocation
 from cold_flower.runtime.scratch import scratch
@@ -38,6 +39,7 @@ from cold_flower.runtime.superlink import CONNECTION, superlink
 
 # Weights come and go by the hundred megabytes; where glibc and Linux have such pages.
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+STARTING = "Flower to start"
 _FULL_DISK = 1 << 16  # bytes free, or fewer
 
 
@@ -73,10 +75,11 @@ def simulate(
     # which they share.
     shared = run_dir.parent if allocation.cluster else None
     run_log = run_dir.parent / f".{run_dir.name}.log"
+    killed_before = killed_for_memory()
     with stoppable(), scratch(shared) as folder:
         try:
             with run_log.open("w") as log:
-                status = _run(config, contributors, allocation, show, folder, log)
+                status, waiting = _run(config, contributors, allocation, show, folder, log)
             error = last_error(run_log)  # of this run: in LOG those before it lie, too
         except Stopped:
             if not run_dir.exists():
@@ -89,9 +92,28 @@ def simulate(
                     run_log.unlink()
     full = shutil.disk_usage(run_dir.parent).free < _FULL_DISK
     log_path = run_dir / LOG if (run_dir / LOG).exists() else run_log
-    known = f"the last error in the log is {error}" if error else "killed? out of memory?"
-    ended = f"the ServerApp ended without a {RESULT} ({known})"
-    judge(run_dir, status, no_result=FULL if full else ended, again=again, log=log_path)
+    judge(
+        run_dir,
+        status,
+        no_result=FULL if full else _ended(error, waiting),
+        again=again,
+        log=log_path,
+        meanwhile=_killed(killed_for_memory() - killed_before),
+    )
+
+
+def _ended(error: str, waiting: str) -> str:
+    """Say what is known of a ServerApp that ended without a result."""
+    when = f", while waiting for {waiting}" if waiting else ""
+    known = f"the last error in the log is {error}" if error else "the log has no error"
+    return f"the ServerApp ended without a {RESULT}{when}; {known}"
+
+
+def _killed(number: int) -> str:
+    """Say that the kernel killed processes, of this run or of others."""
+    if number < 1:
+        return ""
+    return f"the kernel killed {number} process{'es' * (number > 1)} here for lack of memory"
 
 
 def _run(
@@ -101,19 +123,25 @@ def _run(
     show: Callable[[Event], None],
     folder: Path,
     log: Any,
-) -> str:
-    """Run on a SuperLink that lives for this run alone; return what Flower says of it."""
+) -> tuple[str, str]:
+    """Run on a SuperLink that lives for this run alone.
+
+    Returns:
+        What Flower says of it, and what it was waiting for when it ended.
+    """
     run_dir, empty = Path(config.run_dir), folder / "empty"
     empty.mkdir()
     environment = _environment(folder, run_dir, allocation)
     app = stage(folder / "cold-flower", config)
+    show({"time": time.time(), "line": "starting Flower", WAITS: STARTING})
+    events = Events(run_dir, STARTING)
     with superlink(empty, environment, log) as link:
         command = [tool("flwr"), "run", str(app), CONNECTION, "--stream"]
         command += ["--federation-config", allocation.federation(contributors)]
         run = subprocess.Popen(command, cwd=empty, env=environment, stdout=log, stderr=log)
-        _watch(run, link, run_dir, show)
+        _watch(run, link, run_dir, events, show)
         answer = flwr("ls", CONNECTION, cwd=empty, environment=environment, seconds=STATUS_SECONDS)
-    return status_of(answer) or f"nothing ({error_of(answer)})"
+    return status_of(answer) or f"nothing ({error_of(answer)})", events.waiting
 
 
 def _environment(folder: Path, run_dir: Path, allocation: Allocation) -> dict[str, str]:
@@ -147,6 +175,7 @@ def _watch(
     run: "subprocess.Popen[bytes]",
     link: "subprocess.Popen[bytes]",
     run_dir: Path,
+    events: Events,
     show: Callable[[Event], None],
 ) -> None:
     """Show the run's progress until it ended; `flwr run --stream` returns with it.
@@ -154,7 +183,7 @@ def _watch(
     Where SuperLink or ServerApp are killed, Flower would notice after a minute or never; here
     the result that is missing tells.
     """
-    events, server, ended = Events(run_dir), 0, False
+    server, ended = 0, False
     try:
         while not ended:
             ended = run.poll() is not None or (run_dir / RESULT).exists()

@@ -15,6 +15,7 @@ from cold_flower.data import schedule
 from cold_flower.data.plan import Plan, plan
 from cold_flower.errors import RunError
 from cold_flower.identity import code_sha256
+from cold_flower.repository.journal import WAITS
 from cold_flower.server.handshake import answer_of, examine, query
 from cold_flower.server.reading import say_shares
 from strategies.errors import Refused
@@ -97,6 +98,11 @@ def gather(grid: Grid, config: Config, model: str, say: Callable[..., object]) -
         )
     timeout = config.wait.replies
     members: dict[str, Member] = {}
+    say(
+        f"asking {len(nodes)} contributors who they are; for this Ray starts its workers",
+        **{WAITS: "Ray to start its workers"},
+    )
+    started = False
     for node, reply in exchange(
         grid, {str(n): query(n, config.explicit) for n in nodes}, timeout=timeout
     ):
@@ -104,6 +110,9 @@ def gather(grid: Grid, config: Config, model: str, say: Callable[..., object]) -
             raise RunError(
                 f"node {node} did not answer the query within {timeout:g} s (wait.replies)"
             )
+        if not started:
+            say("Ray has started", **{WAITS: "the contributors to read their data"})
+            started = True
         try:
             answer = answer_of(reply)
         except Refused as reason:
