@@ -163,6 +163,7 @@ def judged(pool: Pool, cohort: Sequence[int], attack: str = "") -> list[str]:
     signs = [math.copysign(1, f) for f in factors]
     measured = Diagnosis(
         norms=[row["norm"] * abs(f) for row, f in zip(rows, factors, strict=True)],
+        mean=math.nan,
         cosines=[],
         without=[],
         pairwise=[

@@ -120,6 +120,11 @@ class Fusion:
     options: str = key("", "the rule's options, a TOML inline table: {beta = 0.2}")
     strategy: str = key("", "a Flower strategy instead: flwr.serverapp.strategy:FedAvg")
     clip: str = key("", "bound each contribution's norm: median (of the cohort's), or a number")
+    norm: str = key(
+        "",
+        "length of the rule's update: mean (the plain mean's), contributions (the median of "
+        "theirs), or so many times the mean's; empty = the rule's own",
+    )
     learning_rate: float = key(0.0, "fusion learning rate; 0 = 1 with sgd, 0.001 with adam")
     optimizer: str = key("sgd", "what makes a step of the fused update", choices=("sgd", "adam"))
     momentum: float = key(0.0, "of sgd; beta1 of adam, there 0 = 0.9")

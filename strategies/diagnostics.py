@@ -21,6 +21,8 @@ class Diagnosis:
 
     norms: list[float]
     """L2 norm of each."""
+    mean: float
+    """L2 norm of their mean."""
     cosines: list[float]
     """Cosine of each with their mean; 0 where either is zero."""
     without: list[float]
@@ -70,6 +72,7 @@ def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
     apart = (mean**2 - 2 * to_mean + total.diagonal()).clamp(min=0).sqrt() / max(1, n - 1)
     return Diagnosis(
         norms=norms.tolist(),
+        mean=float(mean),
         cosines=_ratio(to_mean, norms * mean).tolist(),
         without=(apart if n > 1 else torch.zeros(1)).tolist(),
         pairwise=_ratio(total, norms[:, None] * norms[None, :]).tolist(),

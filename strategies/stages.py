@@ -1,10 +1,15 @@
-"""What stands around a fusion rule: clip -> rule -> step (learning rate, optimizer) -> anchor.
+"""Stages around a fusion rule: clip -> rule -> norm -> step (learning rate, optimizer) -> anchor.
 
 A rule combines one iteration's contributions and remembers nothing. The stages bound what
-goes in (clip), decide how far the base follows what comes out (step), and how far it may
-drift (anchor); only the step has a memory, a safetensors file beside each iteration.
+goes in (clip), give what comes out a length (norm), decide how far the base follows it (step),
+and how far it may drift (anchor); only the step has a memory, a safetensors file beside each
+iteration.
 
 - **clip**: d_i * min(1, C / ||d_i||), C the median of the norms or fixed.
+- **norm**: the rule's update, as long as the plain mean of the d_i, as the median d_i, or that
+  many times as long as the mean. The mean of n updates that are nearly orthogonal is sqrt(n)
+  times shorter than one of them, so a rule that takes longer steps may look better by that
+  alone. The rule runs twice for it: once to be measured, once to be taken.
 - **step**, sgd: v = momentum * v + d; theta + rate * v, Nesterov: theta + rate * (d +
   momentum * v), as in FedAvgM (Hsu et al., arXiv 1909.06335) and DiLoCo (Douillard et al.,
   arXiv 2311.08105). Paper, section 8: "restrict the effect of each iteration".
@@ -19,7 +24,7 @@ drift (anchor); only the step has a memory, a safetensors file beside each itera
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +33,14 @@ import torch
 from torch import Tensor
 
 from strategies.errors import FusionError
-from strategies.fusion import Rule, SafetensorsWriter, Weights, is_finite, read_metadata
+from strategies.fusion import (
+    Rule,
+    SafetensorsWriter,
+    Weights,
+    is_finite,
+    load,
+    read_metadata,
+)
 from strategies.fusion._deltas import Clipped, Difference, learned, narrow, spans
 
 BETA2, TAU = 0.99, 1e-3  # of adam
@@ -44,6 +56,8 @@ class Stages:
 
     clip: str = ""
     """``median``, a number, or empty."""
+    norm: str = ""
+    """``mean``, ``contributions`` (their median), a multiple of the mean's, or empty."""
     learning_rate: float = 0.0
     """0 is the optimizer's own: 1 for sgd, 1e-3 for adam."""
     optimizer: str = "sgd"
@@ -55,6 +69,10 @@ class Stages:
     def __post_init__(self) -> None:
         if self.clip not in ("", "median") and not _positive(self.clip):
             raise FusionError(f"clip is 'median' or a number above 0, got {self.clip!r}")
+        if self.norm not in ("", "mean", "contributions") and not _positive(self.norm):
+            raise FusionError(
+                f"norm is 'mean', 'contributions' or a number above 0, got {self.norm!r}"
+            )
         if self.optimizer not in ("sgd", "adam"):
             raise FusionError(f"optimizer is sgd or adam, got {self.optimizer!r}")
         if not 0 <= self.momentum < 1:
@@ -112,9 +130,11 @@ def staged(
     def fuse(
         base: Weights, given: Sequence[Weights], *, seed: int = 0
     ) -> Iterator[tuple[str, Tensor]]:
-        if stages.clip and given:
-            given = clipped(base, given, stages.clip)
-        fused = rule(base, given, seed=seed)
+        taken = clipped(base, given, stages.clip) if stages.clip and given else given
+        scale = 1.0
+        if stages.norm and given and (size := length(base, rule(base, taken, seed=seed))):
+            scale = wanted(base, given, stages.norm) / size
+        fused = rule(base, taken, seed=seed)
         anchor = start() if stages.anchor else None
         with _Memory(stages, base, before, after) as memory:
             for key, (dtype, _) in base.template().items():
@@ -123,7 +143,7 @@ def staged(
                     raise FusionError(f"the rule yields {name} where {key} is due")
                 if dtype.is_floating_point:
                     old = base.get(key).float()
-                    new = old + memory.step(key, tensor.float() - old)
+                    new = old + memory.step(key, (tensor.float() - old).mul_(scale))
                     if anchor:
                         new += stages.anchor * (anchor.get(key).float() - new)
                     tensor = narrow(new, dtype)
@@ -155,6 +175,23 @@ def norm(base: Weights, weights: Weights) -> float:
     for key, count in learned(base).items():
         for span in spans(count, 1):
             squares += float(difference.read(key, span).double().square().sum())
+    return math.sqrt(squares)
+
+
+def wanted(base: Weights, given: Sequence[Weights], by: str) -> float:
+    """Return the norm that an update of these contributions (at least one) is to have."""
+    if by == "contributions":
+        return statistics.median(norm(base, weights) for weights in given)
+    times = 1.0 if by == "mean" else float(by)
+    return times * length(base, load("average")(base, given, seed=0))
+
+
+def length(base: Weights, fused: Iterable[tuple[str, Tensor]]) -> float:
+    """Return the L2 norm of what a rule adds to the base."""
+    squares = 0.0
+    for key, tensor in fused:
+        if tensor.is_floating_point():
+            squares += float((tensor.float() - base.get(key).float()).double().square().sum())
     return math.sqrt(squares)
 
 

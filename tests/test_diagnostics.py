@@ -33,6 +33,7 @@ def test_by_hand(monkeypatch, block) -> None:
     assert found.norms == [5, 5, 6]
     # The mean is (2, 0, 2) with norm sqrt(8).
     eight = math.sqrt(8)
+    assert found.mean == pytest.approx(eight)
     assert found.cosines == pytest.approx([6 / (5 * eight), 6 / (5 * eight), 12 / (6 * eight)])
     assert found.pairwise[0] == pytest.approx([1, -7 / 25, 0])
     assert found.conflicts == pytest.approx(1 / 3)  # the second coordinate
@@ -47,6 +48,7 @@ def test_what_did_not_move_and_one_alone() -> None:
     assert still.pairwise == [[0, 0], [0, 0]]
     alone = diagnose(*some([1.0, 2.0, 2.0]))
     assert (alone.norms, alone.cosines, alone.without) == ([3], pytest.approx([1]), [0])
+    assert (still.mean, alone.mean) == (0, 3)
 
 
 def test_layers_by_name() -> None:

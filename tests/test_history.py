@@ -25,7 +25,7 @@ def run(tmp_path):
     about = {"rule": "average"}
     repository.create(save, BODY, "net.", {**about, "base-model": "tiny"})
     given = [{"name": n, "verdict": v} for n, v in (("a", "accepted"), ("b", "refused"))]
-    repository.publish(1, 0, Weights(moved(1)), {**about, "contributors": given})
+    repository.publish(1, 0, Weights(moved(1)), {**about, "contributors": given, "length": 1.5})
     gate = {"accepted": False, "reason": "the mean falls by 0.2000 (tolerance 0.01)"}
     repository.publish(2, 1, Weights(BODY), {**about, "contributors": given, "gate": gate})
     row = {"task": "t", "protocol": "frozen", "group": "seen", "base": "x", "n_test": 9, "seed": 0}
@@ -42,7 +42,7 @@ def test_the_log(run) -> None:
     rejected = "rejected by the gate (the mean falls by 0.2000 (tolerance 0.01))"
     assert drawn(run) == [
         f"* 0002 (latest)  from 0001; {rejected}, 1 accepted, 1 refused; frozen seen 75.0 (+25.0)",
-        "* 0001  from 0000; average, 1 accepted, 1 refused; frozen seen 75.0 (+25.0)",
+        "* 0001  from 0000; average, 1 accepted, 1 refused, length 1.50; frozen seen 75.0 (+25.0)",
         "* 0000  tiny; frozen seen 50.0",
     ]
 

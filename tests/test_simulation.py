@@ -15,6 +15,7 @@ from cold_flower.repository.bases import STATE, Repository
 from cold_flower.repository.journal import Journal
 from cold_flower.runtime import processes
 from strategies.fusion import fingerprint
+from strategies.stages import length
 from tests.conftest import REAL, needs_real
 from tests.test_cli import COLD_FLOWER, cold_flower
 
@@ -103,6 +104,12 @@ def test_scores_and_contributions(finished) -> None:
     assert "market" not in {r["contributor"] for r in given}
     wanted = {"iteration", "contributor", "verdict", "reason", "examples", "seconds", "diff_norm"}
     assert all(wanted <= r.keys() for r in given)
+    kept = Repository(finished)
+    for iteration in (1, 2):
+        made = kept.manifest(iteration)
+        moved = length(kept.body(iteration - 1), kept.body(iteration).items())
+        assert made["step-norm"] == pytest.approx(moved)
+        assert made["length"] == made["step-norm"] / made["mean-norm"]
 
 
 def test_heads_and_data_stay_with_the_contributors(finished) -> None:

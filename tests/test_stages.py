@@ -9,18 +9,21 @@ import torch
 from strategies.errors import FusionError
 from strategies.fusion import Weights, load
 from strategies.fusion._deltas import Clipped
-from strategies.stages import Stages, staged
+from strategies.stages import Stages, length, staged
 from tests.test_fusion import body, contributions, every_case, peaks, same_bits
 
 EVERY = {
     "clip": Stages(clip="median"),
     "clip at a number": Stages(clip="0.5"),
+    "norm of the mean": Stages(norm="mean"),
+    "norm of the contributions": Stages(norm="contributions"),
+    "twice the mean": Stages(norm="2"),
     "half a step": Stages(learning_rate=0.5),
     "momentum": Stages(momentum=0.9),
     "nesterov": Stages(learning_rate=0.7, momentum=0.9, nesterov=True),
     "adam": Stages(optimizer="adam"),
     "anchor": Stages(anchor=0.25),
-    "all": Stages("median", 0.7, "sgd", 0.9, True, 0.1),
+    "all": Stages("median", "1.5", 0.7, "sgd", 0.9, True, 0.1),
 }
 
 
@@ -135,6 +138,41 @@ def test_clip_by_hand(tmp_path) -> None:
     assert fixed["b"].tolist() == pytest.approx([(0.8 + 1) / 3])
 
 
+def test_norm_by_hand(tmp_path) -> None:
+    base = {"w": torch.zeros(2), "b": torch.zeros(1), "positions": torch.tensor([7])}
+    vectors = ([3.0, 0.0, 4.0], [0.0, 1.0, 0.0], [0.0, 0.0, 2.0])  # norms 5, 1, 2; of the mean:
+    mean = (1 + 1 / 9 + 4) ** 0.5
+    given = [
+        Weights(
+            {"w": torch.tensor(v[:2]), "b": torch.tensor(v[2:]), "positions": torch.tensor([7])},
+            name=str(i),
+        )
+        for i, v in enumerate(vectors)
+    ]
+    for rule in ("average", "median", "task_arithmetic"):
+        plain = Run(tmp_path, Stages(), dict(base), rule).step(given)
+        for by, size in (("mean", mean), ("contributions", 2.0), ("2.5", 2.5 * mean)):
+            fused = Run(tmp_path, Stages(norm=by), dict(base), rule).step(given)
+            assert length(Weights(base), fused.items()) == pytest.approx(size)
+            scale = size / length(Weights(base), plain.items())
+            torch.testing.assert_close(fused["w"], plain["w"] * scale)
+            torch.testing.assert_close(fused["b"], plain["b"] * scale)
+            assert torch.equal(fused["positions"], base["positions"])
+
+
+def test_norm_is_that_of_the_contributions_as_they_came_also_behind_a_clip(tmp_path) -> None:
+    fused = Run(tmp_path, Stages(clip="1", norm="mean"), {"w": torch.zeros(1)}).step(towards(3, 5))
+    assert fused["w"].tolist() == pytest.approx([4.0])
+
+
+def test_norm_leaves_an_update_of_nothing(tmp_path) -> None:
+    """The median of -1, 0 and 1 has no direction that could be made longer."""
+    start = {"w": torch.zeros(1)}
+    assert Run(tmp_path, Stages(norm="contributions"), start, "median").step(towards(-1, 0, 1)) == {
+        "w": torch.zeros(1)
+    }
+
+
 def by_hand(base, given, *, seed):
     """A rule of somebody else, that reads whole tensors."""
     for key in base.keys():
@@ -159,7 +197,7 @@ def test_a_rule_sees_what_is_clipped_however_it_reads(tmp_path, rule) -> None:
 def test_memory_does_not_grow_with_the_contributions(
     tmp_path, rule, optimizer, monkeypatch
 ) -> None:
-    stages = Stages("median", 0.7, optimizer, 0.9, optimizer == "sgd", 0.1)
+    stages = Stages("median", "1.5", 0.7, optimizer, 0.9, optimizer == "sgd", 0.1)
     made = []
 
     def around(base, given, *, seed):
@@ -270,6 +308,8 @@ def test_a_failing_rule_leaves_no_memory(tmp_path) -> None:
         ({"clip": "mean"}, "clip is 'median' or a number above 0, got 'mean'"),
         ({"clip": "-1"}, "got '-1'"),
         ({"clip": "nan"}, "got 'nan'"),
+        ({"norm": "median"}, "norm is 'mean', 'contributions' or a number above 0, got 'median'"),
+        ({"norm": "0"}, "got '0'"),
         ({"optimizer": "yogi"}, "sgd or adam"),
         ({"momentum": 1.0}, "below 1, got 1"),
         ({"nesterov": True}, "a momentum above 0"),

@@ -40,7 +40,9 @@ def _made(found: dict[str, Any]) -> str:
     counts = [f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts))]
     if rejected(found):
         return f"rejected by the gate ({found['gate']['reason']}), {', '.join(counts)}"
-    return f"{found.get('rule', '')}, {', '.join(counts)}" if counts else str(found.get("rule"))
+    made = f"{found.get('rule', '')}, {', '.join(counts)}" if counts else str(found.get("rule"))
+    length = found.get("length")  # of the step, in lengths of the plain mean
+    return made if length is None else f"{made}, length {length:.2f}"
 
 
 def rollback(run_dir: Path, iteration: int) -> str:

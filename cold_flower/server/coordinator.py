@@ -29,6 +29,7 @@ from strategies.contributions import INCOMING
 from strategies.fusion import Weights, fingerprint
 from strategies.gate import Gate
 from strategies.inbox import Inbox
+from strategies.stages import length
 
 
 class Coordinator:
@@ -145,11 +146,14 @@ class Coordinator:
         if judgement and not judgement.accepted:
             self._say(f"iteration {iteration} rejected by the gate: {judgement.reason}")
         diagnosis = self._inbox.diagnosis(self._repository.body(parent))
-        manifest = describe(self._config, self._inbox.contributions.values(), diagnosis, judgement)
+        fused = Weights(records.Tensors(arrays))
+        step = length(self._repository.body(parent), fused.items())
+        manifest = describe(
+            self._config, self._inbox.contributions.values(), diagnosis, judgement, step
+        )
         # A candidate that was rejected has left its memory in the inbox; the base keeps its own.
         state = self._repository.state() if rejected(manifest) else self._inbox.state
         state = state if state and state.exists() else None
-        fused = Weights(records.Tensors(arrays))
         self._repository.publish(iteration, parent, fused, manifest, state=state)
         self._record_contributions(iteration)
         self._end_iteration()

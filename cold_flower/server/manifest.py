@@ -20,6 +20,7 @@ def describe(
     contributions: Iterable[Contribution],
     diagnosis: Diagnosis,
     judgement: Judgement | None,
+    step: float,
 ) -> dict[str, Any]:
     """Describe an iteration: rule, stages, each contributor's part, the gate's decision.
 
@@ -28,6 +29,7 @@ def describe(
         contributions: what became of each one's answer.
         diagnosis: what the accepted ones measure, by name.
         judgement: the gate's, if there is a gate.
+        step: L2 norm of what the fuse adds to the base.
     """
     contributions = sorted(contributions, key=lambda one: one.name)
     accepted = [one.name for one in contributions if one.verdict == "accepted"]
@@ -61,6 +63,9 @@ def describe(
         ],
         "cosines": dict(zip(accepted, diagnosis.pairwise, strict=True)),
         "sign-conflicts": diagnosis.conflicts,
+        "step-norm": step,
+        "mean-norm": diagnosis.mean,
+        "length": step / diagnosis.mean if diagnosis.mean else None,
         "gate": asdict(judgement) if judgement else {},
     }
 

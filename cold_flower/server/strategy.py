@@ -59,8 +59,8 @@ def check(config: Config) -> None:
     plain = replace(Fusion(), strategy=config.fusion.strategy, options=config.fusion.options)
     if config.fusion != plain:
         raise ConfigError(
-            "fusion.strategy replaces rule and stages: leave fusion.rule, clip, learning-rate, "
-            "optimizer, momentum, nesterov and anchor alone"
+            "fusion.strategy replaces rule and stages: leave fusion.rule, clip, norm, "
+            "learning-rate, optimizer, momentum, nesterov and anchor alone"
         )
 
 
