@@ -86,6 +86,11 @@ class Finetune:
         "bf16 autocast where the hardware has it; weights stay float32",
         choices=("auto", "fp32", "bf16"),
     )
+    proximal_mu: float = key(
+        0.0,
+        "FedProx: pulls a contribution towards its base, mu/2 * ||w - base||^2 in the loss, over "
+        "the body; 0 = off. Evaluations finetune without it",
+    )
     head: str = key(
         "fresh",
         "fresh: drawn anew each iteration; keep: that of the last iteration it took part in",
