@@ -121,9 +121,14 @@ class FewShot:
 class Fusion:
     """How the next base is made."""
 
-    rule: str = key("average", "a fusion rule, or package.module:function")
+    rule: str = key(
+        "average",
+        "a fusion rule; one of yours: file.py:function, or module:function if it is installed",
+    )
     options: str = key("", "the rule's options, a TOML inline table: {beta = 0.2}")
-    strategy: str = key("", "a Flower strategy instead: flwr.serverapp.strategy:FedAvg")
+    strategy: str = key(
+        "", "a Flower strategy instead: flwr.serverapp.strategy:FedAvg; yours: file.py:class"
+    )
     clip: str = key("", "bound each contribution's norm: median (of the cohort's), or a number")
     learning_rate: float = key(0.0, "fusion learning rate; 0 = 1 with sgd, 0.001 with adam")
     optimizer: str = key("sgd", "what makes a step of the fused update", choices=("sgd", "adam"))

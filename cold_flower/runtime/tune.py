@@ -155,6 +155,11 @@ def tune(
         RunError: the budget ended before every candidate was tried on the first tasks; another
             run lies in ``run-dir``.
     """
+    if config.finetune.proximal_mu:
+        raise ConfigError(
+            "tune finetunes as an evaluation does, without a proximal term: leave "
+            "finetune.proximal-mu at 0"
+        )
     whole = plan(config)
     chosen = _tasks(whole, tasks, config.seed)
     if not protocols or len(set(chosen)) < len(chosen):

@@ -71,8 +71,8 @@ def trimmed_embedding(
     """Trim a model's word embedding to the tokens of these data while the context lasts.
 
     Yields None, and changes nothing, where the embedding is frozen, where it is used for more
-    than to look up these tokens (T5 shares it with its decoder and output layer), or where more than
-    AdamW's weight decay would move the other rows: with AdaFactor, or a proximal term.
+    than to look up these tokens (T5 shares it with its decoder and output layer), or where
+    other rows move by more than AdamW's weight decay: with AdaFactor, or a proximal term.
     """
     full = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
     whole = options.optimizer != "adamw" or options.proximal_mu > 0
