@@ -1,5 +1,6 @@
 """Flower's own strategies: each is run for an iteration, or refused with its sentence."""
 
+import re
 from pathlib import Path
 
 import flwr.serverapp.strategy as flower
@@ -190,17 +191,13 @@ def test_a_resumed_run_says_which_memory_it_lacks() -> None:
     assert stock.memory_lost(adam, 1) == stock.memory_lost(plain, 3) == ""
 
 
-class Private(flower.DifferentialPrivacyServerSideFixedClipping):
-    """The class of docs/fusion-rules.md."""
-
-    def __init__(self, noise: float = 0.1, clip: float = 0.5, clients: int = 3) -> None:
-        inner = FedAvg(min_train_nodes=1, min_available_nodes=1)
-        super().__init__(inner, noise, clip, clients)
-
-
 @pytest.mark.usefixtures("in_process")
-def test_a_wrapper_comes_with_a_class_of_ones_own(tmp_path) -> None:
-    run(tmp_path / "run", "tests.test_stock:Private", "{noise = 0.001}")
+def test_a_wrapper_comes_with_the_class_of_the_page(tmp_path) -> None:
+    (shown,) = (
+        text for text in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "Private" in text
+    )
+    (tmp_path / "private.py").write_text(shown)
+    run(tmp_path / "run", f"{tmp_path}/private.py:Private", "{noise = 0.001, clients = 3}")
 
 
 def asked(mu, own: float = 0.0):
