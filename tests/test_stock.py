@@ -158,10 +158,14 @@ def test_a_proximal_term_without_contributions_is_refused() -> None:
         experiments.check_keys(config)
 
 
-def test_a_check_leaves_flowers_remarks_out(capsys) -> None:
-    check_strategy(named("FedProx", "{proximal_mu = 0}"), 3)
-    assert capsys.readouterr() == ("", "")
+def test_a_check_leaves_flowers_remarks_out(caplog) -> None:
+    config = named("FedProx", "{proximal_mu = 0}")
+    check_strategy(config, 3)
+    assert caplog.messages == []
     assert not FLOWER_LOGGER.disabled
+    stock.stock_strategy(config)  # in the run itself
+    (said,) = caplog.messages  # and nothing of an evaluation that is left out
+    assert "This makes the strategy equivalent to FedAvg" in said
 
 
 class Nothing(FedAvg):
