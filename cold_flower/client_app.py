@@ -129,7 +129,7 @@ def _contributor(message: Message, context: Context, site: Site | None) -> Contr
     if records.EXPLICIT in asked:
         keys["explicit"] = str(asked[records.EXPLICIT])
     # Another team's ServerApp may have keys of its own.
-    config = Config.from_flat(keys, strict=False)
+    config = _pulled(Config.from_flat(keys, strict=False), asked.get(records.PROXIMAL_MU))
     if site:
         return Contributor(config, site=site)
     index = context.node_config.get("partition-id")
@@ -139,6 +139,19 @@ def _contributor(message: Message, context: Context, site: Site | None) -> Contr
             "'partition-id=0', or 'site=\"<absolute path>/site.toml\"'"
         )
     return Contributor(resolve(config), index)
+
+
+def _pulled(config: Config, mu: Any) -> Config:
+    """Return the configuration with the proximal term that a message asks for, if it does."""
+    own = config.finetune.proximal_mu
+    if mu is None or mu == own:
+        return config
+    if own:
+        raise ConfigError(
+            f"finetune.proximal-mu is {own:g}, but the message asks for "
+            f"{records.PROXIMAL_MU} = {mu}: give one"
+        )
+    return Config.from_flat({**config.flat(), "finetune.proximal-mu": mu})
 
 
 def _base(message: Message, me: Contributor) -> dict[str, Tensor]:

@@ -86,6 +86,11 @@ class Finetune:
         "bf16 autocast where the hardware has it; weights stay float32",
         choices=("auto", "fp32", "bf16"),
     )
+    proximal_mu: float = key(
+        0.0,
+        "FedProx: pulls a contribution towards its base, mu/2 * ||w - base||^2 in the loss, over "
+        "the body; 0 = off. Evaluations finetune without it",
+    )
     head: str = key(
         "fresh",
         "fresh: drawn anew each iteration; keep: that of the last iteration it took part in",
@@ -116,9 +121,14 @@ class FewShot:
 class Fusion:
     """How the next base is made."""
 
-    rule: str = key("average", "a fusion rule, or package.module:function")
+    rule: str = key(
+        "average",
+        "a fusion rule; one of yours: file.py:function, or module:function if it is installed",
+    )
     options: str = key("", "the rule's options, a TOML inline table: {beta = 0.2}")
-    strategy: str = key("", "a Flower strategy instead: flwr.serverapp.strategy:FedAvg")
+    strategy: str = key(
+        "", "a Flower strategy instead: flwr.serverapp.strategy:FedAvg; yours: file.py:class"
+    )
     clip: str = key("", "bound each contribution's norm: median (of the cohort's), or a number")
     norm: str = key(
         "",

@@ -106,7 +106,10 @@ class Inbox(Grid):
         # Flower's strategies want the same metrics of all; contributors need not send them all.
         common = sorted(set.intersection(*(set(one.metrics) for one in accepted)))
         # By name, so that a strategy that sums in order of arrival gives the same bits.
-        return [self._reply(asked.get(one.name, listed[0]), one, common) for one in accepted]
+        return [
+            self._reply(asked.get(one.name, listed[0]), one, list(arrays), common)
+            for one in accepted
+        ]
 
     def accepted(self) -> list[Contribution]:
         """Return the contributions that are to be fused, by name."""
@@ -264,9 +267,15 @@ class Inbox(Grid):
             f"the quorum is {needed} ({'; '.join(causes)})"
         )
 
-    def _reply(self, asked: Message, one: Contribution, metrics: Iterable[str]) -> Message:
-        """Return the reply that a strategy sees, with arrays only where it needs them."""
-        body = one.weights().items() if self._keep_arrays else ()
+    def _reply(
+        self, asked: Message, one: Contribution, keys: Iterable[str], metrics: Iterable[str]
+    ) -> Message:
+        """Return the reply that a strategy sees, with arrays only where it needs them.
+
+        They come in the base's order: some of Flower's strategies match them by position.
+        """
+        weights = one.weights()
+        body = ((key, weights.get(key)) for key in keys) if self._keep_arrays else ()
         stated = {"contributor": one.name, "iteration": self.iteration}
         chosen = {key: one.metrics[key] for key in metrics}
         return Message(records.train_reply(body, chosen, stated), reply_to=asked)

@@ -1,9 +1,13 @@
 """What a name may be, what a dotted one stands for, how a failed look-up is worded."""
 
 import importlib
+import importlib.util
 import re
+import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -11,16 +15,48 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def import_attribute(name: str) -> Any:
-    """Import ``package.module:attribute``.
+    """Import ``package.module:attribute``, installed, or ``folder/file.py:attribute``.
 
     Raises:
-        ImportError: it cannot be imported; the text says why.
+        ImportError: it cannot be imported; the text says why, and where it was looked for.
     """
-    module, _, attribute = name.partition(":")
+    module, found, attribute = name.rpartition(":")
+    if not found:
+        raise ImportError("it has no colon before what is to be imported")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (AttributeError, ValueError) as error:
-        raise ImportError(error) from error
+        is_file = module.endswith(".py")
+        return getattr(
+            _run(Path(module)) if is_file else importlib.import_module(module), attribute
+        )
+    except ModuleNotFoundError as error:
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            file = f"{module.replace('.', '/')}.py:{attribute}"
+            raise ImportError(
+                f"{error} among what is installed; a file goes by its path: {file}"
+            ) from error
+        raise
+    except ImportError:
+        raise
+    except Exception as error:  # somebody else's code
+        raise ImportError(f"{type(error).__name__}: {error}") from error
+
+
+def absolute(name: str) -> str:
+    """Return a name of `import_attribute` that means the same in any directory."""
+    module, _, attribute = name.rpartition(":")
+    return f"{Path(module).resolve()}:{attribute}" if module.endswith(".py") else name
+
+
+def _run(path: Path) -> ModuleType:
+    """Run a file as a module of its own: anew each time, for its author may be changing it."""
+    path = path.resolve()
+    spec = importlib.util.spec_from_file_location(str(path), path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ImportError(f"there is no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
 
 
 def unknown(kind: str, name: str, valid: Sequence[str]) -> str:

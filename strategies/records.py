@@ -18,6 +18,7 @@ PROTOCOL = 1
 ARRAYS = "arrays"  # ArrayRecord: the body, float32
 CONFIG = "config"  # ConfigRecord to a contributor: iteration, base, seed, ...
 REFERENCE = "reference"  # in CONFIG, instead of arrays: the published iteration that is the base
+PROXIMAL_MU = "proximal-mu"  # in CONFIG: of the proximal term; Flower's FedProx names it so
 EXPLICIT = "explicit"  # in CONFIG: keys that the user set, so that no suite's recipe does
 METRICS = "metrics"  # MetricRecord from a contributor
 CONTRIBUTOR = "contributor"  # ConfigRecord: answer to a query

@@ -221,7 +221,7 @@ def test_an_error_of_the_run_before_is_not_quoted_for_this_one(tmp_path, monkeyp
     """A resumed run's log goes behind that of the run before, which may hold its errors."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LOG).write_text(TRACEBACK.format(p="", e="OSError: of the run before"))
-    written = ["INFO : fine\n", TRACEBACK.format(p="", e="KeyError: 'of this run'")]
+    written = ["\x1b[92mINFO \x1b[0m: fine\n", TRACEBACK.format(p="", e="KeyError: 'of this run'")]
 
     def run(*given) -> str:
         given[-1].write(written.pop(0))
@@ -237,3 +237,4 @@ def test_an_error_of_the_run_before_is_not_quoted_for_this_one(tmp_path, monkeyp
     ):
         with pytest.raises(RunError, match=words):
             simulate.simulate(config, 1, Mock(cluster=False), print, again="")
+    assert (tmp_path / "run" / LOG).read_text().splitlines()[4] == "INFO : fine"  # no colours

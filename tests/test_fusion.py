@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from strategies import fusion
 from strategies.errors import FusionError
 from strategies.fusion import Weights, _deltas, load, names
+from strategies.names import absolute
 
 
 def body(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -385,6 +386,35 @@ class TestLoad:
         with pytest.raises(FusionError, match=words):
             list(rule(Weights(body(0)), contributions(1)))
         monkeypatch.delitem(sys.modules, "wrong_rules")
+
+    def test_a_file_of_ones_own(self, tmp_path, monkeypatch) -> None:
+        text = "def half(base, given, *, seed):\n    for k in base.keys(): yield k, given[0].get(k) / 2\n"
+        (tmp_path / "mine.py").write_text(text)
+        monkeypatch.chdir(tmp_path)
+        for name in ("mine.py:half", f"{tmp_path}/mine.py:half", absolute("mine.py:half")):
+            fused = dict(load(name)(Weights({"w": torch.ones(2)}), [Weights({"w": torch.ones(2)})]))
+            assert torch.equal(fused["w"], torch.full((2,), 0.5))
+        (tmp_path / "mine.py").write_text(text.replace("/ 2", "/ 4"))  # it is read anew
+        fused = dict(load(name)(Weights({"w": torch.ones(2)}), [Weights({"w": torch.ones(2)})]))
+        assert torch.equal(fused["w"], torch.full((2,), 0.25))
+        assert absolute("average") == "average"
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("nowhere.py:half", "there is no file {}/nowhere.py"),
+            ("mine.py:none", "has no attribute 'none'"),
+            ("broken.py:half", "SyntaxError: "),
+            ("mine:half", "No module named 'mine' among .* a file goes by its path: mine.py:half"),
+            ("mine.py", r"unknown fusion rule 'mine.py'.*Or one of yours: file.py:function"),
+        ],
+    )
+    def test_where_it_was_searched(self, tmp_path, monkeypatch, name, words) -> None:
+        (tmp_path / "mine.py").write_text("")
+        (tmp_path / "broken.py").write_text("def half(")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(FusionError, match=words.format(tmp_path)):
+            load(name)
 
     def test_a_module_that_is_not_there(self) -> None:
         with pytest.raises(FusionError, match=r"nowhere:rule.*cannot be loaded"):

@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import FedAvg
 from google.protobuf.message import DecodeError
 
 from cold_flower.config import Config
-from cold_flower.server import strategy
+from cold_flower.server import stock
 from strategies import exchange, records
 from strategies.cold_fusion import ColDFusion
 from strategies.contributions import Contribution, Store
@@ -483,8 +483,8 @@ def test_what_a_flower_strategy_makes_is_a_base(tmp_path, name) -> None:
     config = Config.from_flat({"fusion.strategy": f"flwr.serverapp.strategy:{name}"})
     _, inbox = make(tmp_path, keep_arrays=True)  # the second round begins with what the first made
     arrays = records.pack(BASE.items())
-    stock = strategy.stock_strategy(config)
-    made = dict(records.unpack(stock.start(inbox, arrays, num_rounds=2, timeout=1).arrays))
+    made = stock.stock_strategy(config)
+    made = dict(records.unpack(made.start(inbox, arrays, num_rounds=2, timeout=1).arrays))
     assert {key: tensor.dtype for key, tensor in made.items()} == dict.fromkeys(BASE, torch.float32)
     assert not torch.equal(made["w"], BASE["w"])
 
@@ -499,7 +499,23 @@ def test_a_flower_strategy_that_makes_no_numbers_stops_the_run(tmp_path, monkeyp
     config = Config.from_flat({"fusion.strategy": "flwr.serverapp.strategy:Broken"})
     _, inbox = make(tmp_path, keep_arrays=True)
     with pytest.raises(FusionError, match="what Broken made: w holds NaN or infinity"):
-        strategy.stock_strategy(config).start(inbox, records.pack(BASE.items()), num_rounds=1)
+        stock.stock_strategy(config).start(inbox, records.pack(BASE.items()), num_rounds=1)
+
+
+def test_a_flower_strategy_gets_the_arrays_in_the_order_of_the_base(tmp_path) -> None:
+    """FedAvgM, QFedAvg and the privacy wrappers match them by position; files sort them by name."""
+    base = {"w": torch.zeros(2), "b": torch.ones(2)}
+
+    class Seen(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            replies = list(replies)
+            self.orders = [list(reply.content[records.ARRAYS]) for reply in replies]
+            return super().aggregate_train(server_round, replies)
+
+    _, inbox = make(tmp_path, keep_arrays=True)
+    stock = Seen(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+    stock.start(inbox, records.pack(base.items()), num_rounds=1, timeout=1)
+    assert stock.orders == [["w", "b"]] * 3
 
 
 def test_a_flower_strategy_gets_the_metrics_that_all_have(tmp_path) -> None:

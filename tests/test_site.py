@@ -15,7 +15,7 @@ from cold_flower.commands.rehearsal import rehearse
 from cold_flower.config import Config
 from cold_flower.contributors.contributor import Contributor
 from cold_flower.contributors.egress import Egress
-from cold_flower.contributors.site import Limits, load_site
+from cold_flower.contributors.site import Limits, imported, load_site
 from cold_flower.errors import ColdFlowerError, SiteError
 from cold_flower.models.starting import starting_model
 from strategies import records
@@ -514,3 +514,10 @@ def test_the_apps_of_a_node_that_never_ran_are_asked_for(site, tmp_path) -> None
     done = cold_flower("site", "log", str(site()), "--apps", str(tmp_path / "flwr"), cwd=tmp_path)
     assert done.returncode == 1
     assert f"no apps in {tmp_path / 'flwr'}: expected the FLWR_HOME of a SuperNode" in done.stderr
+
+
+def test_a_trainer_may_be_a_file_beside_site_toml(tmp_path) -> None:
+    (tmp_path / "beside.py").write_text("def mine(job): return 7\n")
+    assert imported("beside.py:mine", tmp_path)(None) == 7
+    with pytest.raises(SiteError, match=f"there is no file {tmp_path}/nowhere.py"):
+        imported("nowhere.py:mine", tmp_path)

@@ -23,7 +23,7 @@ OPTIONS = Finetune(
 
 
 @contextmanager
-def everything(*_, optimizer):
+def everything(*_, options):
     yield None
 
 
@@ -70,7 +70,7 @@ def test_a_step_trains_the_rows_that_occur_alone(tiny) -> None:
     model = classifier(tiny, body, labels=ABC, kind="classification", seed=1)
     data, dev = some(tiny, 4), some(tiny, 4, seed=1)
     tokens = {*data.ids.tolist(), *dev.ids.tolist(), data.padding}
-    with trimmed_embedding(model, data, dev, optimizer="adamw"):
+    with trimmed_embedding(model, data, dev, options=OPTIONS):
         assert len(model.get_input_embeddings().weight) == len(tokens)
 
 
@@ -83,7 +83,7 @@ def test_what_is_more_than_a_look_up_stays_whole(tiny, folders) -> None:
         t5, starting_model(t5, seed=0)[1], labels=ABC, kind="classification", seed=1
     )
     for model in (frozen, worded):
-        with trimmed_embedding(model, some(tiny, 4), optimizer="adamw") as trimmed:
+        with trimmed_embedding(model, some(tiny, 4), options=OPTIONS) as trimmed:
             assert trimmed is None
 
 
@@ -101,7 +101,7 @@ def test_adafactor_trains_the_whole_because_its_steps_depend_on_it(tiny, monkeyp
                 patch.setattr(
                     loop,
                     "trimmed_embedding",
-                    lambda *given, optimizer: trimmed_embedding(*given, optimizer="adamw"),
+                    lambda *given, options: trimmed_embedding(*given, options=OPTIONS),
                 )
             model = classifier(tiny, body, labels=ABC, kind="classification", seed=1)
             finetune(model, data, None, options=options, metric="accuracy", seed=0)
@@ -118,7 +118,7 @@ def test_adafactor_trains_the_whole_because_its_steps_depend_on_it(tiny, monkeyp
 def test_an_error_puts_the_whole_back(tiny) -> None:
     _, body = starting_model(tiny, seed=0)
     model = classifier(tiny, body, labels=ABC, kind="classification", seed=1)
-    trimmed = trimmed_embedding(model, some(tiny, 4), optimizer="adamw")
+    trimmed = trimmed_embedding(model, some(tiny, 4), options=OPTIONS)
     with pytest.raises(ZeroDivisionError), trimmed:
         raise ZeroDivisionError
     assert all(torch.equal(body_of(model)[key], body[key]) for key in body)

@@ -142,7 +142,7 @@ def _lower(asked: float, own: float) -> float:
 
 
 def imported(name: str, beside: Path) -> Any:
-    """Import ``module:attribute``, installed or from a folder.
+    """Import ``module:attribute``, installed or from a folder, or that folder's ``file.py:...``.
 
     Raises:
         SiteError: it is not there.
@@ -150,7 +150,8 @@ def imported(name: str, beside: Path) -> Any:
     if str(beside) not in sys.path:
         sys.path.append(str(beside))  # at the end: it hides nothing
     try:
-        return import_attribute(name)
+        file = name.rpartition(":")[0].endswith(".py")
+        return import_attribute(str(beside / name) if file else name)
     except ImportError as error:
         raise SiteError(
             f"{name!r} cannot be imported: {error}. Expected module:name, installed or beside "

@@ -122,7 +122,7 @@ def _finetune(tasks: Mapping[str, _Task], config: Config, say: Callable[[str], N
     order = torch.Generator().manual_seed(derive(config.seed, config.baseline, "order"))
     batches = _batches(tasks, config, per_epoch, order)
     dropout = derive(config.seed, config.baseline, "dropout")
-    trimmed = trimmed_embedding(model, *data, optimizer=options.optimizer)
+    trimmed = trimmed_embedding(model, *data, options=options)
     with trimmed as embedding, seeded(dropout):
         parameters = {id(p): p for task in every_task for p in task.model.parameters()}
         optimizer = Optimizer(parameters.values(), options, per_epoch, embedding)

@@ -14,7 +14,7 @@ from cold_flower.data.splits import check_few_shot, load_splits
 from cold_flower.errors import ConfigError
 from cold_flower.keys import unknown_key
 from cold_flower.reporting import catalogue, trackers
-from strategies.names import unknown
+from strategies.names import absolute, unknown
 
 
 def fresh(experiment: str) -> Path:
@@ -79,7 +79,10 @@ def merge(given: dict[str, Any]) -> Config:
         given["base-model"] = str(Path(config.base_model).resolve())
     # A key that was set stays, even where it was set to its default.
     resolved = resolve(config).flat()
-    return Config.from_flat({**resolved, **given, "recipe": False})
+    merged = {**resolved, **given, "recipe": False}
+    for key in ("fusion.rule", "fusion.strategy"):  # perhaps in a file
+        merged[key] = absolute(merged[key])
+    return Config.from_flat(merged)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,11 @@ def check_keys(config: Config) -> Plan:
             f"iterations = {config.iterations}: expected {wanted!r} and iterations = 1, "
             "for what is trained on the union becomes iteration 1"
         )
+    if config.baseline and config.finetune.proximal_mu:
+        raise ConfigError(
+            f"finetune.proximal-mu pulls a contribution towards its base, but baseline = "
+            f"{config.baseline!r} makes no contributions: leave it alone"
+        )
     if config.loss_scaling and config.baseline != "multitask":
         raise ConfigError(
             f"loss-scaling = {config.loss_scaling!r} weighs the tasks of baseline = 'multitask', "
@@ -141,6 +149,7 @@ def check_strategy(config: Config, least: int) -> None:
     Raises:
         ColdFlowerError, FusionError: the first thing that is wrong.
     """
+    from cold_flower.server import stock
     from cold_flower.server.strategy import check as check_fusion
     from strategies.fusion import load
 
@@ -148,12 +157,13 @@ def check_strategy(config: Config, least: int) -> None:
     check_fusion(config)
     trackers.check(config)
     if config.fusion.strategy:
-        return
-    rule = load(config.fusion.rule, **config.rule_options())
-    needed = getattr(rule, "min_contributions", 1)
+        what, needed = f"strategy {config.fusion.strategy}", stock.min_contributions(config)
+    else:
+        rule = load(config.fusion.rule, **config.rule_options())
+        what, needed = f"rule {config.fusion.rule}", getattr(rule, "min_contributions", 1)
     if needed > least:
         raise ConfigError(
-            f"fusion rule {config.fusion.rule} needs {needed} contributions with these "
+            f"fusion {what} needs {needed} contributions with these "
             f"options, but an iteration may have {least} (contributors-per-iteration, quorum)"
         )
 

@@ -19,7 +19,7 @@ from cold_flower.runtime.processes import tool
 
 STATUS_SECONDS = 30  # for an answer about a run; each starts Flower's command line
 _TAIL = 1 << 18  # bytes of a log that are looked at
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
 # What Ray puts before a worker's line, and Python before those of an exception group's.
 _BEFORE = re.compile(r"^(\(\w+ pid=\d+[^)]*\) ?)?( *\| )?")
 _EXCEPTION = re.compile(r"[\w.<>]+(:|$)")
@@ -80,6 +80,11 @@ def result_of(run_dir: Path) -> Mapping[str, Any]:
     return result
 
 
+def without_colours(log: bytes) -> bytes:
+    """Return what Flower and Ray printed as text: they colour it for files, too."""
+    return _COLOUR.sub(b"", log)
+
+
 def last_error(log: Path) -> str:
     """Return the last exception in a log, as its last line says it; empty where there is none.
 
@@ -87,7 +92,7 @@ def last_error(log: Path) -> str:
     """
     if not log.exists():
         return ""
-    text = _COLOUR.sub("", log.read_bytes()[-_TAIL:].decode(errors="replace"))
+    text = without_colours(log.read_bytes()[-_TAIL:]).decode(errors="replace")
     found, traced, from_another = "", set[str | None](), False
     for line in text.splitlines():
         before = _BEFORE.match(line)

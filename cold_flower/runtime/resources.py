@@ -12,6 +12,7 @@ from cold_flower.errors import ConfigError
 from cold_flower.models.base import Base
 from cold_flower.models.families import FIRST_TOKEN, OWN_ATTENTION
 from cold_flower.runtime.machine import Machine
+from cold_flower.server.stock import proximal_mu
 
 GB = 1e9
 PROCESS = 0.6 * GB  # a worker before it has a model: libraries, or a CUDA context
@@ -57,11 +58,11 @@ def footprint(config: Config, base: Base, *, bf16: bool, cores: bool, plain: boo
     """Estimate the bytes that one finetuning takes where it computes, all its words occurring.
 
     The process; weights, gradients, AdamW's two moments and the best weights so far, 4 bytes
-    each, and on cores the body that came; activations by token and layer, as Korthikanti et al.
-    (2022, eq. 2) count them: so many bytes for each hidden unit, and where attention is
-    written out (on cores) for each of its entries, of which `cold_flower.models.cores` keeps
-    less than the library does. The constants, for weights of 32 bit, are measured on cores;
-    benchmarks/memory.py compares those of our own attention.
+    each, with a proximal term the base, and on cores the body that came; activations by token and
+    layer, as Korthikanti et al. (2022, eq. 2) count them: so many bytes for each hidden unit, and
+    where attention is written out (on cores) for each of its entries, of which
+    `cold_flower.models.cores` keeps less than the library does. The constants, for weights of
+    32 bit, are measured on cores; benchmarks/memory.py compares those of our own attention.
 
     Args:
         config: the run's.
@@ -85,6 +86,7 @@ def footprint(config: Config, base: Base, *, bf16: bool, cores: bool, plain: boo
         layers -= 0.85  # of the last one little more than its input is kept
     activations = tokens * layers * (per_unit * shape.hidden_size + per_entry * entries)
     weights = (24 if cores else 20) * parameters(base)
+    weights += 4 * parameters(base) if proximal_mu(config) else 0
     return PROCESS + weights + float(activations)
 
 

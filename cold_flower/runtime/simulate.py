@@ -30,6 +30,7 @@ from cold_flower.runtime.flower import (
     judge,
     last_error,
     status_of,
+    without_colours,
 )
 from cold_flower.runtime.machine import killed_for_memory
 from cold_flower.runtime.processes import Stopped, alive, stoppable, tool
@@ -88,7 +89,7 @@ def simulate(
         finally:
             if run_dir.exists():
                 with suppress(OSError), (run_dir / LOG).open("ab") as whole:  # a full disk
-                    whole.write(run_log.read_bytes())
+                    whole.write(without_colours(run_log.read_bytes()))
                     run_log.unlink()
     full = shutil.disk_usage(run_dir.parent).free < _FULL_DISK
     log_path = run_dir / LOG if (run_dir / LOG).exists() else run_log

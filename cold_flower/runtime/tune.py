@@ -82,6 +82,11 @@ def tune(
     usual = Config().flat()
     tried = {key: usual[key] for keys in KEYS.values() for key in keys}
     config = Config.from_flat({**config.flat(), **tried})
+    if config.finetune.proximal_mu:
+        raise ConfigError(
+            "tune finetunes as an evaluation does, without a proximal term: leave "
+            "finetune.proximal-mu at 0"
+        )
     whole = plan(config)
     chosen = _tasks(whole, tasks, config.seed)
     if not protocols or len(set(chosen)) < len(chosen):

@@ -23,6 +23,7 @@ from cold_flower.server.evaluation import Evaluation
 from cold_flower.server.manifest import accepted_norms, contribution_rows, describe
 from cold_flower.server.participants import Contributors, gather
 from cold_flower.server.sites import Sites
+from cold_flower.server.stock import memory_lost, proximal_mu
 from cold_flower.server.strategy import screen, strategy
 from strategies import records
 from strategies.contributions import INCOMING
@@ -86,11 +87,16 @@ class Coordinator:
         train = ConfigRecord({"seed": config.seed, "run": run})
         if config.explicit:
             train[records.EXPLICIT] = config.explicit
+        if mu := proximal_mu(config):
+            train[records.PROXIMAL_MU] = mu
         if abandoned := self._repository.abandoned():
             train["abandoned"] = abandoned
         self._say(self._introduction(), iterations=config.iterations)
+        chosen = strategy(config, self._inbox, self._repository, self._gate)
+        if warning := memory_lost(chosen, self._first):
+            self._say(warning)
         with trackers.open(config, self._journal.run_dir, run) as self._tracker:
-            strategy(config, self._inbox, self._repository, self._gate).start(
+            chosen.start(
                 self._inbox,
                 records.pack(body.items()),
                 num_rounds=max(0, config.iterations - self._first + 1),

@@ -1,22 +1,18 @@
 """Which Flower strategy fuses: ours with a fusion rule, or one that the user names."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 
-from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from cold_flower.config import Config, Fusion, split
 from cold_flower.errors import ConfigError
 from cold_flower.repository.bases import Repository
-from strategies import records
+from cold_flower.server import stock
 from strategies.cold_fusion import ColDFusion
-from strategies.errors import FusionError, Refused
 from strategies.fusion import load
 from strategies.gate import Gate
 from strategies.inbox import Inbox
-from strategies.names import import_attribute
-from strategies.screening import Screen, finite
+from strategies.screening import Screen
 from strategies.stages import Stages, staged
 
 
@@ -26,12 +22,12 @@ def strategy(
     """Return ColDFusion with the chosen rule and stages, or the Flower strategy that is named.
 
     Raises:
-        ConfigError: ``fusion.strategy`` names no Flower strategy.
+        ConfigError: ``fusion.strategy`` names no Flower strategy that can fuse here.
         FusionError: no such rule or option.
     """
     check(config)
     if config.fusion.strategy:
-        return stock_strategy(config)
+        return stock.stock_strategy(config)
     fuse = staged(
         load(config.fusion.rule, **config.rule_options()),
         stages(config),
@@ -53,7 +49,7 @@ def check(config: Config) -> None:
         load(config.fusion.rule, **config.rule_options())
         stages(config)
         return
-    stock_strategy(config)
+    stock.check(config)
     if config.gate.protocol:
         raise ConfigError("gate.protocol needs a fusion rule: a Flower strategy fuses only once")
     plain = replace(Fusion(), strategy=config.fusion.strategy, options=config.fusion.options)
@@ -83,47 +79,3 @@ def stages(config: Config) -> Stages:
         FusionError: an option out of its range.
     """
     return Stages(**{field.name: getattr(config.fusion, field.name) for field in fields(Stages)})
-
-
-def stock_strategy(config: Config) -> Strategy:
-    """Build the Flower strategy that ``fusion.strategy`` names; it trains the cohort.
-
-    Evaluation is ours (`Coordinator.after_round`), so the strategy's own is switched off.
-
-    Raises:
-        ConfigError: it cannot be imported, or does not take FedAvg's arguments.
-    """
-    name = config.fusion.strategy
-    try:
-        kind = import_attribute(name)
-        if not (isinstance(kind, type) and issubclass(kind, Strategy)):
-            raise TypeError("it is no flwr.serverapp.strategy.Strategy")
-        in_float32: Callable[..., Strategy] = type(kind.__name__, (_InFloat32, kind), {})
-        return in_float32(
-            fraction_evaluate=0.0,
-            min_train_nodes=1,
-            min_available_nodes=1,
-            **config.rule_options(),
-        )
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"fusion.strategy {name!r} is not usable: {error}. Expected module:class, such as "
-            "flwr.serverapp.strategy:FedAvg; its options go into fusion.options"
-        ) from error
-
-
-class _InFloat32(Strategy):
-    """Put before a Flower strategy: FedAdam and others compute in 64 bit, a base has 32."""
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        # It is the Flower strategy's: this class is always put before one.
-        arrays, metrics = super().aggregate_train(server_round, replies)  # type: ignore[safe-super]
-        if arrays is None:
-            return None, metrics
-        body = ((key, tensor.float()) for key, tensor in records.unpack(arrays))
-        try:
-            return records.pack(finite(body)), metrics
-        except Refused as error:
-            raise FusionError(f"what {type(self).__name__} made: {error}") from error

@@ -18,6 +18,7 @@ from cold_flower.config import Finetune
 from cold_flower.data.encode import Encoded, training_batches
 from cold_flower.seeds import derive, seeded
 from cold_flower.training.optimizer import Optimizer
+from cold_flower.training.proximal import Proximal
 from cold_flower.training.scoring import DivergedError, autocast, knowing_nothing, score
 from cold_flower.training.vocabulary import trimmed_embedding
 
@@ -27,7 +28,8 @@ class Outcome:
     """What a finetuning did."""
 
     train_loss: float
-    """Mean over the examples of the last epoch, or of the part of it that was run."""
+    """Mean over the examples of the last epoch, or of the part of it that was run; the task's
+    loss alone, without the proximal term."""
     dev_score: float
     """The best score on dev; the model now holds the weights that reached it. NaN without dev."""
     dev_start: float
@@ -69,7 +71,8 @@ def finetune(
         model: a sequence-classification model on its device; it computes its own loss.
         train: the training examples.
         dev: for early stopping and the choice of weights; None keeps the last weights.
-        options: learning rate, batch size, epochs, early stopping, precision.
+        options: learning rate, batch size, epochs, early stopping, precision; with
+            ``proximal_mu`` the body is pulled towards what it is now (`Proximal`).
         metric: ``accuracy`` or ``pearson``, measured on dev.
         seed: of the order of the examples and of dropout.
 
@@ -78,9 +81,10 @@ def finetune(
     """
     started = time.perf_counter()
     train, dev = train.to(model.device), dev and dev.to(model.device)
-    with trimmed_embedding(model, train, dev, optimizer=options.optimizer) as embedding:
+    with trimmed_embedding(model, train, dev, options=options) as embedding:
         steps_per_epoch = math.ceil(len(train) / options.batch_size)
         optimizer = Optimizer(model.parameters(), options, steps_per_epoch, embedding)
+        proximal = Proximal(model, options.proximal_mu)
         stopping = EarlyStopping(model, options)
         start = majority = math.nan
         if dev is not None:
@@ -95,6 +99,7 @@ def finetune(
                 losses: list[tuple[Tensor, int]] = []  # of each step: mean loss, examples
                 for indices in training_batches(train.lengths(), options.batch_size, order):
                     loss = accumulate_gradients(model, train, indices, options)
+                    proximal.add_to_gradients()
                     optimizer.step()
                     losses.append((loss, len(indices)))
                     steps, seen = steps + 1, seen + len(indices)

@@ -4,6 +4,8 @@
   head).
 - **finetuned** (ColD): finetune everything, as a contributor does.
 - **few-shot**: finetune everything on a few labelled examples.
+
+What is judged is the base, so no proximal term holds a finetuning back here.
 """
 
 from collections.abc import Sequence
@@ -82,7 +84,7 @@ def finetuned(
 ) -> tuple[float, Outcome]:
     """Finetune everything from this body, with a contributor's recipe; score on test."""
     model = _model(base, body, data, seed)
-    options = config.finetune
+    options = replace(config.finetune, proximal_mu=0.0)
     outcome = finetune(
         model, data.train, data.dev, options=options, metric=data.metric, seed=derive(seed, "run")
     )
@@ -96,6 +98,7 @@ def few_shot(base: Base, body: State, data: EncodedSplits, config: Config, seed:
         config.finetune,
         learning_rate=few.learning_rate or config.finetune.learning_rate,
         max_epochs=few.epochs,
+        proximal_mu=0.0,
         batch_size=few.batch_size,
     )
     scores = []

@@ -7,7 +7,8 @@ matrix, up to rounding. It saves much of a step's time, because half of a small 
 embedding.
 
 AdaFactor does not move those rows either. But the RMS of the whole matrix, and that of its whole
-update, set the length of its step, so with AdaFactor the embedding stays whole.
+update, set the length of its step, so with AdaFactor the embedding stays whole. So it does with a
+proximal term, which pulls back what weight decay moved (`cold_flower.training.proximal`).
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from cold_flower.config import Finetune
 from cold_flower.data.encode import Encoded
 
 
@@ -64,16 +66,16 @@ class TrimmedEmbedding(nn.Module):
 
 @contextmanager
 def trimmed_embedding(
-    model: Any, *data: Encoded | None, optimizer: str
+    model: Any, *data: Encoded | None, options: Finetune
 ) -> Iterator[TrimmedEmbedding | None]:
     """Trim a model's word embedding to the tokens of these data while the context lasts.
 
     Yields None, and changes nothing, where the embedding is frozen, where it is used for more
-    than to look up these tokens (T5 shares it with its decoder and output layer), or where the
-    optimizer is not AdamW.
+    than to look up these tokens (T5 shares it with its decoder and output layer), or where
+    other rows move by more than AdamW's weight decay: with AdaFactor, or a proximal term.
     """
     full = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
-    whole = optimizer != "adamw"
+    whole = options.optimizer != "adamw" or options.proximal_mu > 0
     if whole or type(full) is not nn.Embedding or not full.weight.requires_grad:
         yield None
         return

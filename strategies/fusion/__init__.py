@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from torch import Tensor
 
 from strategies.errors import FusionError
-from strategies.fusion._options import accepts, check
+from strategies.fusion._options import accepts
+from strategies.fusion._options import check as check_option
 from strategies.fusion._weights import (
     DTYPES,
     Fingerprint,
@@ -41,6 +42,7 @@ __all__ = [
     "SafetensorsWriter",
     "Template",
     "Weights",
+    "check_option",
     "explain",
     "fingerprint",
     "is_finite",
@@ -76,7 +78,9 @@ def explain(name: str) -> str:
 
 
 def load(name: str, **chosen: object) -> Rule:
-    """Return the rule ``name`` (or ``"package.module:function"``) with options bound.
+    """Return the rule ``name`` with options bound.
+
+    One of somebody else's is ``"package.module:function"``, or ``"folder/file.py:function"``.
 
     The result is called as ``rule(base, given, seed=...)``; it checks ``given``
     (number, names, keys, shapes) and hands it to the rule sorted by name, so that the
@@ -90,7 +94,7 @@ def load(name: str, **chosen: object) -> Rule:
     for key, value in chosen.items():
         if key not in known:
             raise FusionError(unknown(f"option of fusion rule {name}", key, sorted(known)))
-        check(name, known[key], value)
+        check_option(f"fusion rule {name}", known[key], value)
     try:
         inspect.signature(rule).bind(None, [], seed=0, **chosen)
     except TypeError as error:
@@ -139,7 +143,8 @@ def _as_promised(
 def _find(name: str) -> Rule:
     ours = ":" not in name
     if ours and name not in names():
-        raise FusionError(unknown("fusion rule", name, names()))
+        yours = " Or one of yours: file.py:function."
+        raise FusionError(unknown("fusion rule", name, names()) + yours)
     try:
         rule: Rule = import_attribute(f"{__name__}.{name}:{name}" if ours else name)
     except ImportError as error:

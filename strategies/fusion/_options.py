@@ -52,13 +52,14 @@ def needs(least: Callable[..., int]) -> Callable[[F], F]:
     return declare
 
 
-def check(rule: str, option: Parameter, value: object) -> None:
-    """Raise `FusionError` if an option cannot have this value, saying what it can be."""
+def check(owner: str, option: Parameter, value: object) -> None:
+    """Raise `FusionError` if an option of a rule (or class) cannot have this value.
+
+    It says what it can be.
+    """
     kind = _kind(option)
     if not _fits(kind, value):
-        raise FusionError(
-            f"option {option.name} of fusion rule {rule} is {_words(kind)}, got {value!r}"
-        )
+        raise FusionError(f"option {option.name} of {owner} is {_words(kind)}, got {value!r}")
 
 
 def accepts(option: Parameter) -> str:
