@@ -189,6 +189,45 @@ def test_a_site_that_has_too_little_says_so_itself(site, arrays, tmp_path) -> No
         load_site(path)
 
 
+FEW = "max-examples = 20\nmin-examples = 20"  # of 160 rows 16 are dev: fewer than 50
+TRAINED = {"dev-start", "dev-accuracy", "dev-majority", "improving"}
+
+
+def test_of_few_dev_rows_nothing_leaves(site, arrays, own_home, tmp_path) -> None:
+    """Neither beside a body nor beside a score, from our loop or the site's own."""
+    (tmp_path / "own_trainer.py").write_text(
+        "def finetune(job):\n    return job.body, {'dev-accuracy': 0.25, 'improving': 1.0}\n"
+    )
+    asked = ConfigRecord({"protocols": "finetuned"})
+    for top in ("", 'trainer = "own_trainer:finetune"'):
+        reply = train(site(top, FEW), arrays).content
+        assert not TRAINED & records.metrics_of(reply).keys()
+        assert "stopped" not in records.config_of(reply, "contribution")
+    scored = send(MessageType.EVALUATE, {"arrays": arrays, "config": asked}, site("", FEW)).content
+    assert records.metrics_of(scored)["num-examples"] == 160
+    assert not records.trained(records.config_of(scored, "contributor"))
+    assert not any(word in (own_home / "clinic-a" / "sent.jsonl").read_text() for word in TRAINED)
+
+
+def test_of_dev_rows_enough_it_leaves(site, arrays) -> None:
+    path = site("", FEW + "\nmin-test-examples = 16")
+    assert TRAINED <= records.metrics_of(train(path, arrays).content).keys()
+    asked = ConfigRecord({"protocols": "finetuned"})
+    reply = send(MessageType.EVALUATE, {"arrays": arrays, "config": asked}, path).content
+    stated = records.config_of(reply, "contributor")
+    assert records.trained(stated).keys() == {*TRAINED, "stopped"}
+
+
+def test_no_score_of_few_dev_rows_leaves(site, arrays, own_home) -> None:
+    asked = {"arrays": arrays, "config": ConfigRecord({"protocols": "frozen", "split": "dev"})}
+    reason = send(MessageType.EVALUATE, asked, site()).error.reason
+    assert reason.startswith(
+        "LimitError: fewer than limits.min-test-examples = 50 examples in the dev split at this"
+    )
+    reply = send(MessageType.EVALUATE, asked, site(limits="min-test-examples = 16"))
+    assert records.metrics_of(reply.content)["num-examples"] == 16
+
+
 def test_a_clock_leaves_no_body_of_a_few_examples(site, arrays) -> None:
     reply = train(site(), arrays, **{"finetune.max-seconds": 1e-9, "finetune.batch-size": 1})
     assert reply.error.reason.startswith("LimitError: fewer than limits.min-examples = 100")

@@ -17,6 +17,7 @@ from strategies.names import NAME, import_attribute, unknown
 
 _DEFAULTS = {"name": "", "base-model": "", "trainer": "", "app": "", "dry-run": False}
 _KEYS = (*_DEFAULTS, "task", "limits")
+_PURPOSE = {"train": "to train on", "test": "to test on", "dev": "in the dev split"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Limits:
     """Training examples that a body which leaves was trained on, at least: it tells of them all
     together, but of one alone it would spell the words."""
     min_test_examples: int = 50
-    """Rows that a score which leaves was counted on, at least."""
+    """Rows that a score which leaves was counted on, at least: test rows or dev rows."""
     max_examples: int = 0
     """Training examples used in an iteration."""
     max_seconds: float = 0
@@ -103,24 +104,24 @@ class Site:
             attacks="",  # a rehearsed attack is a simulation's: nobody else has a site do harm
         )
 
-    def check(self, train: int, test: int) -> None:
+    def check(self, **rows: int) -> None:
         """Check that a body and a score rest on as many examples as they have to.
 
         Args:
-            train: how many there are, or how many a finetuning has seen.
-            test: rows to be tested on.
+            rows: how many of ``train`` there are, or a finetuning has seen; of ``test`` or
+                ``dev``, how many a score is counted on.
 
         Raises:
             LimitError: there are fewer.
         """
-        for key, least, count, what in (
-            ("min-examples", self.limits.min_examples, train, "to train on"),
-            ("min-test-examples", self.limits.min_test_examples, test, "to test on"),
-        ):
+        for split, count in rows.items():
+            key, least = ("min-examples", self.limits.min_examples)
+            if split != "train":
+                key, least = ("min-test-examples", self.limits.min_test_examples)
             if count < least:
                 raise LimitError(
-                    f"fewer than limits.{key} = {least} examples {what} at this site; whether "
-                    "fewer may do is for its own site.toml to say"
+                    f"fewer than limits.{key} = {least} examples {_PURPOSE[split]} at this site; "
+                    "whether fewer may do is for its own site.toml to say"
                 )
 
     def apply_limits(self) -> None:
