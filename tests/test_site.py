@@ -211,7 +211,7 @@ def test_of_few_dev_rows_nothing_leaves(site, arrays, own_home, tmp_path) -> Non
 
 def test_of_dev_rows_enough_it_leaves(site, arrays) -> None:
     path = site("", FEW + "\nmin-test-examples = 16")
-    assert TRAINED <= records.metrics_of(train(path, arrays).content).keys()
+    assert records.metrics_of(train(path, arrays).content).keys() >= TRAINED
     asked = ConfigRecord({"protocols": "finetuned"})
     reply = send(MessageType.EVALUATE, {"arrays": arrays, "config": asked}, path).content
     stated = records.config_of(reply, "contributor")
@@ -496,6 +496,128 @@ def test_a_trainer_that_does_not_do_its_work(site, arrays, own_home, tmp_path, n
     (tmp_path / "my_trainer.py").write_text(TRAINER)
     assert train(site(top=f'trainer = "{name}"'), arrays).has_error()
     assert words in (own_home / "clinic-a" / "errors.log").read_text()
+
+
+RAISES = """
+import json, sys, torch
+def look_up(row):
+    raise KeyError(f"Mr Smith\\nis ill: {row}")
+def raises(job):
+    return look_up(job.train.texts[0])
+def leaves(job):
+    sys.exit("Mr Smith")
+def called_wrongly():
+    pass
+def library(job):
+    return json.loads("{")
+def gpu(job):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to")
+def nan_body(job):
+    return {name: tensor * float("nan") for name, tensor in job.body.items()}, {}
+def no_tensors(job):
+    return {name: tensor.numpy() for name, tensor in job.body.items()}, {}
+def no_numbers(job):
+    return job.body, {"train-loss": "low"}
+def app(message, context):
+    raise ValueError("Mr Smith")
+"""
+
+
+def write_own_code(folder, monkeypatch, name="own_code", text=RAISES) -> None:
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(folder))  # before the folders of other tests
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("raises", "OwnCodeError", '/own_code.py, line 4: KeyError: "Mr Smith'),
+        ("leaves", "OwnCodeError", "/own_code.py, line 8: SystemExit: Mr Smith"),
+        ("called_wrongly", "OwnCodeError", "failed: TypeError: called_wrongly() takes 0"),
+        (
+            "library",
+            "OwnCodeError",
+            "/own_code.py, line 12: JSONDecodeError: Expecting property name",
+        ),
+        ("nan_body", "SiteError", "embeddings.word_embeddings.weight holds NaN or infinity"),
+        ("no_tensors", "SiteError", "no tensor 'embeddings.word_embeddings.weight', but ndarray"),
+        ("no_numbers", "SiteError", "returned train-loss = low, expected a finite number"),
+    ],
+)
+def test_own_code_that_fails_is_one_line_at_the_site(
+    site, arrays, own_home, tmp_path, monkeypatch, capsys, name, kind, words
+) -> None:
+    write_own_code(tmp_path, monkeypatch)
+    reason = train(site(top=f'trainer = "own_code:{name}"'), arrays).error.reason
+    assert reason == f"{kind}: the details are in the site's own log"
+    (line,) = (own_home / "clinic-a" / "errors.log").read_text().splitlines()
+    assert words in line
+    assert capsys.readouterr().err.splitlines()[-1].endswith(line.partition(" ")[2])
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("def f(:", "SyntaxError: invalid syntax (bad_code.py, line 1)"),
+        ("\nraise ValueError('x')", "bad_code.py, line 2: ValueError: x"),
+        (
+            "import nowhere_at_all",
+            "bad_code.py, line 1: ModuleNotFoundError: No module named 'nowhere_at_all'",
+        ),
+    ],
+)
+def test_own_code_that_cannot_be_imported(
+    site, arrays, own_home, tmp_path, monkeypatch, code, words
+) -> None:
+    write_own_code(tmp_path, monkeypatch, "bad_code", code)
+    assert train(site(top='trainer = "bad_code:f"'), arrays).has_error()
+    (line,) = (own_home / "clinic-a" / "errors.log").read_text().splitlines()
+    assert "SiteError: 'bad_code:f' cannot be imported: " in line
+    assert words in line
+
+
+def test_an_app_of_ones_own_that_fails_is_one_line(
+    site, arrays, own_home, tmp_path, monkeypatch
+) -> None:
+    write_own_code(tmp_path, monkeypatch)
+    reason = train(site(top='app = "own_code:app"'), arrays).error.reason
+    assert reason == "OwnCodeError: the details are in the site's own log"
+    (line,) = (own_home / "clinic-a" / "errors.log").read_text().splitlines()
+    assert "own_code.py, line 22: ValueError: Mr Smith" in line
+
+
+def test_a_gpu_that_a_trainer_fills_is_said(site, arrays, tmp_path, monkeypatch) -> None:
+    write_own_code(tmp_path, monkeypatch)
+    reason = train(site(top='trainer = "own_code:gpu"'), arrays).error.reason
+    assert reason.startswith("out of GPU memory (CUDA out of memory): lower finetune.micro-batch")
+
+
+NO_MEMORY = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ("memory-gb = 900", "out of main memory within limits.memory-gb = 900: raise it, or lower"),
+        ("", "out of main memory: lower limits.micro-batch-size"),
+    ],
+)
+@pytest.mark.parametrize("own", [False, True])
+def test_memory_that_is_short_is_said(
+    site, arrays, tmp_path, monkeypatch, limits, words, own
+) -> None:
+    def short(*_, **__):
+        raise RuntimeError(NO_MEMORY)
+
+    monkeypatch.setattr("cold_flower.contributors.site.Site.apply_limits", lambda _: None)
+    monkeypatch.setattr("cold_flower.contributors.contributor.finetune", short)
+    write_own_code(
+        tmp_path, monkeypatch, text=f"def f(job):\n    raise RuntimeError({NO_MEMORY!r})"
+    )
+    top = 'trainer = "own_code:f"' if own else ""
+    reason = train(site(top, limits), arrays).error.reason
+    assert reason.startswith(f"LimitError: this site is {words}")
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory'")

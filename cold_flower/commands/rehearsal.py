@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from cold_flower.config import Config
 from cold_flower.contributors.contributor import Contributor
-from cold_flower.contributors.site import Site, imported
+from cold_flower.contributors.own_code import imported
+from cold_flower.contributors.site import Site
 from cold_flower.errors import SiteError
 from cold_flower.identity import code_sha256, versions
 from cold_flower.models.classifier import device

@@ -4,7 +4,8 @@ The SuperNode names the file (``--node-config 'site="/path/site.toml"'``). What 
 wins over the run's configuration: data, base model, trainer and limits are the site's.
 """
 
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from cold_flower import toml
 from cold_flower.config import Config, Finetune, Partition
 from cold_flower.data.task import Task
 from cold_flower.errors import LimitError, SiteError
-from strategies.names import NAME, import_attribute, unknown
+from strategies.names import NAME, unknown
 
 _DEFAULTS = {"name": "", "base-model": "", "trainer": "", "app": "", "dry-run": False}
 _KEYS = (*_DEFAULTS, "task", "limits")
@@ -124,6 +125,27 @@ class Site:
                     "whether fewer may do is for its own site.toml to say"
                 )
 
+    @contextmanager
+    def within_limits(self) -> Iterator[None]:
+        """Hold this process to the site's threads and memory, from here on.
+
+        Raises:
+            LimitError: what is done within takes more memory than there is.
+        """
+        import torch
+
+        self.apply_limits()
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError) or not out_of_memory(error):
+                raise  # the former is of a GPU, and says so
+            limit = self.limits.memory_gb
+            within = f" within limits.memory-gb = {limit:g}: raise it, or" if limit else ":"
+            raise LimitError(
+                f"this site is out of main memory{within} lower limits.micro-batch-size"
+            ) from error
+
     def apply_limits(self) -> None:
         """Hold this process to the site's threads and memory."""
         import resource
@@ -142,21 +164,16 @@ def _lower(asked: float, own: float) -> float:
     return min(asked, own) if asked and own else asked or own
 
 
-def imported(name: str, beside: Path) -> Any:
-    """Import ``module:attribute``, installed or from a folder.
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether main or GPU memory that is used up led to an error."""
+    import torch
 
-    Raises:
-        SiteError: it is not there.
-    """
-    if str(beside) not in sys.path:
-        sys.path.append(str(beside))  # at the end: it hides nothing
-    try:
-        return import_attribute(name)
-    except ImportError as error:
-        raise SiteError(
-            f"{name!r} cannot be imported: {error}. Expected module:name, installed or beside "
-            f"site.toml in {beside}"
-        ) from error
+    said = str(error).lower()  # torch raises a RuntimeError, safetensors an error of its own
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or any(words in said for words in ("can't allocate memory", "cannot allocate memory"))
+        or (error.__cause__ is not None and out_of_memory(error.__cause__))
+    )
 
 
 def load_site(path: Path) -> Site:
