@@ -644,7 +644,12 @@ def test_the_rehearsal_lists_what_leaves(site) -> None:
     lines = list(rehearse(load_site(site()), Config.from_flat(RUN)))
     text = "\n".join(lines)
     for words in (
-        "144 training, 16 dev, 160 test examples; labels bad, good",
+        "base model demo: sha256",
+        "data: 144 training, 16 dev, 160 test examples",
+        "  of each class: training, dev, test\n  'bad': 71, 9, 80\n  'good': 73, 7, 80",
+        '(shown here, never sent):\n  "<s>',
+        "warning: split test: 160 of 160 rows (100.0%) stand in train, too",
+        "dev examples are fewer than limits.min-test-examples: whether it trained stays here",
         "finetuned on 64 examples with our loop",
         "an iteration takes an estimated",
         "float32 tensors, 383104 bytes",
@@ -656,6 +661,123 @@ def test_the_rehearsal_lists_what_leaves(site) -> None:
         small = replace(load_site(site()), limits=Limits(memory_gb=0.9))
         object.__setattr__(small, "apply_limits", lambda: None)
         list(rehearse(small, Config.from_flat({**RUN, "finetune.batch-size": 100_000})))
+
+
+TRAIN, TEST = (
+    [{"review": f"{word} {i}", "stars": ("bad", "good")[i % 2]} for i in range(160)]
+    for word in ("first", "second")
+)  # nothing of the one stands in the other
+
+
+def check(path, *more: str):
+    """Return what `cold-flower site check` prints, on its own data, and its last line."""
+    for split, rows in (("train", TRAIN), ("test", TEST)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (path.parent / "data" / f"{split}.jsonl").write_text(lines)
+    quick = ("--set", "finetune.precision=fp32", *more)
+    done = cold_flower("site", "check", str(path), *quick, cwd=path.parent)
+    return done, done.stdout.splitlines()[-1]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Leave the process's own limits alone, and what torch draws of a large machine."""
+    monkeypatch.setattr("cold_flower.contributors.site.Site.apply_limits", lambda _: None)
+    monkeypatch.setattr("cold_flower.data.remarks.MUCH", 1.0)  # the toy knows none of these words
+
+
+def test_a_site_that_is_ready(site, small) -> None:
+    done, last = check(site())
+    assert (done.returncode, last) == (0, "ready"), done.stderr
+    assert "warning" not in done.stdout
+
+
+def test_without_a_base_model_a_site_is_told_that_it_was_a_toy(site, small) -> None:
+    path = site()
+    path.write_text(path.read_text().replace('base-model = "demo"', ""))
+    done, last = check(path)
+    assert (done.returncode, last) == (0, "ready with 1 warning")
+    assert "warning: no base-model is set, so this is rehearsed with a toy" in done.stdout
+
+
+DOUBTFUL = """
+def unchanged(job):
+    return dict(job.body), {}
+def nan(job):
+    return job.body, {"train-loss": float("nan")}
+def raises(job):
+    raise KeyError("Mr Smith")
+def gpu(job):
+    import torch
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+def memory(job):
+    raise MemoryError
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nan", "returned train-loss = nan, expected a finite number: did it diverge?"),
+        ("raises", "doubtful.py, line 7: KeyError: 'Mr Smith'"),
+        ("gpu", "error: out of GPU memory (CUDA out of memory): lower limits.micro-batch-size"),
+        ("memory", "error: this site is out of main memory: lower limits.micro-batch-size"),
+        ("absent", "'doubtful:absent' cannot be imported: AttributeError"),
+    ],
+)
+def test_a_site_that_is_not_ready(site, small, tmp_path, monkeypatch, name, words) -> None:
+    write_own_code(tmp_path, monkeypatch, "doubtful", DOUBTFUL)
+    done, last = check(site(top=f'trainer = "doubtful:{name}"'))
+    assert (done.returncode, last) == (1, "not ready")
+    (line,) = done.stderr.splitlines()
+    assert words in line
+
+
+def test_a_body_that_did_not_change_is_doubted(site, small, tmp_path, monkeypatch) -> None:
+    write_own_code(tmp_path, monkeypatch, "doubtful", DOUBTFUL)
+    done, last = check(site(top='trainer = "doubtful:unchanged"'))
+    assert (done.returncode, last) == (0, "ready with 1 warning"), done.stdout
+    assert "warning: the trained body is the base, unchanged" in done.stdout
+    assert "no train-loss" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"label": "tone"}, "no column 'tone'"),
+        ({"limits": "min-examples = 500"}, "fewer than limits.min-examples = 500 examples"),
+        ({"top": 'trainr = "x"'}, "Did you mean 'trainer'"),
+    ],
+)
+def test_what_a_site_lacks_is_said(site, small, change, words) -> None:
+    done, last = check(site(**change))
+    assert (done.returncode, last) == (1, "not ready")
+    (line,) = done.stderr.splitlines()
+    assert words in line
+
+
+def test_a_site_of_numbers_is_told_which(site, small, tmp_path, monkeypatch) -> None:
+    rows = [{"review": f"a {i}", "stars": i / 2} for i in range(120)]
+    monkeypatch.setattr(sys.modules[__name__], "TRAIN", rows)
+    path = site()
+    path.write_text(path.read_text().replace("[limits]", 'kind = "regression"\n[limits]'))
+    monkeypatch.setattr(sys.modules[__name__], "TEST", rows[:60])
+    done, last = check(path)
+    assert "  test: numbers from 0 to 29.5, mean 14.75" in done.stdout
+    assert last == "ready with 1 warning"  # all of test stands in train
+
+
+@pytest.mark.parametrize(
+    "text", ["review;stars\na;good\n", '"review";"stars"\n"a";"good"\n', "review, x;stars\na,b;c\n"]
+)
+def test_a_file_with_semicolons_is_said(site, small, tmp_path, text) -> None:
+    path = site()
+    for split in ("train", "test"):
+        (tmp_path / "data" / f"{split}.jsonl").unlink()
+        (tmp_path / "data" / f"{split}.csv").write_text(text)
+    done = cold_flower("site", "check", str(path), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "are its columns separated by commas? Spreadsheets may write semicolons" in done.stderr
 
 
 def test_memory_is_limited(site) -> None:

@@ -8,7 +8,8 @@ import tomli_w
 import typer
 
 from cold_flower.commands.options import Resume, RunDir, Settings, exit_code_of_a_stop
-from cold_flower.errors import SiteError
+from cold_flower.errors import ColdFlowerError, SiteError
+from strategies.errors import StrategyError
 
 app = typer.Typer(no_args_is_help=True, help="At a partner site (docs/deployment.md).")
 
@@ -102,6 +103,8 @@ def check(
 ) -> None:
     """Rehearse: load data and model, finetune a little, say what would leave. Nothing leaves.
 
+    The last line is `ready`, `ready with N warnings`, or `not ready` (exit code 1).
+
     Examples:
     * `cold-flower site check`
 
@@ -109,7 +112,7 @@ def check(
     """
     import transformers
 
-    from cold_flower.commands.rehearsal import rehearse
+    from cold_flower.commands.rehearsal import WARNING, rehearse
     from cold_flower.commands.tls import check_superlink
     from cold_flower.config import Config
     from cold_flower.contributors.site import load_site
@@ -117,13 +120,21 @@ def check(
 
     transformers.logging.set_verbosity_error()  # its report of a head that is new, as it should be
     transformers.logging.disable_progress_bar()
-    if superlink:
-        typer.echo(check_superlink(superlink, root_certificates))
-    site = load_site(file.resolve())
-    config = Config.from_flat(experiments.parse_settings(set or []))
-    for line in rehearse(site, config):
-        typer.echo(line)
-    typer.echo("ready")
+    warnings = 0
+    try:
+        if superlink:
+            typer.echo(check_superlink(superlink, root_certificates))
+        site = load_site(file.resolve())
+        config = Config.from_flat(experiments.parse_settings(set or []))
+        for line in rehearse(site, config):
+            typer.echo(line)
+            warnings += line.startswith(WARNING)
+    except (ColdFlowerError, StrategyError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        typer.echo("not ready")
+        raise typer.Exit(1) from error
+    plural = "warning" if warnings == 1 else "warnings"
+    typer.echo(f"ready with {warnings} {plural}" if warnings else "ready")
 
 
 @app.command()

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cold_flower.contributors.site import out_of_memory
+import torch
+
 from cold_flower.errors import OwnCodeError, SiteError, first_line
 from strategies.names import import_attribute
 
@@ -42,17 +43,16 @@ def called(name: str, function: Callable[..., Any], *arguments: Any, beside: Pat
         beside: the folder of site.toml, where its code is looked for.
 
     Raises:
-        OwnCodeError: it raised anything, with file and line; but memory that is short is raised
-            as it is (`Site.within_limits` says more of it).
+        OwnCodeError: it raised anything, with file and line.
+        torch.OutOfMemoryError: a GPU is full.
     """
     try:
         return function(*arguments)
+    except torch.OutOfMemoryError:
+        raise
     except (Exception, SystemExit) as error:
-        if out_of_memory(error):
-            raise
-        raise OwnCodeError(
-            f"{name!r} failed: {_where_and_why(error, beside, otherwise=True)}"
-        ) from error
+        where = _where_and_why(error, beside, otherwise=True)
+        raise OwnCodeError(f"{name!r} failed: {where}") from error
 
 
 def _where_and_why(error: BaseException, beside: Path, *, otherwise: bool = False) -> str:

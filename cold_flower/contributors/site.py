@@ -132,14 +132,12 @@ class Site:
         Raises:
             LimitError: what is done within takes more memory than there is.
         """
-        import torch
-
         self.apply_limits()
         try:
             yield
         except Exception as error:
-            if isinstance(error, torch.OutOfMemoryError) or not out_of_memory(error):
-                raise  # the former is of a GPU, and says so
+            if not _out_of_memory(error):
+                raise
             limit = self.limits.memory_gb
             within = f" within limits.memory-gb = {limit:g}: raise it, or" if limit else ":"
             raise LimitError(
@@ -164,15 +162,13 @@ def _lower(asked: float, own: float) -> float:
     return min(asked, own) if asked and own else asked or own
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether main or GPU memory that is used up led to an error."""
-    import torch
-
+def _out_of_memory(error: BaseException) -> bool:
+    """Return whether main memory that is used up led to an error."""
     said = str(error).lower()  # torch raises a RuntimeError, safetensors an error of its own
     return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        isinstance(error, MemoryError)
         or any(words in said for words in ("can't allocate memory", "cannot allocate memory"))
-        or (error.__cause__ is not None and out_of_memory(error.__cause__))
+        or (error.__cause__ is not None and _out_of_memory(error.__cause__))
     )
 
 
