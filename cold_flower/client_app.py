@@ -24,7 +24,8 @@ from torch import Tensor
 from cold_flower.config import PROTOCOLS, Config, split
 from cold_flower.contributors.contributor import Contributor, Metrics
 from cold_flower.contributors.egress import Egress, only_listed, redacted
-from cold_flower.contributors.site import Site, imported, load_site
+from cold_flower.contributors.own_code import called, imported
+from cold_flower.contributors.site import Site, load_site
 from cold_flower.data.plan import resolve
 from cold_flower.errors import ColdFlowerError, ConfigError, NoTaskError, SiteError
 from cold_flower.identity import code_sha256, versions
@@ -54,11 +55,11 @@ def _answer(handle: Handler) -> Callable[[Message, Context], Message]:
                 content = handle(message, context, None)
             else:
                 egress = Egress(site.name, dry_run=site.dry_run)
-                site.apply_limits()
-                if site.app:
-                    content = _own_app(site, message, context)
-                else:
-                    content = handle(message, context, site)
+                with site.within_limits():
+                    if site.app:
+                        content = _own_app(site, message, context)
+                    else:
+                        content = handle(message, context, site)
             answer = Message(content, reply_to=message)
             if site:  # the last thing that can fail: what is written down leaves
                 kind = str(message.metadata.message_type).partition(".")[0]
@@ -95,7 +96,8 @@ def _line(error: Exception) -> str:
 
 def _own_app(site: Site, message: Message, context: Context) -> RecordDict:
     """Have the ClientApp of a site's own answer instead of ours (docs/messages.md)."""
-    answer = imported(site.app, site.path.parent)(message, context)
+    beside = site.path.parent
+    answer = called(site.app, imported(site.app, beside), message, context, beside=beside)
     if not isinstance(answer, Message) or answer.has_error():
         reason = answer.error.reason if isinstance(answer, Message) else type(answer).__name__
         raise SiteError(f"app {site.app!r} gave no answer: {reason}")

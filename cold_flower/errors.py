@@ -4,7 +4,7 @@ Each message names the thing, what was expected, what came instead, and the way 
 """
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or what it is where it has none."""
     return (str(error).strip() or repr(error)).splitlines()[0]
 
@@ -40,6 +40,10 @@ class RunError(ColdFlowerError):
 
 class SiteError(ColdFlowerError):
     """A site's own settings, its trainer, or what it would send."""
+
+
+class OwnCodeError(SiteError):
+    """A trainer or a ClientApp of a site's own raised an error."""
 
 
 class LimitError(SiteError):

@@ -19,7 +19,7 @@ def read(path: Path, what: str, error: type[ColdFlowerError]) -> dict[str, Any]:
         ColdFlowerError: of that class; the file cannot be read, or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as cause:
         raise error(f"{what} {path} cannot be read: {cause.strerror}") from cause
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:

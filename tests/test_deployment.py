@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from cold_flower.config import Config
+from cold_flower.contributors.site import load_site
 from cold_flower.data import demo
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.repository.bases import Repository
@@ -173,6 +174,41 @@ def test_site_init_writes_what_is_asked_and_nothing_twice(tmp_path) -> None:
     wrong = cold_flower("site", "init", "Clinic A", "other.toml", cwd=tmp_path)
     assert "name is 'Clinic A'" in wrong.stderr
     assert not (tmp_path / "other.toml").exists()
+
+
+@pytest.mark.parametrize(
+    "odd", ['a"b', "C:\\daten\\neu", "zwei\nZeilen", "Müller 😀", "tab\tDEL\x7f", "it's # = ]"]
+)
+def test_site_init_writes_any_path_and_column(tmp_path, odd) -> None:
+    asked = ("--data", odd, "--text", odd, "--text", "zweite", "--label", f"l{odd}")
+    done = cold_flower(
+        "site", "init", "clinic-a", *asked, "--labels", f"{odd},nein", "--model", odd, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    site = load_site(tmp_path / "site.toml")
+    assert (site.task.path, site.task.text, site.task.label) == (odd, (odd, "zweite"), f"l{odd}")
+    assert (site.task.labels, site.base_model) == ((odd, "nein"), odd)
+
+
+def test_site_init_takes_two_texts_at_most(tmp_path) -> None:
+    three = ("--text", "a", "--text", "b", "--text", "c")
+    done = cold_flower("site", "init", "clinic-a", *three, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "text is a list of one or two columns, got ['a', 'b', 'c']" in done.stderr
+    assert not (tmp_path / "site.toml").exists()
+
+
+def test_site_log_says_that_nothing_was_sent(tmp_path, own_home) -> None:
+    assert cold_flower("site", "init", "clinic-a", cwd=tmp_path).returncode == 0
+    done = cold_flower("site", "log", cwd=tmp_path)
+    sent = own_home / "clinic-a" / "sent.jsonl"
+    assert done.stdout == (
+        f"nothing has left this site: there is no {sent} (COLD_FLOWER_HOME is {own_home})\n"
+    )
+    sent.parent.mkdir(parents=True)
+    sent.write_text('{"time": "now", "kind": "query", "sent": true, "bytes": 0}\n')
+    done = cold_flower("site", "log", cwd=tmp_path)
+    assert done.stdout == f"now query  0 bytes\nevery value that left: {sent}\n"
 
 
 def test_deploy_needs_sites(tmp_path) -> None:

@@ -111,9 +111,7 @@ def test_rows_without_label_are_left_out_and_counted(tmp_path, write_rows) -> No
     assert read.train.labels == [1, 0]
     assert read.sizes == {"train": 2, "test": 2}
     assert read.without_label == {"train": len(missing), "test": 0}
-    assert list(remarks(mine, read)) == [
-        f"split train: {len(missing)} rows without label are left out"
-    ]
+    assert f"split train: {len(missing)} rows without label are left out" in remarks(mine, read)
     finding = verify.examine(mine)
     assert (finding.train, finding.unlabelled) == ("2", str(len(missing)))
 
@@ -137,8 +135,42 @@ def test_what_is_odd_is_said(tmp_path) -> None:
         "split train: 1 of 4 rows have no text",
         "classes ['pos', 'pos '] differ by case or blanks alone: are they one?",
         "classes ['neg', 'Neg'] differ by case or blanks alone: are they one?",
+        "4 classes in 4 training rows: does column 'label' hold the classes?",
         "split test: 1 of 2 rows have classes train lacks: ['new']",
+        "split test: 2 rows, fewer than 50: scores move much by chance",
         "split test: 1 of 2 rows (50.0%) stand in train, too",
     ]
     with pytest.raises(TaskError, match="split test, row 1: label 'new' .* outside the list"):
+        read_task(task(tmp_path, labels=None))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        (["a", "b"] * 30, ["a", "b"] * 25, []),
+        (["a", "b"] * 30 + ["c"], ["a", "b"] * 25, ["classes ['c'] have one training row each"]),
+        ([f"id{i}" for i in range(60)], ["id1", "id2"] * 25, ["60 classes in 60 training rows"]),
+        (["0.5", "1.2"] * 30, ["0.5", "1.2"] * 25, ["classes ['0.5', '1.2'] look like numbers"]),
+        (["a", "b"] * 30, ["a"] * 50, ["split test: every row is 'a'"]),
+        (["a", "b"] * 30, ["a", "b"] * 24, ["split test: 48 rows, fewer than 50"]),
+    ],
+)
+def test_classes_that_are_doubtful_are_said(tmp_path, train, test, said) -> None:
+    csv(tmp_path, train, test)
+    mine = task(tmp_path, labels=None)
+    found = list(remarks(mine, read_task(mine)))
+    assert len(found) == len(said)
+    assert all(line.startswith(words) for line, words in zip(found, said, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_a_decimal_comma_is_said(tmp_path, kind) -> None:
+    jsonl(tmp_path, ["0,5", "1,0"], ["0,7", "1,0"])
+    with pytest.raises(TaskError, match=r"with a point before the decimals: 0.5, not 0,5"):
+        read_task(task(tmp_path, labels=None, kind=kind))
+
+
+def test_of_many_classes_a_message_lists_some(tmp_path) -> None:
+    csv(tmp_path, [f"id{i:03}" for i in range(300)], ["id300", "id301"])
+    with pytest.raises(TaskError, match=r"'id019'\] and 280 more$"):
         read_task(task(tmp_path, labels=None))

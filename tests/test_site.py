@@ -15,7 +15,8 @@ from cold_flower.commands.rehearsal import rehearse
 from cold_flower.config import Config
 from cold_flower.contributors.contributor import Contributor
 from cold_flower.contributors.egress import Egress
-from cold_flower.contributors.site import Limits, imported, load_site
+from cold_flower.contributors.own_code import imported
+from cold_flower.contributors.site import Limits, load_site
 from cold_flower.errors import ColdFlowerError, SiteError
 from cold_flower.models.starting import starting_model
 from strategies import records
@@ -187,6 +188,45 @@ def test_a_site_that_has_too_little_says_so_itself(site, arrays, tmp_path) -> No
     path.write_text(allowed + "max-examples = 20\n")
     with pytest.raises(SiteError, match="max-examples is 20, less than limits.min-examples = 30"):
         load_site(path)
+
+
+FEW = "max-examples = 20\nmin-examples = 20"  # of 160 rows 16 are dev: fewer than 50
+TRAINED = {"dev-start", "dev-accuracy", "dev-majority", "improving"}
+
+
+def test_of_few_dev_rows_nothing_leaves(site, arrays, own_home, tmp_path) -> None:
+    """Neither beside a body nor beside a score, from our loop or the site's own."""
+    (tmp_path / "own_trainer.py").write_text(
+        "def finetune(job):\n    return job.body, {'dev-accuracy': 0.25, 'improving': 1.0}\n"
+    )
+    asked = ConfigRecord({"protocols": "finetuned"})
+    for top in ("", 'trainer = "own_trainer:finetune"'):
+        reply = train(site(top, FEW), arrays).content
+        assert not TRAINED & records.metrics_of(reply).keys()
+        assert "stopped" not in records.config_of(reply, "contribution")
+    scored = send(MessageType.EVALUATE, {"arrays": arrays, "config": asked}, site("", FEW)).content
+    assert records.metrics_of(scored)["num-examples"] == 160
+    assert not records.trained(records.config_of(scored, "contributor"))
+    assert not any(word in (own_home / "clinic-a" / "sent.jsonl").read_text() for word in TRAINED)
+
+
+def test_of_dev_rows_enough_it_leaves(site, arrays) -> None:
+    path = site("", FEW + "\nmin-test-examples = 16")
+    assert records.metrics_of(train(path, arrays).content).keys() >= TRAINED
+    asked = ConfigRecord({"protocols": "finetuned"})
+    reply = send(MessageType.EVALUATE, {"arrays": arrays, "config": asked}, path).content
+    stated = records.config_of(reply, "contributor")
+    assert records.trained(stated).keys() == {*TRAINED, "stopped"}
+
+
+def test_no_score_of_few_dev_rows_leaves(site, arrays, own_home) -> None:
+    asked = {"arrays": arrays, "config": ConfigRecord({"protocols": "frozen", "split": "dev"})}
+    reason = send(MessageType.EVALUATE, asked, site()).error.reason
+    assert reason.startswith(
+        "LimitError: fewer than limits.min-test-examples = 50 examples in the dev split at this"
+    )
+    reply = send(MessageType.EVALUATE, asked, site(limits="min-test-examples = 16"))
+    assert records.metrics_of(reply.content)["num-examples"] == 16
 
 
 def test_a_clock_leaves_no_body_of_a_few_examples(site, arrays) -> None:
@@ -459,6 +499,128 @@ def test_a_trainer_that_does_not_do_its_work(site, arrays, own_home, tmp_path, n
     assert words in (own_home / "clinic-a" / "errors.log").read_text()
 
 
+RAISES = """
+import json, sys, torch
+def look_up(row):
+    raise KeyError(f"Mr Smith\\nis ill: {row}")
+def raises(job):
+    return look_up(job.train.texts[0])
+def leaves(job):
+    sys.exit("Mr Smith")
+def called_wrongly():
+    pass
+def library(job):
+    return json.loads("{")
+def gpu(job):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to")
+def nan_body(job):
+    return {name: tensor * float("nan") for name, tensor in job.body.items()}, {}
+def no_tensors(job):
+    return {name: tensor.numpy() for name, tensor in job.body.items()}, {}
+def no_numbers(job):
+    return job.body, {"train-loss": "low"}
+def app(message, context):
+    raise ValueError("Mr Smith")
+"""
+
+
+def write_own_code(folder, monkeypatch, name="own_code", text=RAISES) -> None:
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(folder))  # before the folders of other tests
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("raises", "OwnCodeError", '/own_code.py, line 4: KeyError: "Mr Smith'),
+        ("leaves", "OwnCodeError", "/own_code.py, line 8: SystemExit: Mr Smith"),
+        ("called_wrongly", "OwnCodeError", "failed: TypeError: called_wrongly() takes 0"),
+        (
+            "library",
+            "OwnCodeError",
+            "/own_code.py, line 12: JSONDecodeError: Expecting property name",
+        ),
+        ("nan_body", "SiteError", "embeddings.word_embeddings.weight holds NaN or infinity"),
+        ("no_tensors", "SiteError", "no tensor 'embeddings.word_embeddings.weight', but ndarray"),
+        ("no_numbers", "SiteError", "returned train-loss = low, expected a finite number"),
+    ],
+)
+def test_own_code_that_fails_is_one_line_at_the_site(
+    site, arrays, own_home, tmp_path, monkeypatch, capsys, name, kind, words
+) -> None:
+    write_own_code(tmp_path, monkeypatch)
+    reason = train(site(top=f'trainer = "own_code:{name}"'), arrays).error.reason
+    assert reason == f"{kind}: the details are in the site's own log"
+    (line,) = (own_home / "clinic-a" / "errors.log").read_text().splitlines()
+    assert words in line
+    assert capsys.readouterr().err.splitlines()[-1].endswith(line.partition(" ")[2])
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("def f(:", "SyntaxError: invalid syntax (bad_code.py, line 1)"),
+        ("\nraise ValueError('x')", "bad_code.py, line 2: ValueError: x"),
+        (
+            "import nowhere_at_all",
+            "bad_code.py, line 1: ModuleNotFoundError: No module named 'nowhere_at_all'",
+        ),
+    ],
+)
+def test_own_code_that_cannot_be_imported(
+    site, arrays, own_home, tmp_path, monkeypatch, code, words
+) -> None:
+    write_own_code(tmp_path, monkeypatch, "bad_code", code)
+    assert train(site(top='trainer = "bad_code:f"'), arrays).has_error()
+    (line,) = (own_home / "clinic-a" / "errors.log").read_text().splitlines()
+    assert "SiteError: 'bad_code:f' cannot be imported: " in line
+    assert words in line
+
+
+def test_an_app_of_ones_own_that_fails_is_one_line(
+    site, arrays, own_home, tmp_path, monkeypatch
+) -> None:
+    write_own_code(tmp_path, monkeypatch)
+    reason = train(site(top='app = "own_code:app"'), arrays).error.reason
+    assert reason == "OwnCodeError: the details are in the site's own log"
+    (line,) = (own_home / "clinic-a" / "errors.log").read_text().splitlines()
+    assert "own_code.py, line 22: ValueError: Mr Smith" in line
+
+
+def test_a_gpu_that_a_trainer_fills_is_said(site, arrays, tmp_path, monkeypatch) -> None:
+    write_own_code(tmp_path, monkeypatch)
+    reason = train(site(top='trainer = "own_code:gpu"'), arrays).error.reason
+    assert reason.startswith("out of GPU memory (CUDA out of memory): lower finetune.micro-batch")
+
+
+NO_MEMORY = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ("memory-gb = 900", "out of main memory within limits.memory-gb = 900: raise it, or lower"),
+        ("", "out of main memory: lower limits.micro-batch-size"),
+    ],
+)
+@pytest.mark.parametrize("own", [False, True])
+def test_memory_that_is_short_is_said(
+    site, arrays, tmp_path, monkeypatch, limits, words, own
+) -> None:
+    def short(*_, **__):
+        raise RuntimeError(NO_MEMORY)
+
+    monkeypatch.setattr("cold_flower.contributors.site.Site.apply_limits", lambda _: None)
+    monkeypatch.setattr("cold_flower.contributors.contributor.finetune", short)
+    write_own_code(
+        tmp_path, monkeypatch, text=f"def f(job):\n    raise RuntimeError({NO_MEMORY!r})"
+    )
+    top = 'trainer = "own_code:f"' if own else ""
+    reason = train(site(top, limits), arrays).error.reason
+    assert reason.startswith(f"LimitError: this site is {words}")
+
+
 @pytest.mark.filterwarnings("ignore:'pin_memory'")
 def test_the_trainer_of_the_page(site, arrays, tmp_path) -> None:
     pytest.importorskip("accelerate")
@@ -483,7 +645,12 @@ def test_the_rehearsal_lists_what_leaves(site) -> None:
     lines = list(rehearse(load_site(site()), Config.from_flat(RUN)))
     text = "\n".join(lines)
     for words in (
-        "144 training, 16 dev, 160 test examples; labels bad, good",
+        "base model demo: sha256",
+        "data: 144 training, 16 dev, 160 test examples",
+        "  of each class: training, dev, test\n  'bad': 71, 9, 80\n  'good': 73, 7, 80",
+        '(shown here, never sent):\n  "<s>',
+        "warning: split test: 160 of 160 rows (100.0%) stand in train, too",
+        "dev examples are fewer than limits.min-test-examples: whether it trained stays here",
         "finetuned on 64 examples with our loop",
         "an iteration takes an estimated",
         "float32 tensors, 383104 bytes",
@@ -495,6 +662,123 @@ def test_the_rehearsal_lists_what_leaves(site) -> None:
         small = replace(load_site(site()), limits=Limits(memory_gb=0.9))
         object.__setattr__(small, "apply_limits", lambda: None)
         list(rehearse(small, Config.from_flat({**RUN, "finetune.batch-size": 100_000})))
+
+
+TRAIN, TEST = (
+    [{"review": f"{word} {i}", "stars": ("bad", "good")[i % 2]} for i in range(160)]
+    for word in ("first", "second")
+)  # nothing of the one stands in the other
+
+
+def check(path, *more: str):
+    """Return what `cold-flower site check` prints, on its own data, and its last line."""
+    for split, rows in (("train", TRAIN), ("test", TEST)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (path.parent / "data" / f"{split}.jsonl").write_text(lines)
+    quick = ("--set", "finetune.precision=fp32", *more)
+    done = cold_flower("site", "check", str(path), *quick, cwd=path.parent)
+    return done, done.stdout.splitlines()[-1]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Leave the process's own limits alone, and what torch draws of a large machine."""
+    monkeypatch.setattr("cold_flower.contributors.site.Site.apply_limits", lambda _: None)
+    monkeypatch.setattr("cold_flower.data.remarks.MUCH", 1.0)  # the toy knows none of these words
+
+
+def test_a_site_that_is_ready(site, small) -> None:
+    done, last = check(site())
+    assert (done.returncode, last) == (0, "ready"), done.stderr
+    assert "warning" not in done.stdout
+
+
+def test_without_a_base_model_a_site_is_told_that_it_was_a_toy(site, small) -> None:
+    path = site()
+    path.write_text(path.read_text().replace('base-model = "demo"', ""))
+    done, last = check(path)
+    assert (done.returncode, last) == (0, "ready with 1 warning")
+    assert "warning: no base-model is set, so this is rehearsed with a toy" in done.stdout
+
+
+DOUBTFUL = """
+def unchanged(job):
+    return dict(job.body), {}
+def nan(job):
+    return job.body, {"train-loss": float("nan")}
+def raises(job):
+    raise KeyError("Mr Smith")
+def gpu(job):
+    import torch
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+def memory(job):
+    raise MemoryError
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nan", "returned train-loss = nan, expected a finite number: did it diverge?"),
+        ("raises", "doubtful.py, line 7: KeyError: 'Mr Smith'"),
+        ("gpu", "error: out of GPU memory (CUDA out of memory): lower limits.micro-batch-size"),
+        ("memory", "error: this site is out of main memory: lower limits.micro-batch-size"),
+        ("absent", "'doubtful:absent' cannot be imported: AttributeError"),
+    ],
+)
+def test_a_site_that_is_not_ready(site, small, tmp_path, monkeypatch, name, words) -> None:
+    write_own_code(tmp_path, monkeypatch, "doubtful", DOUBTFUL)
+    done, last = check(site(top=f'trainer = "doubtful:{name}"'))
+    assert (done.returncode, last) == (1, "not ready")
+    (line,) = done.stderr.splitlines()
+    assert words in line
+
+
+def test_a_body_that_did_not_change_is_doubted(site, small, tmp_path, monkeypatch) -> None:
+    write_own_code(tmp_path, monkeypatch, "doubtful", DOUBTFUL)
+    done, last = check(site(top='trainer = "doubtful:unchanged"'))
+    assert (done.returncode, last) == (0, "ready with 1 warning"), done.stdout
+    assert "warning: the trained body is the base, unchanged" in done.stdout
+    assert "no train-loss" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"label": "tone"}, "no column 'tone'"),
+        ({"limits": "min-examples = 500"}, "fewer than limits.min-examples = 500 examples"),
+        ({"top": 'trainr = "x"'}, "Did you mean 'trainer'"),
+    ],
+)
+def test_what_a_site_lacks_is_said(site, small, change, words) -> None:
+    done, last = check(site(**change))
+    assert (done.returncode, last) == (1, "not ready")
+    (line,) = done.stderr.splitlines()
+    assert words in line
+
+
+def test_a_site_of_numbers_is_told_which(site, small, tmp_path, monkeypatch) -> None:
+    rows = [{"review": f"a {i}", "stars": i / 2} for i in range(120)]
+    monkeypatch.setattr(sys.modules[__name__], "TRAIN", rows)
+    path = site()
+    path.write_text(path.read_text().replace("[limits]", 'kind = "regression"\n[limits]'))
+    monkeypatch.setattr(sys.modules[__name__], "TEST", rows[:60])
+    done, last = check(path)
+    assert "  test: numbers from 0 to 29.5, mean 14.75" in done.stdout
+    assert last == "ready with 1 warning"  # all of test stands in train
+
+
+@pytest.mark.parametrize(
+    "text", ["review;stars\na;good\n", '"review";"stars"\n"a";"good"\n', "review, x;stars\na,b;c\n"]
+)
+def test_a_file_with_semicolons_is_said(site, small, tmp_path, text) -> None:
+    path = site()
+    for split in ("train", "test"):
+        (tmp_path / "data" / f"{split}.jsonl").unlink()
+        (tmp_path / "data" / f"{split}.csv").write_text(text)
+    done = cold_flower("site", "check", str(path), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "are its columns separated by commas? Spreadsheets may write semicolons" in done.stderr
 
 
 def test_memory_is_limited(site) -> None:

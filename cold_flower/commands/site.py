@@ -4,25 +4,27 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import tomli_w
 import typer
 
 from cold_flower.commands.options import Resume, RunDir, Settings, exit_code_of_a_stop
-from cold_flower.errors import SiteError
+from cold_flower.errors import ColdFlowerError, SiteError
+from strategies.errors import StrategyError
 
 app = typer.Typer(no_args_is_help=True, help="At a partner site (docs/deployment.md).")
 
 TEMPLATE = """\
 # This site's part in ColD Fusion; what stands here wins over the coordinator's settings.
-name = "{name}"{pad}# as the coordinator registered it
-base-model = "{model}"    # a local folder or a hub name; the coordinator says which model
+name = {name}{pad}# as the coordinator registered it
+base-model = {model}    # a local folder or a hub name; the coordinator says which model
 trainer = ""                        # "my_site.train:finetune": your own loop (docs/deployment.md)
 dry-run = false                     # true: do everything, write down what would leave, send nothing
 
 [task]                              # your data, under your own names
 source = "{source}"                    # files: parquet, jsonl or csv; or "hub"
-path = "{path}"                       # a folder with <split>.*, "my-{{split}}.csv", or a hub name
-text = ["{text}"]                     # one or two columns, or templates: "{{title}} {{body}}"
-label = "{label}"
+path = {path}                       # a folder with <split>.*, "my-{{split}}.csv", or a hub name
+text = [{text}]                     # one or two columns, or templates: "{{title}} {{body}}"
+label = {label}
 {labels}splits = {{ train = "train", validation = "", test = "test" }}    # "" = carved out of train
 
 [limits]                            # 0 = no limit
@@ -42,7 +44,10 @@ def init(
     file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("site.toml"),
     data: Annotated[str, typer.Option(help="Folder, pattern, or hub dataset.")] = "data",
     hub: Annotated[bool, typer.Option("--hub", help="--data is a dataset of the hub.")] = False,
-    text: Annotated[str, typer.Option(help="The column with the text.")] = "text",
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="The column with the text (default: text); twice for a pair of texts."),
+    ] = None,
     label: Annotated[str, typer.Option(help="The column with the label.")] = "label",
     labels: Annotated[
         str, typer.Option(help="The class names, comma-separated (default: those in the data).")
@@ -53,29 +58,36 @@ def init(
 
     Example:
     * `cold-flower site init clinic-a --data data/reviews --text review --label stars`
+
+    * `cold-flower site init clinic-b --text premise --text hypothesis --label entails`
     """
     from cold_flower.contributors.site import load_site
 
     if file.exists():
         raise SiteError(f"{file} exists: name another file, or remove it")
-    listed = ", ".join(json.dumps(part.strip()) for part in labels.split(",") if part.strip())
+    listed = ", ".join(_quoted(part.strip()) for part in labels.split(",") if part.strip())
     made = TEMPLATE.format(
-        name=name,
+        name=_quoted(name),
         pad=" " * max(1, 27 - len(name)),
-        model=model,
+        model=_quoted(model),
         source="hub" if hub else "files",
-        path=data,
-        text=text,
-        label=label,
+        path=_quoted(data),
+        text=", ".join(map(_quoted, text or ["text"])),
+        label=_quoted(label),
         labels=f"labels = [{listed}]\n" if listed else "",
     )
-    file.write_text(made)
+    file.write_text(made, encoding="utf-8")
     try:
         load_site(file.resolve())
     except Exception:
         file.unlink()
         raise
     typer.echo(f"{file} is written; look through it, then: cold-flower site check {file}")
+
+
+def _quoted(text: str) -> str:
+    """Write any text as a TOML string."""
+    return tomli_w.dumps({"_": text}).removeprefix("_ = ").rstrip("\n")
 
 
 @app.command()
@@ -91,6 +103,8 @@ def check(
 ) -> None:
     """Rehearse: load data and model, finetune a little, say what would leave. Nothing leaves.
 
+    The last line is `ready`, `ready with N warnings`, or `not ready` (exit code 1).
+
     Examples:
     * `cold-flower site check`
 
@@ -98,7 +112,7 @@ def check(
     """
     import transformers
 
-    from cold_flower.commands.rehearsal import rehearse
+    from cold_flower.commands.rehearsal import WARNING, rehearse
     from cold_flower.commands.tls import check_superlink
     from cold_flower.config import Config
     from cold_flower.contributors.site import load_site
@@ -106,13 +120,21 @@ def check(
 
     transformers.logging.set_verbosity_error()  # its report of a head that is new, as it should be
     transformers.logging.disable_progress_bar()
-    if superlink:
-        typer.echo(check_superlink(superlink, root_certificates))
-    site = load_site(file.resolve())
-    config = Config.from_flat(experiments.parse_settings(set or []))
-    for line in rehearse(site, config):
-        typer.echo(line)
-    typer.echo("ready")
+    warnings = 0
+    try:
+        if superlink:
+            typer.echo(check_superlink(superlink, root_certificates))
+        site = load_site(file.resolve())
+        config = Config.from_flat(experiments.parse_settings(set or []))
+        for line in rehearse(site, config):
+            typer.echo(line)
+            warnings += line.startswith(WARNING)
+    except (ColdFlowerError, StrategyError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        typer.echo("not ready")
+        raise typer.Exit(1) from error
+    plural = "warning" if warnings == 1 else "warnings"
+    typer.echo(f"ready with {warnings} {plural}" if warnings else "ready")
 
 
 @app.command()
@@ -129,19 +151,22 @@ def log(
     """
     from cold_flower.contributors.egress import Egress
     from cold_flower.contributors.site import load_site
-    from cold_flower.identity import code_sha256
+    from cold_flower.identity import code_sha256, home
 
     # Where site.toml could not be used, what left of that is written down beside the sites'.
     nameless, sent = Egress().log, Egress(load_site(file.resolve()).name).log
     lines = [
         line for log in (nameless, sent) if log.exists() for line in log.read_text().split("\n")
     ]
+    if not any(lines):
+        typer.echo(f"nothing has left this site: there is no {sent} (COLD_FLOWER_HOME is {home()})")
     for line in sorted(filter(None, lines)):  # they begin with the time
         row = json.loads(line)
         state = "" if row["sent"] else " (dry-run: not sent)"
         what = row.get("error") or f"{row['bytes']} bytes {row.get('sha256', '')}".strip()
         typer.echo(f"{row['time']} {row['kind']} {row.get('iteration', '')} {what}{state}")
-    typer.echo(f"every value that left: {sent}")
+    if sent.exists():
+        typer.echo(f"every value that left: {sent}")
     if not apps:
         return
     if not (apps / "apps").is_dir():

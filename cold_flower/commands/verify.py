@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cold_flower.config import Config
 from cold_flower.data import published
-from cold_flower.data.remarks import MUCH, remarks
+from cold_flower.data.remarks import reading, remarks
 from cold_flower.data.rows import Rows, read_task
 from cold_flower.data.suite import Suite
 from cold_flower.data.task import Task
@@ -54,10 +54,7 @@ def examine(task: Task, read: Callable[[Rows], Any] | None = None) -> Finding:
         if read:
             train = read(rows.train)
             shares = {"unknown": f"{train.unknown:.1%}", "cut": f"{train.cut:.1%}"}
-            if train.unknown > MUCH:
-                said.append(f"{train.unknown:.0%} of the tokens are unknown to the tokenizer")
-            if train.cut > MUCH:
-                said.append(f"{train.cut:.0%} of the texts are longer than a run reads, and cut")
+            said += reading(train)
     except (TaskError, OSError) as error:
         cause = str(error).removeprefix(f"{task.where}: ").removeprefix(f"{task.where}, ")
         return Finding(task, (cause,))

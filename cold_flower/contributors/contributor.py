@@ -5,7 +5,7 @@ What it keeps (tokenised data, heads) lies under ``COLD_FLOWER_HOME``, in a fold
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from cold_flower.training import protocols
 from cold_flower.training.finetune import finetune
 from cold_flower.training.scoring import DivergedError, knowing_nothing
 from strategies.fusion import Weights, write_safetensors
+from strategies.records import TRAINED
 
 SPLITS = ("train", "dev", "test")
 ENCODED = ("ids", "types", "starts", "labels")  # the tensors of an Encoded
@@ -76,7 +77,7 @@ class Contributor:
             _save(self._encode(load_splits(self.task, self.config, self._shard)), path)
         data = _read(path, self.task)
         if self.site:
-            self.site.check(len(data.train), len(data.test))
+            self.site.check(train=len(data.train), test=len(data.test))
         return data
 
     def digest(self) -> str:
@@ -141,23 +142,19 @@ class Contributor:
             seed=derive(derived, "run"),
         )
         if self.site:  # a clock may have stopped it early
-            self.site.check(outcome.examples, len(data.test))
+            self.site.check(train=outcome.examples)
         if self.config.finetune.head == "keep":
             heads.save(iteration, model)
-        return body_of(model), {
-            "num-examples": len(data.train),
-            "train-loss": outcome.train_loss,
-            "steps": outcome.steps,
-            "dev-accuracy": outcome.dev_score,
-            **({} if self._few(data.dev) else outcome.facts()),
-        }
+        metrics = {"num-examples": len(data.train), "train-loss": outcome.train_loss}
+        metrics |= {"steps": outcome.steps}
+        return body_of(model), metrics | self._facts(outcome.facts(), len(data.dev))
 
     def _own_trainer(
         self, site: Site, body: State, *, iteration: int, seed: int
     ) -> tuple[dict[str, Tensor], Metrics]:
         """Have the site's own trainer work; it starts with a fresh head."""
         data = load_splits(self.task, self.config)
-        site.check(len(data.train), len(data.test))
+        site.check(train=len(data.train), test=len(data.test))
         derived = derive(seed, iteration, self.name, "train")
         model = classifier(
             self.base,
@@ -179,7 +176,7 @@ class Contributor:
             seed=derive(derived, "run"),
         )
         trained, metrics = train(site.trainer, site.path.parent, job)
-        return trained, {**metrics}
+        return trained, self._facts(metrics, len(data.dev))
 
     def evaluate(
         self, body: State, chosen: list[str], *, iteration: int, seed: int, split: str = "test"
@@ -199,9 +196,12 @@ class Contributor:
 
         Raises:
             DivergedError: on ``test``, a model's loss or outputs are not finite.
+            LimitError: at a site, too few rows to be scored on.
         """
         data = self.splits(iteration, evaluation=split == "test")
         if split == "dev":
+            if self.site:
+                self.site.check(dev=len(data.dev))
             data = replace(data, test=data.dev)
         if "few-shot" in chosen:
             check_few_shot(self.task, self.config, len(data.train))
@@ -214,11 +214,13 @@ class Contributor:
                 raise
             # A candidate that computes NaN has the lowest score there is: the gate leaves it.
             scores, facts = dict.fromkeys(chosen, -1.0 if data.metric == "pearson" else 0.0), {}
-        return {"num-examples": len(data.test), **scores}, {} if self._few(data.dev) else facts
+        return {"num-examples": len(data.test), **scores}, self._facts(facts, len(data.dev))
 
-    def _few(self, dev: Encoded) -> bool:
-        """Return whether a site's dev rows are too few to tell how a known model does on them."""
-        return bool(self.site and len(dev) < self.site.limits.min_test_examples)
+    def _facts(self, facts: Mapping[str, float | str], dev: int) -> Metrics:
+        """Return facts of a finetuning as they may leave: none of a site's few dev rows."""
+        if not self.site or dev >= self.site.limits.min_test_examples:
+            return {**facts}
+        return {key: value for key, value in facts.items() if key not in TRAINED}
 
     def knowing_nothing(self) -> float:
         """Return what always the same answer scores on the own dev data."""

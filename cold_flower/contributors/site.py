@@ -4,7 +4,8 @@ The SuperNode names the file (``--node-config 'site="/path/site.toml"'``). What 
 wins over the run's configuration: data, base model, trainer and limits are the site's.
 """
 
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from cold_flower import toml
 from cold_flower.config import Config, Finetune, Partition
 from cold_flower.data.task import Task
 from cold_flower.errors import LimitError, SiteError
-from strategies.names import NAME, import_attribute, unknown
+from strategies.names import NAME, unknown
 
 _DEFAULTS = {"name": "", "base-model": "", "trainer": "", "app": "", "dry-run": False}
 _KEYS = (*_DEFAULTS, "task", "limits")
+_PURPOSE = {"train": "to train on", "test": "to test on", "dev": "in the dev split"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Limits:
     """Training examples that a body which leaves was trained on, at least: it tells of them all
     together, but of one alone it would spell the words."""
     min_test_examples: int = 50
-    """Rows that a score which leaves was counted on, at least."""
+    """Rows that a score which leaves was counted on, at least: test rows or dev rows."""
     max_examples: int = 0
     """Training examples used in an iteration."""
     max_seconds: float = 0
@@ -103,25 +105,44 @@ class Site:
             attacks="",  # a rehearsed attack is a simulation's: nobody else has a site do harm
         )
 
-    def check(self, train: int, test: int) -> None:
+    def check(self, **rows: int) -> None:
         """Check that a body and a score rest on as many examples as they have to.
 
         Args:
-            train: how many there are, or how many a finetuning has seen.
-            test: rows to be tested on.
+            rows: how many of ``train`` there are, or a finetuning has seen; of ``test`` or
+                ``dev``, how many a score is counted on.
 
         Raises:
             LimitError: there are fewer.
         """
-        for key, least, count, what in (
-            ("min-examples", self.limits.min_examples, train, "to train on"),
-            ("min-test-examples", self.limits.min_test_examples, test, "to test on"),
-        ):
+        for split, count in rows.items():
+            key, least = ("min-examples", self.limits.min_examples)
+            if split != "train":
+                key, least = ("min-test-examples", self.limits.min_test_examples)
             if count < least:
                 raise LimitError(
-                    f"fewer than limits.{key} = {least} examples {what} at this site; whether "
-                    "fewer may do is for its own site.toml to say"
+                    f"fewer than limits.{key} = {least} examples {_PURPOSE[split]} at this site; "
+                    "whether fewer may do is for its own site.toml to say"
                 )
+
+    @contextmanager
+    def within_limits(self) -> Iterator[None]:
+        """Hold this process to the site's threads and memory, from here on.
+
+        Raises:
+            LimitError: what is done within takes more memory than there is.
+        """
+        self.apply_limits()
+        try:
+            yield
+        except Exception as error:
+            if not _out_of_memory(error):
+                raise
+            limit = self.limits.memory_gb
+            within = f" within limits.memory-gb = {limit:g}: raise it, or" if limit else ":"
+            raise LimitError(
+                f"this site is out of main memory{within} lower limits.micro-batch-size"
+            ) from error
 
     def apply_limits(self) -> None:
         """Hold this process to the site's threads and memory."""
@@ -141,22 +162,14 @@ def _lower(asked: float, own: float) -> float:
     return min(asked, own) if asked and own else asked or own
 
 
-def imported(name: str, beside: Path) -> Any:
-    """Import ``module:attribute``, installed or from a folder, or that folder's ``file.py:...``.
-
-    Raises:
-        SiteError: it is not there.
-    """
-    if str(beside) not in sys.path:
-        sys.path.append(str(beside))  # at the end: it hides nothing
-    try:
-        file = name.rpartition(":")[0].endswith(".py")
-        return import_attribute(str(beside / name) if file else name)
-    except ImportError as error:
-        raise SiteError(
-            f"{name!r} cannot be imported: {error}. Expected module:name, installed or beside "
-            f"site.toml in {beside}"
-        ) from error
+def _out_of_memory(error: BaseException) -> bool:
+    """Return whether main memory that is used up led to an error."""
+    said = str(error).lower()  # torch raises a RuntimeError, safetensors an error of its own
+    return (
+        isinstance(error, MemoryError)
+        or any(words in said for words in ("can't allocate memory", "cannot allocate memory"))
+        or (error.__cause__ is not None and _out_of_memory(error.__cause__))
+    )
 
 
 def load_site(path: Path) -> Site:

@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from cold_flower.config import Finetune
-from cold_flower.contributors.site import imported
+from cold_flower.contributors.own_code import called, imported
 from cold_flower.data.rows import Rows
 from cold_flower.errors import SiteError
+from strategies.fusion import is_finite
 
 
 @dataclass(frozen=True)
@@ -43,34 +44,52 @@ def train(name: str, beside: Path, job: Job) -> tuple[dict[str, Tensor], dict[st
     What it returns besides the body's tensors (a head, buffers) goes no further.
 
     Raises:
-        SiteError: it cannot be imported, is no function, returned something else, or a body of
-            another form, or a metric that is not finite.
+        SiteError: it cannot be imported, is no function, returned something else, a body of
+            another form, or a number that is not finite.
+        OwnCodeError: it raised anything itself.
     """
     trainer = imported(name, beside)
     if not callable(trainer):
         raise SiteError(f"trainer {name!r} is no function")
-    outcome = trainer(job)
-    if not (isinstance(outcome, tuple) and len(outcome) == 2):
+    match called(name, trainer, job, beside=beside):
+        case (Mapping() as state, Mapping() as metrics):
+            body = {key: _like(before, state, key, name) for key, before in job.body.items()}
+            numbers = {str(key): _finite(key, value, name) for key, value in metrics.items()}
+            return body, {"num-examples": len(job.train), **numbers}
+        case outcome:
+            parts = outcome if isinstance(outcome, tuple) else (outcome,)
+            came = ", ".join(type(part).__name__ for part in parts)
+            raise SiteError(
+                f"trainer {name!r} returned {came}, expected (body, metrics): tensors by name, "
+                "numbers by name"
+            )
+
+
+def _like(before: Tensor, state: Mapping[str, Any], key: str, name: str) -> Tensor:
+    """Return a tensor of the trained body: of the base's shape, float32, on the CPU."""
+    after = state.get(key)
+    if not isinstance(after, Tensor):
+        came = f", but {type(after).__name__}" if key in state else ""
+        raise SiteError(f"trainer {name!r} returned no tensor {key!r}{came}")
+    after = after.detach().float().cpu()
+    if after.shape != before.shape:
         raise SiteError(
-            f"trainer {name!r} returned {type(outcome).__name__}, expected (body, metrics)"
+            f"trainer {name!r}: {key} has shape {tuple(after.shape)}, the base has "
+            f"{tuple(before.shape)}"
         )
-    state, metrics = outcome
-    body = {}
-    for key, before in job.body.items():
-        if key not in state:
-            raise SiteError(f"trainer {name!r} returned no tensor {key!r}")
-        after = state[key].detach().float().cpu()
-        if after.shape != before.shape:
-            raise SiteError(
-                f"trainer {name!r}: {key} has shape {tuple(after.shape)}, the base has "
-                f"{tuple(before.shape)}"
-            )
-        body[key] = after.contiguous()
-    numbers = {str(key): float(value) for key, value in metrics.items()}
-    for key, value in numbers.items():
-        if not math.isfinite(value):
-            raise SiteError(
-                f"trainer {name!r} returned {key} = {value}, expected a finite number: did it "
-                "diverge? A metric that is not known is left out"
-            )
-    return body, {"num-examples": len(job.train), **numbers}
+    if not is_finite(after):
+        raise SiteError(f"trainer {name!r}: {key} holds NaN or infinity: did it diverge?")
+    return after.contiguous()
+
+
+def _finite(key: object, value: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise SiteError(
+            f"trainer {name!r} returned {key} = {value}, expected a finite number: did it "
+            "diverge? A metric that is not known is left out"
+        )
+    return number

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cold_flower.data.task import Task, needed
+from cold_flower.data.task import COMMAS, Task, needed
 from cold_flower.errors import TaskError
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
@@ -158,7 +158,8 @@ def _table(task: Task, path: Path, rows: Iterator[tuple[int, list[str]]]) -> Col
     columns: Columns = {name: [] for name in names}
     for line, row in rows:
         if len(row) != len(header):
-            raise ValueError(f"line {line}: {len(row)} values, the header has {len(header)}")
+            hint = "; a value that holds a comma stands in quotes" if len(row) > len(header) else ""
+            raise ValueError(f"line {line}: {len(row)} values, the header has {len(header)}{hint}")
         for name, place in zip(names, places, strict=True):
             columns[name].append(row[place])
     columns[task.label] = _whole_numbers(columns[task.label])
@@ -171,7 +172,8 @@ def _rows(text: str, separator: str = ",") -> Iterator[tuple[int, list[str]]]:
     try:
         yield from ((reader.line_num, row) for row in reader if row)
     except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}") from error
+        hint = f"; {COMMAS}" if separator == "," and "expected after" in str(error) else ""
+        raise ValueError(f"line {reader.line_num}: {error}{hint}") from error
 
 
 def _tabbed(text: str) -> Iterator[tuple[int, list[str]]]:

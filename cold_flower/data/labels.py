@@ -2,6 +2,7 @@
 
 import decimal
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from cold_flower.data.task import Task
 from cold_flower.errors import TaskError
 
 NONE = -1  # "no label", as the hub marks it (SNLI)
+DECIMAL = re.compile(r"-?\d+[.,]\d+")
+NUMBERS = "kind = 'regression' reads numbers, with a point before the decimals: 0.5, not 0,5"
+SHOWN = 20  # classes of a list, in a message
 Key = int | str | None
 
 
@@ -27,8 +31,10 @@ def numbers(task: Task, values: Sequence[Any], where: str) -> list[float]:
                 raise ValueError(f"could not convert string to float: {value!r}")
             found.append(float(value))
         except (TypeError, ValueError) as error:
+            comma = isinstance(value, str) and "," in value
+            hint = f"; {NUMBERS}" if comma else ""
             raise TaskError(
-                f"{where}, row {row}: column {task.label!r} is no number: {error}"
+                f"{where}, row {row}: column {task.label!r} is no number: {error}{hint}"
             ) from error
         if not math.isfinite(found[-1]):
             raise TaskError(
@@ -111,14 +117,17 @@ class Classes:
 
     def outside(self, key: int | str) -> str:
         """Say why a label is in no class, and what would be."""
-        names = list(self._names)
+        names = f"{list(self._names[:SHOWN])}"
+        if len(self._names) > SHOWN:
+            names += f" and {len(self._names) - SHOWN} more"
         if isinstance(key, str) or not self._listed:
-            return f"outside the list {names}"
+            hint = f"; {NUMBERS}" if DECIMAL.fullmatch(str(key)) else ""
+            return f"outside the list {names}{hint}"
         if self._by_name:
             return f"outside the list {names}, which is of numbers and so taken as they are"
-        if str(key) in names and not self._numbered:
+        if str(key) in self._names and not self._numbered:
             return f"ambiguous: a name in the list {names}, or a place in it"
-        return f"outside the list {names} (or 0 to {len(names) - 1})"
+        return f"outside the list {names} (or 0 to {len(self._names) - 1})"
 
 
 def check_labels(task: Task, split: str, source_labels: tuple[str, ...]) -> None:

@@ -13,6 +13,11 @@ SOURCES = ("hub", "files", "demo")
 COMPARABLE = ("", "yes", "nearly", "no")
 METRIC_OF = {"classification": "accuracy", "regression": "pearson"}
 SPLITS = ("train", "validation", "test")
+COMMAS = (
+    "are its columns separated by commas? Spreadsheets may write semicolons: save it with commas, "
+    "or with tabs as .tsv"
+)
+"""Said of a CSV file that has none."""
 PLACE = ("source", "path", "subset", "splits", "encoding")
 """The keys that say where the rows are; all others say what they mean."""
 KEYS = (
@@ -158,8 +163,8 @@ def needed(task: Task, there: Sequence[str], source: str) -> list[str]:
     names = [*(column for text in task.text for column in columns_of(text)), task.label]
     for name in names:
         if name not in there:
-            only = there[0] if len(there) == 1 else ""
-            split = "; are its columns separated by commas?" if ";" in only or "\t" in only else ""
+            joined = any(";" in column or "\t" in column for column in there)
+            split = f"; {COMMAS}" if joined and source.endswith(".csv") else ""
             raise TaskError(
                 f"{task.where}: no column {name!r} in {source}; the columns there are "
                 f"{', '.join(there)}{split}"
