@@ -6,7 +6,7 @@ the embedded demo. A test keeps the table in pyproject.toml equal to them.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, fields, is_dataclass, replace
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Self
 
 from cold_flower import toml
@@ -15,6 +15,9 @@ from cold_flower.keys import Scalar, checked, key, unknown_key
 from strategies.names import unknown
 
 PROTOCOLS = ("frozen", "finetuned", "few-shot")
+# Beyond these a number is a slip: a learning rate that trains nothing, more than anybody runs or
+# waits for.
+LITTLE, MANY, YEAR = 1e-9, 100_000, 365 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Partition:
     kind: str = key(
         "tasks", "a contributor holds a whole task, or a shard of one", choices=("tasks", "shards")
     )
-    shards: int = key(10, "contributors, with kind = shards", least=1)
+    shards: int = key(10, "contributors, with kind = shards", least=1, most=MANY)
     examples: int = key(5000, "training examples of each shard, disjoint", least=1)
     total: int = key(0, "training examples of all shards together, split evenly; 0 = examples")
     fresh: bool = key(False, "draw the shards anew each iteration, and one more to evaluate with")
@@ -39,7 +42,7 @@ class Partition:
 class Finetune:
     """One contributor's finetuning (App. B; whose each value is: docs/experiments.md)."""
 
-    learning_rate: float = key(5e-5, "peak learning rate")
+    learning_rate: float = key(5e-5, "peak learning rate", least=LITTLE, most=1)
     final_learning_rate_ratio: float = key(
         0.0006, "last learning rate divided by the peak; linear decay", most=1
     )
@@ -54,9 +57,9 @@ class Finetune:
         "after the warm-up: linear falls to final-learning-rate-ratio; constant stays, as T5's",
         choices=("linear", "constant"),
     )
-    weight_decay: float = key(0.01, "weight decay of matrices, times the learning rate")
-    batch_size: int = key(256, "examples a step", least=1)
-    micro_batch_size: int = key(0, "examples a forward pass; 0 = the batch")
+    weight_decay: float = key(0.01, "weight decay of matrices, times the learning rate", most=10)
+    batch_size: int = key(256, "examples a step", least=1, most=10 * MANY)
+    micro_batch_size: int = key(0, "examples a forward pass, at most; 0 = the batch")
     max_epochs: int = key(10, "at most so many passes over the data", least=1)
     max_examples: int = key(0, "training examples used of a task; 0 = all")
     dev_examples: int = key(
@@ -71,7 +74,7 @@ class Finetune:
         256_000, "stop after so many examples without improvement", least=1
     )
     early_stop_delta: float = key(
-        0.001, "how much better a dev score has to be to count as improvement"
+        0.001, "how much better a dev score has to be to count as improvement", most=1
     )
     validate_every_examples: int = key(
         12_800, "examples between two validations; there is one at each epoch's end, too", least=1
@@ -80,6 +83,8 @@ class Finetune:
         0.0,
         "stop after so many seconds, those of scoring dev counted, with the best weights so far; "
         "0 = never. The result then depends on the machine's speed",
+        least=1,
+        most=YEAR,
     )
     precision: str = key(
         "auto",
@@ -102,7 +107,9 @@ class Finetune:
 class Probe:
     """The linear probe: train the head on the frozen body's features (section 4.4)."""
 
-    learning_rate: float = key(3e-3, "peak learning rate of the head, AdamW, linear decay")
+    learning_rate: float = key(
+        3e-3, "peak learning rate of the head, AdamW, linear decay", least=LITTLE, most=10
+    )
     epochs: int = key(50, "passes over the features, in finetune.batch-size", least=1)
 
 
@@ -112,9 +119,11 @@ class FewShot:
 
     examples: int = key(100, "labelled examples", least=1)
     draws: int = key(3, "draws, averaged", least=1)
-    learning_rate: float = key(0.0, "peak learning rate; 0 = finetune.learning-rate")
+    learning_rate: float = key(
+        0.0, "peak learning rate; 0 = finetune.learning-rate", least=LITTLE, most=1
+    )
     epochs: int = key(20, "passes over them", least=1)
-    batch_size: int = key(16, "examples a step", least=1)
+    batch_size: int = key(16, "examples a step", least=1, most=10 * MANY)
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,9 @@ class Fusion:
         "length of the rule's update: mean (the plain mean's), contributions (the median of "
         "theirs), or so many times the mean's; empty = the rule's own",
     )
-    learning_rate: float = key(0.0, "fusion learning rate; 0 = 1 with sgd, 0.001 with adam")
+    learning_rate: float = key(
+        0.0, "fusion learning rate; 0 = 1 with sgd, 0.001 with adam", least=LITTLE, most=100
+    )
     optimizer: str = key("sgd", "what makes a step of the fused update", choices=("sgd", "adam"))
     momentum: float = key(0.0, "of sgd; beta1 of adam, there 0 = 0.9")
     nesterov: bool = key(False, "Nesterov momentum, with sgd")
@@ -169,8 +180,8 @@ class Gating:
     protocol: str = key(
         "", "how each candidate is validated; empty = no gate", choices=("", *PROTOCOLS)
     )
-    tolerance: float = key(0.01, "by how much the mean score may fall")
-    task_tolerance: float = key(0.1, "by how much any contributor's score may fall")
+    tolerance: float = key(0.01, "by how much the mean score may fall", most=2)
+    task_tolerance: float = key(0.1, "by how much any contributor's score may fall", most=2)
     budget: int = key(
         8, "how many further candidates may be validated, each without one of the contributions"
     )
@@ -190,8 +201,10 @@ class Evaluate:
 class Wait:
     """Deadlines."""
 
-    nodes: float = key(120.0, "seconds for the contributors to come online")
-    replies: float = key(43_200.0, "seconds for an iteration's replies (Flower's own limit)")
+    nodes: float = key(120.0, "seconds for the contributors to come online", least=0.1, most=YEAR)
+    replies: float = key(
+        43_200.0, "seconds for an iteration's replies (Flower's own limit)", least=0.1, most=YEAR
+    )
 
 
 @dataclass(frozen=True)
@@ -228,7 +241,7 @@ class Config:
     folds: int = key(0, "divide the tasks into so many parts, drawn from the seed; 0 = do not")
     fold: int = key(0, "which of these parts is unseen, from 0")
     base_model: str = key("demo", "a hub name or a folder, resolved at each contributor")
-    iterations: int = key(30, "iterations to run")
+    iterations: int = key(30, "iterations to run", most=MANY)
     contributors_per_iteration: int = key(8, "sampled for each iteration; 0 = all seen")
     schedule: str = key("random", "who comes next", choices=("random", "round-robin"))
     seed: int = key(0, "everything random is derived from it")
@@ -277,6 +290,8 @@ class Config:
     evaluate: Evaluate = Evaluate()
     wait: Wait = Wait()
     sites: Sites = Sites()
+    of_recipe: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    """Not a key: names of the keys whose values are the suite's recipe's."""
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any], *, strict: bool = True) -> Self:
@@ -357,6 +372,8 @@ def describe() -> dict[str, tuple[Scalar, Mapping[str, Any]]]:
 def _flat_fields(config: Config) -> Iterator[tuple[str, "Field[Any]", Scalar]]:
     """Yield every key with its field and its value in a configuration."""
     for outer in fields(config):
+        if outer.name == "of_recipe":
+            continue
         name, value = outer.name.replace("_", "-"), getattr(config, outer.name)
         if is_dataclass(value):
             for inner in fields(value):

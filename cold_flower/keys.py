@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import field
+from difflib import SequenceMatcher
 from typing import Any
 
 from cold_flower.errors import ConfigError
-from strategies.names import nearest, unknown
+from strategies.names import unknown
 
 Scalar = bool | int | float | str
+LARGEST = 2**63 - 1  # Flower's whole numbers have 64 bit
 
 
 def key(
@@ -25,7 +27,8 @@ def key(
         default: its value unless another is given.
         help: what it does, for ``cold-flower keys``.
         choices: the valid texts; empty allows any.
-        least: the smallest valid number.
+        least: the smallest valid number; a default below it is valid, too, and means something of
+            its own ("0 = never").
         most: the largest valid number.
     """
     limits = {"least": least, "most": most}
@@ -33,8 +36,22 @@ def key(
 
 
 def unknown_key(name: str, known: Iterable[str]) -> str:
-    """Say that there is no such key, and which was meant; there are too many to list them."""
-    return f"unknown config key {name!r}.{nearest(name, [*known])} `cold-flower keys` lists them."
+    """Say that there is no such key, which was meant, and what its group has, the nearest first."""
+
+    def likeness(key: str) -> float:
+        names = (key, key.rpartition(".")[2])  # the group may have been left out
+        return max(SequenceMatcher(None, name.lower(), one).ratio() for one in names)
+
+    near = sorted(known, key=likeness, reverse=True)
+    meant = [key for key in near[:3] if likeness(key) >= 0.6]
+    groups = {key.rpartition(".")[0] for key in near}
+    group = name.partition(".")[0] if "." in name else ""
+    if group not in groups or not group:
+        group = meant[0].rpartition(".")[0] if meant else ""
+    listed = ", ".join(key for key in near if key.rpartition(".")[0] == group)
+    of = f"Keys of {group}" if group else "Keys without a group"
+    asked = f" Did you mean {' or '.join(map(repr, meant))}?" if meant else ""
+    return f"unknown config key {name!r}.{asked} {of}: {listed}. `cold-flower keys` explains all."
 
 
 def checked(name: str, value: Any, default: Scalar, metadata: Mapping[str, Any]) -> Scalar:
@@ -59,9 +76,12 @@ def checked(name: str, value: Any, default: Scalar, metadata: Mapping[str, Any])
         )
     if metadata["choices"] and value not in metadata["choices"]:
         raise ConfigError(unknown(f"value for {name}", str(value), metadata["choices"]))
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and value != default:
         least, most = metadata["least"], metadata["most"]
+        if kind is int:
+            most = min(most, LARGEST)
         if not least <= value <= most or value == math.inf:
-            upper = f" and at most {most}" if most < math.inf else ""
-            raise ConfigError(f"{name} is at least {least}{upper}, got {value}")
+            special = f"{default:g} or " if default < least else ""
+            upper = f" and at most {most:,}" if most < LARGEST or value > most else ""
+            raise ConfigError(f"{name} is {special}at least {least:,}{upper}, got {value}")
     return value

@@ -6,7 +6,7 @@ its sha256, and one that a power cut left in pieces is asked for again.
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,11 +20,12 @@ from strategies.fusion import (
     Template,
     Weights,
     fingerprint,
+    is_finite,
     read_metadata,
     write_safetensors,
 )
 from strategies.names import NAME
-from strategies.screening import check_template, finite
+from strategies.screening import check_template
 
 INCOMING = "incoming"  # the folder, in a run directory
 
@@ -90,10 +91,13 @@ class Store:
             base: the base's fingerprint.
 
         Raises:
-            Refused: a tensor holds NaN or infinity.
+            Refused: a tensor holds NaN or infinity; the body is in quarantine then.
         """
         path, metadata, hashed = self._path(stated.name), _metadata(stated, base), Fingerprint()
-        write_safetensors(path, template, hashed.passing(finite(body)), metadata, durable=False)
+        faulty: list[str] = []
+        items = hashed.passing(_noting(body, faulty))
+        write_safetensors(path, template, items, metadata, durable=False)
+        self._check_finite(stated.name, faulty)
         return self._sealed(replace(stated, sha256=hashed.hexdigest()))
 
     def offer(self, stated: Contribution, body: Mapping[str, Tensor], base: str) -> str:
@@ -119,7 +123,7 @@ class Store:
 
         Raises:
             Refused: there is none, it has another form or other values than was said, or it
-                holds NaN or infinity.
+                holds NaN or infinity: then it is in quarantine.
         """
         offered = self._offered(stated.name)
         if offered.is_symlink() or not offered.is_file():
@@ -133,7 +137,11 @@ class Store:
         except (SafetensorError, KeyError, ValueError) as error:
             raise Refused(f"its file cannot be read: {error}") from error
         check_template(form, template)
-        sha256 = fingerprint(finite((key, weights.get(key)) for key in template))
+        faulty: list[str] = []
+        sha256 = fingerprint(_noting(((key, weights.get(key)) for key in template), faulty))
+        if faulty:
+            offered.replace(self._path(stated.name))
+        self._check_finite(stated.name, faulty)
         if (sha256, metadata) != (stated.sha256, _metadata(stated, base)):
             raise Refused("its file is not what its message says")
         offered.replace(self._path(stated.name))
@@ -172,6 +180,12 @@ class Store:
         """Delete what is there."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _check_finite(self, name: str, faulty: list[str]) -> None:
+        """Put a body aside whose ``faulty`` tensors hold NaN or infinity."""
+        if faulty:
+            self.quarantine(name)
+            raise Refused(f"{faulty[0]} holds NaN or infinity")
+
     def _sealed(self, contribution: Contribution) -> Contribution:
         """Write the sha256 beside a body that is here: now it counts."""
         self._sha256_of(contribution.name).write_text(contribution.sha256)
@@ -188,6 +202,14 @@ class Store:
         if not NAME.fullmatch(name):  # it may come from the wire
             raise ValueError(f"not a contributor name: {name!r} (expected {NAME.pattern})")
         return self._folder / f"{name}.safetensors"
+
+
+def _noting(body: Iterable[tuple[str, Tensor]], faulty: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """Pass tensors through; append the names of those that hold NaN or infinity."""
+    for name, tensor in body:
+        if not is_finite(tensor):
+            faulty.append(name)
+        yield name, tensor
 
 
 def _metadata(stated: Contribution, base: str) -> dict[str, str]:

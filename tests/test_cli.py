@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -90,7 +91,7 @@ WRONG = {
         ["demo", "--set", "fusion.rule=ties", "--set", "fusion.options={density = 1.5}"],
         "density of fusion rule ties is a float in (0, 1], got 1.5",
     ),
-    "a stage": (["demo", "--set", "fusion.momentum=1"], "momentum is at least 0 and below 1, got 1"),
+    "a stage": (["demo", "--set", "fusion.momentum=1"], "fusion.momentum is at least 0 and below 1, got 1"),
     "a stage beside a strategy": (
         ["demo", "--set", "fusion.strategy=flwr.serverapp.strategy:FedAvg", "--set",
          "fusion.momentum=0.5"],
@@ -109,6 +110,14 @@ WRONG = {
     "too many contributors": (
         ["demo", "--set", "contributors-per-iteration=9"],
         "contributors-per-iteration is 9, but only 8 contributors are seen",
+    ),
+    "a default above what there is": (
+        ["demo", "--set", "tasks=music,travel,market"],
+        "contributors-per-iteration is 8 (its default), but only 3 contributors are seen",
+    ),
+    "sampling without a baseline": (
+        ["demo", "--set", "sampling=balanced"],
+        "sampling = 'balanced' is about the batches of a baseline",
     ),
     "a fold": (["demo", "--set", "folds=3", "--set", "unseen=", "--set", "fold=3"],
                "fold is 3, expected 0 to 2"),
@@ -227,6 +236,77 @@ def test_a_dry_run_shows_what_would_happen_and_leaves_nothing(tmp_path) -> None:
     assert table.keys() == Config().flat().keys()
     for words in ("16 ", "28,800 training examples", "108 ", "0.4 MB a body", "2 contributors at"):
         assert words in done.stdout
+
+
+def test_a_dry_run_says_whose_the_values_are_and_what_does_nothing(tmp_path) -> None:
+    done = cold_flower(
+        "simulate", "demo", "--dry-run", "--fake-gpus", "2", "--set", "tasks=music,market", "--set",
+        "contributors-per-iteration=0", "--set", "finetune.batch-size=9", "--set",
+        "finetune.micro-batch-size=10", "--set", "gate.budget=1", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "finetune.batch-size = 9  # default: 256\n",
+        "probe.epochs = 15  # from the recipe of suite demo; default: 50\n",
+        'unseen = ""\n',
+        "in truth all contributors share this machine's ",
+        "WARNING: finetune.micro-batch-size is 10, but a batch has 9 examples",
+        "WARNING: there is no gate, so its keys do nothing",
+    ):
+        assert words in done.stdout
+    assert re.search(r"1 to 2 +market, music *\n", done.stdout)
+
+
+def test_a_dry_run_looks_at_the_run_directory_and_leaves_it_alone(tmp_path) -> None:
+    given = ["simulate", "demo", "--run-dir", "run", "--set", "iterations=4", "--dry-run"]
+    config = experiments.configure("demo", {"run-dir": str(tmp_path / "run")})
+    journal = Journal(tmp_path / "run")
+    journal.open(config, {})
+    journal.unlock()
+    for iteration in (0, 1, 2):
+        (tmp_path / "run" / "iterations" / f"{iteration:04d}").mkdir(parents=True)
+    (tmp_path / "run" / "iterations" / "latest").symlink_to("0002")
+    (tmp_path / "run" / "incoming" / "0003").mkdir(parents=True)
+    (tmp_path / "run" / "incoming" / "0003" / "music.safetensors").touch()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    done = cold_flower(*given, "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "run: iterations 3 to 4 would run; already here for iteration 3: music; scores of base 2",
+        "contributions   16 ",  # two iterations of eight
+        "evaluations     108 ",  # bases 2, 3 and 4, twelve tasks, three protocols
+    ):
+        assert words in done.stdout
+    assert re.search(r"3 to 4 +\w+, \w+, ", done.stdout)
+    done = cold_flower(*given, cwd=tmp_path)
+    assert "exists: add --resume" in done.stderr
+    done = cold_flower(*given, "--resume", "--set", "probe.epochs=9", cwd=tmp_path)
+    assert "changed probe.epochs (was 15, now 9)" in done.stderr
+    done = cold_flower(*given, "--resume", "--set", "iterations=1", cwd=tmp_path)
+    assert "with iterations = 1: it was to have 2" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    journal.write("result.json", {"status": "completed", "iterations": 4, "cause": ""})
+    done = cold_flower(*given, "--resume", cwd=tmp_path)
+    assert done.stdout.endswith("run is complete: nothing is left to do\n")
+
+
+def test_where_a_run_goes_may_be_set_as_any_key(tmp_path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").touch()
+    done = cold_flower("simulate", "demo", "--set", "run-dir=full", "--dry-run", cwd=tmp_path)
+    assert f"run directory {tmp_path / 'full'} exists" in done.stderr
+    done = cold_flower("simulate", "demo", "--set", "resume=true", "--dry-run", cwd=tmp_path)
+    assert "resume continues a run, so it needs its directory" in done.stderr
+
+
+def test_an_error_of_the_recipe_names_the_way_out(tmp_path) -> None:
+    done = cold_flower(
+        "simulate", "demo", "--set", "base-model=demo", "--set", "baseline=multitask", cwd=tmp_path
+    )
+    assert "iterations = 2: expected 'multitask' and iterations = 1" in done.stderr
+    assert done.stderr.endswith(
+        "(iterations is from the [recipe] of suite demo; --set iterations=... overrides it)\n"
+    )
 
 
 def test_every_shipped_experiment_is_valid_and_says_what_it_is() -> None:

@@ -167,13 +167,16 @@ def test_the_gate_asks_those_who_contribute_once_for_each_model(tmp_path) -> Non
 
     def validate(iteration: int, sha256: str):
         before = len(run.grid.sent)
-        scores = run.evaluation.validate(iteration, sha256, lambda: ARRAYS)
+        scores = run.evaluation.validate(iteration, sha256, lambda: ARRAYS, "the current base 0")
         asked = [run.names[m.metadata.dst_node_id] for m in run.grid.sent[before:]]
         return scores, asked
 
     scores, asked = validate(1, "a")
     assert scores == {"market": 0.25, "music": 0.25}  # travel is unseen
     assert asked == ["market", "music"]
+    first = run.events[0]
+    assert first["line"] == "iteration 1, gate: validating the current base 0"
+    assert (first["phase"], first["done"], first["of"]) == ("validate", 0, 2)
     config = records.config_of(run.grid.sent[0].content, "config")
     assert (config["split"], config["protocols"], config["iteration"]) == ("dev", "frozen", 1)
     assert validate(2, "a") == (scores, [])
@@ -187,7 +190,7 @@ def test_fresh_shards_are_validated_anew_each_iteration(tmp_path) -> None:
     keys = {"tasks": "music", "unseen": "", "gate.protocol": "frozen", "partition.kind": "shards"}
     run = Fixture(tmp_path, **keys, **{"partition.shards": 2, "partition.fresh": True})
     for iteration, asked in ((1, 2), (1, 2), (2, 4)):
-        run.evaluation.validate(iteration, "a", lambda: ARRAYS)
+        run.evaluation.validate(iteration, "a", lambda: ARRAYS, "a candidate")
         assert len(run.grid.sent) == asked
 
 

@@ -14,6 +14,7 @@ from cold_flower.reporting.figures import LEAST_SPAN, all_figures, beside_the_pa
 from cold_flower.reporting.runs import conditions, find
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONTRIBUTIONS, SCORES, Journal
+from cold_flower.runtime import experiments
 from strategies.fusion import Weights
 from tests.test_cli import cold_flower
 
@@ -82,6 +83,26 @@ def test_seeds_are_one_condition_and_the_figures_are_files(make, tmp_path) -> No
     assert page.count("<img") == 4
     assert 'src="http' not in page
     assert not re.search(r"<(script|link)", page)
+
+
+def test_a_report_says_what_was_run_and_how_it_differs_from_what_is_shipped(make, tmp_path) -> None:
+    shipped = experiments.configure("demo", {}).flat()
+    keys = {key.replace(".", "__").replace("-", "_"): value for key, value in shipped.items()}
+    folder = make("a", 0.1, **{**keys, "iterations": 3, "probe__epochs": 9})
+    text = " ".join(text_of(html.write([folder], tmp_path / "out").read_text()).split())
+    assert (
+        "tasks scored: 1 seen and 1 unseen; iterations: 3; suite: demo; base model: demo." in text
+    )
+    assert (
+        "The experiment demo as shipped; here iterations = 3 (shipped: 2), probe.epochs = 9 "
+        "(shipped: 15). Its own words: ColD Fusion on the embedded demo: 8 seen and 4 unseen"
+        in text
+    )
+    same = make("b", 0.1, **keys)
+    text = " ".join(text_of(html.write([same], tmp_path / "out").read_text()).split())
+    assert "The experiment demo as shipped. Its own words" in text
+    text = text_of(html.write([make("c", 0.1)], tmp_path / "out").read_text())
+    assert "as shipped" not in text  # an experiment of the user's own
 
 
 def test_published_numbers_stand_beside_the_run(make, tmp_path) -> None:

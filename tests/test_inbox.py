@@ -146,6 +146,21 @@ def test_a_bad_reply_is_dropped_with_its_reason_not_the_run(tmp_path, reason) ->
     assert not (tmp_path / "0001" / "cat.safetensors").exists()
 
 
+def test_a_body_that_is_not_finite_is_kept_aside_as_it_came(tmp_path) -> None:
+    spoilt = {"w": torch.tensor([[1.0, math.nan], [2.0, math.inf]]), "b": torch.ones(2)}
+
+    def client(message):
+        bad = NAMES[message.metadata.dst_node_id] == "cat"
+        return trained(message, body=spoilt) if bad else trained(message)
+
+    _, inbox = make(tmp_path / "incoming", client, quorum=2)
+    start(inbox)
+    kept = dict(Weights(tmp_path / "quarantine" / "0001" / "cat.safetensors").items())
+    assert torch.equal(kept["w"].nan_to_num(7, 8), torch.tensor([[1.0, 7.0], [2.0, 8.0]]))
+    assert torch.equal(kept["b"], torch.ones(2))
+    assert inbox.contributions["cat"].reason == "w holds NaN or infinity"
+
+
 def test_what_lies_there_at_the_deadline_is_taken(monkeypatch) -> None:
     """All have answered at once, and the first answer took longer to store than there was time."""
     clock = iter([0.0, 0.0])
@@ -647,6 +662,9 @@ def test_by_reference_a_file_that_is_not_as_said_is_refused(tmp_path, spoil, rea
     _, inbox = referring(tmp_path, one, quorum=2)
     assert torch.equal(start(inbox)["w"], torch.full((2, 2), 1.5))
     assert reason in inbox.contributions["cat"].reason
+    aside = tmp_path / "quarantine" / "0001" / "cat.safetensors"
+    assert aside.exists() == (reason == "holds NaN")
+    assert not (tmp_path / "incoming" / "0001" / "cat.safetensors").exists()
 
 
 def test_by_reference_a_link_is_not_followed(tmp_path) -> None:

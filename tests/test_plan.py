@@ -3,9 +3,11 @@
 import pytest
 
 from cold_flower.config import Config
-from cold_flower.data.plan import plan, resolve
+from cold_flower.data.plan import naming_the_recipe, plan, resolve
+from cold_flower.data.suite import FOLDER as SUITES
 from cold_flower.data.suite import load_suite
 from cold_flower.errors import ConfigError
+from strategies.errors import FusionError
 
 
 def test_the_plan() -> None:
@@ -37,6 +39,68 @@ def test_a_key_that_was_set_to_its_default_stays() -> None:
     set_so = resolve(Config.from_flat({"explicit": "seed,finetune.max-epochs"}))
     assert set_so.finetune.max_epochs == Config().finetune.max_epochs != 6
     assert set_so.finetune.batch_size == load_suite("demo").recipe["finetune.batch-size"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "seen", "unseen"),
+    [
+        ({"tasks": "weather,market,music"}, ("weather", "market", "music"), ()),
+        ({"tasks": "weather,market,music", "unseen": "market"}, ("weather", "music"), ("market",)),
+        ({"tasks": "weather,music", "unseen": "market"}, ("weather", "music"), ("market",)),
+    ],
+)
+def test_tasks_that_are_named_win_over_the_recipes_unseen(keys, seen, unseen) -> None:
+    chosen = plan(resolve(Config.from_flat(keys)))
+    assert (chosen.seen, chosen.unseen) == (seen, unseen)
+
+
+def test_what_says_who_contributes_wins_over_the_recipes_unseen() -> None:
+    assert len(plan(resolve(Config.from_flat({"folds": 3}))).unseen) == 4
+    shards = {"partition.kind": "shards", "tasks": "music", "partition.shards": 2}
+    assert plan(resolve(Config.from_flat(shards))).names == ("shard-000", "shard-001")
+    assert len(plan(resolve(Config(), {"tasks"})).seen) == 12  # set, but to all of them
+    alone = plan(resolve(Config.from_flat({"unseen": "market"})))
+    assert (len(alone.seen), alone.unseen) == (11, ("market",))
+
+
+def suite_of(folder, recipe: str) -> str:
+    path = folder / "mine.toml"
+    demo = (SUITES / "demo.toml").read_text()
+    path.write_text(f"[recipe]\n{recipe}\n{demo[demo.index('[tasks.weather]') :]}")
+    return str(path)
+
+
+def test_an_error_says_which_of_its_keys_the_recipe_set(tmp_path) -> None:
+    path = suite_of(tmp_path, 'unseen = "market"\nevaluate.tasks = "market"\niterations = 2')
+    config = resolve(Config.from_flat({"suite": path, "tasks": "music,travel"}))
+    assert config.of_recipe == {"evaluate.tasks", "iterations"}
+    with pytest.raises(ConfigError) as raised, naming_the_recipe(config):
+        plan(config)
+    assert str(raised.value).endswith(
+        f"(evaluate.tasks is from the [recipe] of suite {path}; --set evaluate.tasks=... overrides "
+        "it)"
+    )
+    with pytest.raises(FusionError) as told, naming_the_recipe(config):
+        raise FusionError("in runs/iterations/latest: iterations is 2, evaluate.tasks = 'market'.")
+    assert "'market'. (evaluate.tasks, iterations are from the [recipe]" in str(told.value)
+    prose = "three iterations of x/iterations"
+    with pytest.raises(ConfigError, match=f"^{prose}$"), naming_the_recipe(config):
+        raise ConfigError(prose)
+    with pytest.raises(ConfigError, match="^iterations is 2$"), naming_the_recipe(Config()):
+        raise ConfigError("iterations is 2")  # the user's
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("seeed = 1", r"mine.toml: \[recipe\]: unknown config key 'seeed'. Did you mean 'seed'"),
+        ("iterations = -1", r"mine.toml: \[recipe\]: iterations is at least 0"),
+        ('suite = "paper"', r"mine.toml: a \[recipe\] cannot set suite: leave it out"),
+    ],
+)
+def test_a_wrong_recipe_is_called_so(tmp_path, recipe, words) -> None:
+    with pytest.raises(ConfigError, match=words):
+        resolve(Config.from_flat({"suite": suite_of(tmp_path, recipe)}))
 
 
 def test_folds_partition_the_tasks() -> None:

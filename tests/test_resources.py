@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -100,6 +101,12 @@ def test_the_footprint_by_hand(tiny) -> None:
     assert footprint(config, tiny, bf16=False, cores=False, plain=True) == every
     every += 4 * count + 14 * tokens * 2 * 4 * 10  # torch keeps more of attention
     assert footprint(config, tiny, bf16=False, cores=True, plain=True) == every
+    # A forward pass holds no more than the batch.
+    small = Config.from_flat({"finetune.batch-size": 4, "finetune.micro-batch-size": 99})
+    four = replace(config, finetune=replace(small.finetune, max_length=10))
+    assert footprint(four, tiny, bf16=True, cores=False) == footprint(
+        config, tiny, bf16=True, cores=False
+    )
     whole = Config.from_flat({"finetune.batch-size": 8, "finetune.precision": "fp32"})
     most = 8 * 38  # of its tokenizer
     assert footprint(whole, tiny, bf16=True, cores=False) == fixed + most * layers * (95 * 64)
@@ -120,7 +127,7 @@ def test_gpus_are_asked_in_a_process_of_their_own(monkeypatch) -> None:
     answer = json.dumps({"bf16": False, "free": [7e9, 5e9]})
     monkeypatch.setattr(machine, "_GPUS", f"print({answer!r})")
     two = machine.this_machine()
-    assert (two.gpus, two.bf16, two.fake) == ((7e9, 5e9), False, False)
+    assert (two.gpus, two.bf16, two.fake) == ((7e9, 5e9), False, 0)
     monkeypatch.setattr(machine, "_GPUS", "raise RuntimeError('no driver')")
     with pytest.raises(ConfigError, match="CUDA fails: RuntimeError: no driver. CUDA_VISIBLE"):
         machine.this_machine()

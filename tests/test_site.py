@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -229,8 +231,10 @@ def test_no_score_of_few_dev_rows_leaves(site, arrays, own_home) -> None:
     assert records.metrics_of(reply.content)["num-examples"] == 16
 
 
-def test_a_clock_leaves_no_body_of_a_few_examples(site, arrays) -> None:
-    reply = train(site(), arrays, **{"finetune.max-seconds": 1e-9, "finetune.batch-size": 1})
+def test_a_clock_leaves_no_body_of_a_few_examples(site, arrays, monkeypatch) -> None:
+    jumps = SimpleNamespace(perf_counter=count(0, 10).__next__)  # ten seconds at each look
+    monkeypatch.setattr("cold_flower.training.finetune.time", jumps)
+    reply = train(site(), arrays, **{"finetune.max-seconds": 1, "finetune.batch-size": 1})
     assert reply.error.reason.startswith("LimitError: fewer than limits.min-examples = 100")
 
 
@@ -240,8 +244,13 @@ def test_a_clock_leaves_no_body_of_a_few_examples(site, arrays) -> None:
         ({"top": 'trainr = "x"'}, "Did you mean 'trainer'"),
         ({"top": "dry-run = 1"}, "dry-run is of type bool, got 1"),
         ({"limits": "max-example = 1"}, "Did you mean 'max-examples'"),
-        ({"limits": "threads = 1.5"}, "limits.threads is a whole number, at least 0"),
-        ({"limits": "memory-gb = -1"}, "limits.memory-gb is a number, at least 0"),
+        ({"limits": "threads = 1.5"}, "limits.threads is of type int .*got 1.5"),
+        ({"limits": "threads = 99999"}, "limits.threads is at least 0 and at most 1,024"),
+        ({"limits": "memory-gb = -1"}, "limits.memory-gb is 0 or at least 0.5 and .*got -1"),
+        ({"limits": "memory-gb = nan"}, "limits.memory-gb is 0 or at least 0.5 and .*got nan"),
+        ({"limits": "memory-gb = 1e300"}, "limits.memory-gb .*at most 1,000,000, got 1e"),
+        ({"limits": "max-seconds = 1e-6"}, "limits.max-seconds is 0 or at least 1 and"),
+        ({"limits": "max-seconds = inf"}, "limits.max-seconds .*got inf"),
     ],
 )
 def test_a_wrong_key_says_what_was_expected(site, changes, words) -> None:

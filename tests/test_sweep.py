@@ -1,6 +1,5 @@
 """Sweeps: every cell once."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,35 @@ from tests.test_cli import cold_flower
 
 def test_values_of_a_key() -> None:
     assert sweep.parse(["seed=0..2", "partition.shards=2,5"]) == {
-        "seed": ["0", "1", "2"],
-        "partition.shards": ["2", "5"],
+        "seed": [0, 1, 2],
+        "partition.shards": [2, 5],
     }
-    for wrong in (["seed"], ["seed="], ["seed=4..2"], ["seed=1", "seed=2"]):
+    for wrong in (["seed"], ["seed="], ["seed=4..2"], ["seed=1", "seed=2"], ["seed=0..10000"]):
         with pytest.raises(ConfigError, match="--sweep expects key=first..last"):
             sweep.parse(wrong)
+
+
+def test_nothing_is_a_value_and_a_value_is_taken_once() -> None:
+    assert sweep.parse(["fusion.clip=,median,", "fusion.rule="]) == {
+        "fusion.clip": ["", "median"],
+        "fusion.rule": [""],
+    }
+    assert sweep.parse(["finetune.learning-rate=1e-3,0.001, 2e-3,1"]) == {
+        "finetune.learning-rate": [0.001, 0.002, 1.0]
+    }
+    assert sweep.parse(["seed=1,1,2"]) == {"seed": [1, 2]}
+    with pytest.raises(ConfigError, match="seed is of type int .*got ''"):
+        sweep.parse(["seed=1,,2"])
+    for key in ("run-dir=a,b", "resume=true"):
+        with pytest.raises(ConfigError, match="--sweep cannot vary"):
+            sweep.parse([key])
+
+
+SMALL = {
+    "tasks": "music,travel",
+    "contributors-per-iteration": 0,
+    "evaluate.protocols": "frozen",
+}
 
 
 def cells(folder: Path, *axes: str, **settings):
@@ -45,6 +67,25 @@ def test_a_cell_for_each_combination(tmp_path) -> None:
     assert not any(cell.done or cell.config.resume for cell in planned)
     with pytest.raises(ConfigError, match="Did you mean 'seed'"):
         cells(tmp_path, "sed=1,2")
+    empty, median = cells(tmp_path, "fusion.clip=,median")
+    assert (empty.name, empty.config.fusion.clip) == ("fusion.clip=", "")
+    assert (median.name, median.config.fusion.clip) == ("fusion.clip=median", "median")
+    (rate,) = cells(tmp_path, "finetune.learning-rate=1e-3")  # found again, however it is written
+    assert rate.name == "finetune.learning-rate=0.001"
+    (flag, _) = cells(tmp_path, "recipe=true,false", **{"contributors-per-iteration": 0})
+    assert flag.name == "recipe=true"
+
+
+def test_what_cannot_be_swept(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"seed is both set \(--set\) and varied \(--sweep\)"):
+        cells(tmp_path, "seed=0,1", seed=3)
+    with pytest.raises(ConfigError, match="two runs would lie in one folder, .*base-model=a_b"):
+        cells(tmp_path, "base-model=a/b,a_b")
+    for resume in (("--resume",), ("--set", "resume=true")):
+        done = cold_flower("simulate", "demo", "--sweep", "seed=0,1", *resume, cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: --resume is for a single run: leave it out, a sweep")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_finished_cells_are_not_run_again_and_begun_ones_go_on(tmp_path) -> None:
@@ -81,10 +122,27 @@ def test_a_folder_without_permission_is_named_once() -> None:
         sweep.run(cells(Path("/proc/runs"), "seed=0..4"), pytest.fail, pytest.fail)
 
 
-def test_the_command_shows_what_is_to_do(tmp_path) -> None:
-    begin(cells(tmp_path / "five", "seed=0..1")[0], "completed", 2)
+def test_the_command_shows_what_is_to_do_and_its_cost(tmp_path) -> None:
+    first, second, _ = cells(tmp_path / "few", "iterations=1..3", **SMALL)
+    begin(first, "completed", 1)
+    begin(second, "failed", 0)
+    for iteration in (0, 1):
+        (tmp_path / "few" / second.name / "iterations" / f"{iteration:04d}").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
     done = cold_flower(
-        "simulate", "demo", "--sweep", "seed=0..1", "--run-dir", "five", "--dry-run", cwd=tmp_path
-    )
-    assert done.stdout.splitlines() == ["seed=0: done", "seed=1: to do"]
-    assert json.loads((tmp_path / "five/seed=0/result.json").read_text())["iterations"] == 2
+        "simulate", "demo", "--sweep", "iterations=1..3", "--run-dir", "few", "--dry-run",
+        *settings, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("  ") for line in done.stdout.splitlines()]
+    shown = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    # Two contributors of 360 examples, 5 epochs; two bases of the second are left to evaluate.
+    assert ["iterations=1", "done", "0", "0", "0", "0", "0.0 MB", "0.0 MB"] in shown
+    (goes_on,) = (line for line in shown if line[:1] == ["iterations=2"])
+    assert goes_on[1:6] == ["goes on at 2", "2", "3,600", "4", "0"]
+    (to_do,) = (line for line in shown if line[:1] == ["iterations=3"])
+    assert to_do[1:6] == ["to do", "6", "10,800", "8", "0"]
+    (together,) = (line for line in shown if line[:1] == ["together"])
+    assert together[1:5] == ["8", "14,400", "12", "0"]
+    assert sorted(tmp_path.rglob("*")) == before

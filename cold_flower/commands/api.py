@@ -249,12 +249,13 @@ def configure(
         ColdFlowerError: a wrong key or value, an unknown suite or experiment; ``resume``
             without a directory.
     """
-    if resume and run_dir is None:
+    keys = {**experiments.read(str(experiment)), **settings}
+    where, go_on = run_dir or keys.get("run-dir"), resume or keys.get("resume", False)
+    if go_on and not where:
         raise ConfigError("resume continues a run, so it needs its directory: --run-dir RUN")
-    folder = _folder(run_dir or experiments.fresh(str(experiment)))
-    given = {**settings, "run-dir": str(folder), "resume": resume}
+    folder = _folder(where or experiments.fresh(str(experiment)))
     with one_kind_of_error():
-        return experiments.configure(str(experiment), given)
+        return experiments.merge({**keys, "run-dir": str(folder), "resume": go_on})
 
 
 def run(

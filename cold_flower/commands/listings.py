@@ -56,7 +56,8 @@ def keys(
     from cold_flower.keys import unknown_key
 
     known = describe()
-    chosen = [key for key in known if word in key]
+    wanted = word.lower().replace("_", "-")
+    chosen = [key for key in known if wanted in key]
     if not chosen:
         raise ConfigError(unknown_key(word, known))
     for key in chosen:

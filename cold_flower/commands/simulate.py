@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cold_flower.commands.options import Resume, RunDir, Settings, exit_code_of_a_stop
+from cold_flower.errors import ConfigError
 
 if TYPE_CHECKING:
     from cold_flower.reporting.run import Run
@@ -19,7 +20,10 @@ def simulate(
     resume: Resume = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check everything; print configuration, cohorts, cost."),
+        typer.Option(
+            "--dry-run",
+            help="Check everything; print configuration, cohorts, cost (of a sweep: each run's).",
+        ),
     ] = False,
     sweep_over: Annotated[
         list[str] | None,
@@ -70,11 +74,14 @@ def simulate(
 
     sharing = runner.Sharing(cpus_per_contributor, gpus_per_contributor, fake_gpus)
     if axes := sweep.parse(sweep_over or []):
-        folder = run_dir or Path("runs") / Path(experiment).stem
+        if resume or "resume" in settings:
+            raise ConfigError(
+                "--resume is for a single run: leave it out, a sweep goes on where it was stopped"
+            )
+        folder = run_dir or Path(settings.get("run-dir") or Path("runs") / Path(experiment).stem)
         planned = list(sweep.cells(experiment, settings, axes, folder))
         if dry_run:
-            for cell in planned:
-                typer.echo(f"{cell.name}: {'done' if cell.done else 'to do'}")
+            runner.show_cells(planned, sharing)
             return
         again = "the same command goes on"
         with exit_code_of_a_stop():

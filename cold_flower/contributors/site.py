@@ -4,16 +4,17 @@ The SuperNode names the file (``--node-config 'site="/path/site.toml"'``). What 
 wins over the run's configuration: data, base model, trainer and limits are the site's.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cold_flower import toml
-from cold_flower.config import Config, Finetune, Partition
+from cold_flower import keys, toml
+from cold_flower.config import YEAR, Config, Finetune, Partition
 from cold_flower.data.task import Task
-from cold_flower.errors import LimitError, SiteError
+from cold_flower.errors import ConfigError, LimitError, SiteError
 from strategies.names import NAME, unknown
 
 _DEFAULTS = {"name": "", "base-model": "", "trainer": "", "app": "", "dry-run": False}
@@ -25,21 +26,23 @@ _PURPOSE = {"train": "to train on", "test": "to test on", "dev": "in the dev spl
 class Limits:
     """What a site allows a run to use; 0 leaves a limit out."""
 
-    min_examples: int = 100
-    """Training examples that a body which leaves was trained on, at least: it tells of them all
-    together, but of one alone it would spell the words."""
-    min_test_examples: int = 50
-    """Rows that a score which leaves was counted on, at least: test rows or dev rows."""
-    max_examples: int = 0
-    """Training examples used in an iteration."""
-    max_seconds: float = 0
-    """Of a finetuning; it then ends with the best weights so far."""
-    micro_batch_size: int = 0
-    """Examples in a forward pass: memory, not the result."""
-    threads: int = 0
-    """Cores that torch computes on."""
-    memory_gb: float = 0
-    """Main memory of the process that answers a message (Linux)."""
+    # A body that leaves tells of all its examples together; of one alone it would spell the words.
+    min_examples: int = keys.key(100, "training examples that a body which leaves was trained on")
+    min_test_examples: int = keys.key(
+        50, "rows, of test or dev, that a score which leaves was counted on"
+    )
+    max_examples: int = keys.key(0, "training examples used in an iteration")
+    max_seconds: float = keys.key(
+        0.0,
+        "of a finetuning; it then ends with the best weights so far",
+        least=1,
+        most=YEAR,
+    )
+    micro_batch_size: int = keys.key(0, "examples in a forward pass: memory, not the result")
+    threads: int = keys.key(0, "cores that torch computes on; there may be fewer", most=1024)
+    memory_gb: float = keys.key(
+        0.0, "main memory of the process that answers a message (Linux)", least=0.5, most=10**6
+    )
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class Site:
         import torch
 
         if self.limits.threads:
-            torch.set_num_threads(self.limits.threads)
+            torch.set_num_threads(min(self.limits.threads, os.cpu_count() or 1))
         if self.limits.memory_gb:
             most = int(self.limits.memory_gb * 1e9)
             resource.setrlimit(resource.RLIMIT_DATA, (most, most))
@@ -227,18 +230,15 @@ def _limits(path: Path, table: Any) -> Limits:
     if not isinstance(table, dict):
         raise SiteError(f"site file {path}: limits is a table, got {table!r}")
     values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in known:
-            raise SiteError(f"site file {path}: {unknown('limit', key, list(known))}")
-        whole = known[key].type is int
-        right = isinstance(value, int) if whole else isinstance(value, int | float)
-        if not right or isinstance(value, bool) or not 0 <= value < float("inf"):
-            expected = "a whole number" if whole else "a number"
-            raise SiteError(
-                f"site file {path}: limits.{key} is {expected}, at least 0 (0 = no limit), "
-                f"got {value!r}"
-            )
-        values[known[key].name] = value
+    for name, value in table.items():
+        if name not in known:
+            raise SiteError(f"site file {path}: {unknown('limit', name, list(known))}")
+        limit, where = known[name], f"site file {path}: limits.{name}"
+        default = getattr(Limits(), limit.name)
+        try:
+            values[limit.name] = keys.checked(where, value, default, limit.metadata)
+        except ConfigError as error:
+            raise SiteError(str(error)) from error
     limits = Limits(**values)
     if 0 < limits.max_examples < limits.min_examples:
         raise SiteError(

@@ -1,15 +1,23 @@
 """Who takes part in a run, and in which role: derived from the configuration alone."""
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from cold_flower.config import Config, Partition, split
 from cold_flower.data.suite import load_suite
 from cold_flower.data.task import Task
-from cold_flower.errors import ConfigError
+from cold_flower.errors import ColdFlowerError, ConfigError
 from cold_flower.seeds import derive
+from strategies.errors import StrategyError
 from strategies.names import unknown
+
+# Who sets one of these has said who contributes: the recipe's `unseen` is left aside.
+_INSTEAD_OF_UNSEEN = ("tasks", "folds", "partition.kind")
+# Which run it is, and whose recipe: nothing that a recipe could say.
+_OF_THE_RUN = ("experiment", "suite", "recipe", "explicit", "run-dir", "resume")
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,10 @@ def plan(config: Config) -> Plan:
         unseen += _outside_pool(config, [name for name in chosen if name not in unseen])
     seen = tuple(name for name in chosen if name not in unseen)
     if not seen:
-        raise ConfigError(f"no task contributes: tasks are {chosen}, all of them in unseen")
+        raise ConfigError(
+            f"no task contributes: unseen is {', '.join(unseen)}, which are all of the tasks "
+            f"({', '.join(chosen)})"
+        )
     names = (*seen, *unseen)
     evaluated = split(config.evaluate.tasks) or names
     if evaluated == ["unseen"]:
@@ -129,8 +140,16 @@ def _fold(config: Config, chosen: Sequence[str]) -> list[str]:
     return [name for name in chosen if name in unseen]
 
 
-def resolve(config: Config) -> Config:
-    """Apply the suite's recipe to the keys that stand at their default, but for ``explicit`` ones.
+def resolve(config: Config, given: Iterable[str] = ()) -> Config:
+    """Apply the suite's recipe to the keys that were left alone.
+
+    Those are the keys that stand at their default, but for ``given`` and ``explicit`` ones.
+    ``tasks``, ``folds`` and ``partition.kind`` say who contributes: where one of them was set, the
+    recipe's ``unseen`` is left alone, too.
+
+    Args:
+        config: the run's.
+        given: names of the keys that were set, also to their default.
 
     Raises:
         TaskError, ConfigError: no such suite, or a recipe with a wrong key.
@@ -138,11 +157,40 @@ def resolve(config: Config) -> Config:
     if not config.recipe or config.sites.allow:  # sites bring tasks of their own, no suite
         return config
     recipe = load_suite(config.suite, config.seed).recipe
+    for key in _OF_THE_RUN:
+        if key in recipe:
+            raise ConfigError(f"suite {config.suite}: a [recipe] cannot set {key}: leave it out")
     defaults, values = Config().flat(), config.flat()
-    given = split(config.explicit)
-    untouched = {
-        key: value
-        for key, value in recipe.items()
-        if values.get(key) == defaults.get(key) and key not in given
-    }
-    return Config.from_flat({**values, **untouched, "recipe": False})
+    kept = {*given, *split(config.explicit)} | {k for k in values if values[k] != defaults[k]}
+    if kept.intersection(_INSTEAD_OF_UNSEEN):
+        kept.add("unseen")
+    applied = {key: value for key, value in recipe.items() if key not in kept}
+    try:
+        resolved = Config.from_flat({**values, **applied, "recipe": False})
+    except ConfigError as error:
+        raise ConfigError(f"suite {config.suite}: [recipe]: {error}") from error
+    return replace(resolved, of_recipe=frozenset(applied))
+
+
+@contextmanager
+def naming_the_recipe(config: Config) -> Iterator[None]:
+    """Say of an error which of the keys that it names the suite's recipe has set."""
+    try:
+        yield
+    except (ColdFlowerError, StrategyError) as error:
+        if named := [key for key in sorted(config.of_recipe) if _names(str(error), key)]:
+            them, is_are = ("it", "is") if len(named) == 1 else ("them", "are")
+            settings = " ".join(f"--set {key}=..." for key in named)
+            error.args = (
+                f"{str(error).rstrip('.')}. ({', '.join(named)} {is_are} from the [recipe] of "
+                f"suite {config.suite}; {settings} overrides {them})",
+            )
+        raise
+
+
+def _names(text: str, key: str) -> bool:
+    """Return whether a text speaks of a key; one without a group is a common word, too."""
+    plain = "." not in key and "-" not in key
+    told = r"(?= (=|is|are|was|names|\())" if plain else ""
+    words = re.escape(key).replace(r"\.", "[. ]")  # "unknown fusion rule"
+    return bool(re.search(rf"(?<![\w./-]){words}(?![\w-]){told}", text))

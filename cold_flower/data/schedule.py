@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 
+from cold_flower.config import Config
 from cold_flower.errors import ConfigError
 from cold_flower.seeds import derive
 
@@ -25,9 +26,10 @@ def cohort(
     """
     names = sorted(seen)
     if size > len(names):
+        default = " (its default)" if size == Config().contributors_per_iteration else ""
         raise ConfigError(
-            f"contributors-per-iteration is {size}, but only {len(names)} contributors are "
-            "seen; 0 asks all of them"
+            f"contributors-per-iteration is {size}{default}, but only {len(names)} contributors "
+            "are seen; 0 asks all of them"
         )
     if size in (0, len(names)):
         return names

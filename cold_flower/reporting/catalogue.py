@@ -5,14 +5,20 @@ what the paper found.
 """
 
 import importlib.resources
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cold_flower import toml
-from cold_flower.config import describe, flatten
+from cold_flower.config import Config, describe, flatten
+from cold_flower.data.plan import resolve
 from cold_flower.errors import ConfigError
 
 TIME = "# Time: "
+# Where and how often it runs, not what.
+_INCIDENTAL = ("experiment", "seed", "run-dir", "resume", "recipe", "explicit", "log")
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,23 @@ def yours(where: Path) -> list[Described]:
 def about(name: str) -> str:
     """Return what a shipped experiment says of itself; nothing of any other."""
     return _read(folder() / f"{name}.toml", True).text if name in names() else ""
+
+
+def changed(name: str, configs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say how runs differ from a shipped experiment: ``iterations = 4 (shipped: 2)``.
+
+    Args:
+        name: the experiment's.
+        configs: the runs', flat.
+    """
+    keys = flatten(toml.read(folder() / f"{name}.toml", "experiment", ConfigError))
+    shipped, runs, lines = resolve(Config.from_flat(keys), keys).flat(), [*configs], []
+    for key, value in shipped.items():
+        own = list(dict.fromkeys(run[key] for run in runs if key in run))
+        if key not in _INCIDENTAL and own not in ([value], []):
+            shown = " or ".join(map(json.dumps, own))
+            lines.append(f"{key} = {shown} (shipped: {json.dumps(value)})")
+    return lines
 
 
 def _read(path: Path, shipped: bool) -> Described:

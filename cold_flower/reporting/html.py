@@ -12,7 +12,8 @@ from cold_flower.config import Config
 from cold_flower.data.suite import load_suite
 from cold_flower.errors import TaskError
 from cold_flower.identity import __version__
-from cold_flower.reporting import catalogue, reference, trained
+from cold_flower.reporting import reference, trained
+from cold_flower.reporting.about import what_was_run
 from cold_flower.reporting.figures import all_figures
 from cold_flower.reporting.markup import STYLE, Cell, image, table
 from cold_flower.reporting.progress import PHASES
@@ -40,22 +41,18 @@ def write(folders: Sequence[Path], out: Path) -> Path:
         for suffix in ("png", "svg"):
             figure.savefig(out / FIGURES / f"{name}.{suffix}", dpi=150)
         figures.append(out / FIGURES / f"{name}.png")
-    description = catalogue.about(str(compared[0].config["experiment"]))
     temporary = out / f".{REPORT}"
-    temporary.write_text("".join(_page(compared, figures, description)))
+    temporary.write_text("".join(_page(compared, figures)))
     temporary.replace(out / REPORT)
     return out / REPORT
 
 
-def _page(
-    compared: Sequence[Condition], figures: Sequence[Path], description: str
-) -> Iterable[str]:
+def _page(compared: Sequence[Condition], figures: Sequence[Path]) -> Iterable[str]:
     config = compared[0].config
     name = html.escape(str(config["experiment"]))
     yield f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title>"
     yield f"<style>{STYLE}</style><h1>{name}</h1>"
-    if description:
-        yield f"<p>{html.escape(description)}</p>"
+    yield from what_was_run(compared)
     seeds = ", ".join(f"{c.label or 'one condition'}: {len(c.runs)} seed(s)" for c in compared)
     date = time.strftime("%Y-%m-%d %H:%M")
     yield f"<p class=note>{html.escape(seeds)}. Made {date} by cold-flower {__version__}.</p>"

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cold_flower import toml
-from cold_flower.config import Config, describe, flatten
+from cold_flower.config import Config, Gating, describe, flatten
 from cold_flower.data.plan import Plan, plan, resolve
 from cold_flower.data.schedule import cohort
 from cold_flower.data.splits import check_few_shot, load_splits
@@ -66,7 +66,7 @@ def configure(name: str, settings: Mapping[str, Any]) -> Config:
     return merge({**read(name), **settings})
 
 
-def merge(given: dict[str, Any]) -> Config:
+def merge(given: Mapping[str, Any]) -> Config:
     """Merge defaults, the suite's recipe and the keys that are given, in that order.
 
     Raises:
@@ -76,13 +76,15 @@ def merge(given: dict[str, Any]) -> Config:
     if config.suite.endswith(".toml") and not Path(config.suite).is_absolute():
         raise ConfigError(f"suite {config.suite!r}: give the absolute path of the file")
     if Path(config.base_model).is_dir():  # the run works in a directory of its own
-        given["base-model"] = str(Path(config.base_model).resolve())
+        config = replace(config, base_model=str(Path(config.base_model).resolve()))
     # A key that was set stays, even where it was set to its default.
-    resolved = resolve(config).flat()
-    merged = {**resolved, **given, "recipe": False}
-    for key in ("fusion.rule", "fusion.strategy"):  # perhaps in a file
-        merged[key] = absolute(merged[key])
-    return Config.from_flat(merged)
+    resolved = resolve(config, given)
+    fusion = replace(  # a rule or strategy of one's own may be in a file
+        resolved.fusion,
+        rule=absolute(resolved.fusion.rule),
+        strategy=absolute(resolved.fusion.strategy),
+    )
+    return replace(resolved, fusion=fusion, recipe=False)
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,11 @@ def check_keys(config: Config) -> Plan:
         raise ConfigError(
             f"finetune.proximal-mu pulls a contribution towards its base, but baseline = "
             f"{config.baseline!r} makes no contributions: leave it alone"
+        )
+    if not config.baseline and config.sampling != Config().sampling:
+        raise ConfigError(
+            f"sampling = {config.sampling!r} is about the batches of a baseline, but baseline is "
+            "empty: leave it alone"
         )
     if config.loss_scaling and config.baseline != "multitask":
         raise ConfigError(
@@ -195,3 +202,24 @@ def check(config: Config) -> Checked:
         for name in whole.evaluated:
             check_few_shot(whole.tasks[name], config, train[name])
     return Checked(whole, train, {name: len(data.test) for name, data in sizes.items()})
+
+
+def remarks(config: Config, checked: Checked) -> list[str]:
+    """Say what will do something else than it seems to, or nothing."""
+    options, said = config.finetune, []
+    if len(checked.plan.seen) == 1 and config.iterations and not config.baseline:
+        said.append("a single contributor: its model is the next base, nothing is fused")
+    if options.micro_batch_size > options.batch_size:
+        said.append(
+            f"finetune.micro-batch-size is {options.micro_batch_size}, but a batch has "
+            f"{options.batch_size} examples (finetune.batch-size): these go at once"
+        )
+    most = max(checked.train[name] for name in checked.plan.seen)
+    if options.batch_size > most and config.iterations:
+        said.append(
+            f"finetune.batch-size is {options.batch_size}, but no contributor has more than "
+            f"{most} training examples: an epoch is a single step"
+        )
+    if not config.gate.protocol and config.gate != Gating():
+        said.append("there is no gate, so its keys do nothing: set gate.protocol, too")
+    return [f"WARNING: {line}" for line in said]

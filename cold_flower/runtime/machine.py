@@ -19,8 +19,8 @@ class Machine:
     """Free bytes of each GPU."""
     bf16: bool = True
     """Contributors compute in 16 bit where `finetune.precision` leaves it to the hardware."""
-    fake: bool = False
-    """The GPUs are names only: contributors are mapped onto them and compute on cores."""
+    fake: int = 0
+    """Where the GPUs are names only: the real cores, which all contributors compute on."""
 
 
 def this_machine(fake_gpus: int = 0) -> Machine:
@@ -41,7 +41,7 @@ def this_machine(fake_gpus: int = 0) -> Machine:
             raise ConfigError("--fake-gpus is for machines without a GPU; there are some here")
         memory = _memory()
         share = memory / fake_gpus
-        return Machine(8 * fake_gpus, memory, (share,) * fake_gpus, bf16, fake=True)
+        return Machine(8 * fake_gpus, memory, (share,) * fake_gpus, bf16, fake=_cores())
     if not torch.cuda.device_count():
         return Machine(_cores(), _memory(), bf16=bf16)
     try:  # in a process of its own: a CUDA context costs memory

@@ -2,7 +2,9 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -10,10 +12,107 @@ from rich.table import Table
 
 from cold_flower.config import Config
 from cold_flower.data.schedule import cohort, evaluated
-from cold_flower.runtime.experiments import Checked
+from cold_flower.repository.bases import Repository
+from cold_flower.repository.journal import SCORES, Journal
+from cold_flower.runtime.experiments import Checked, remarks
 from cold_flower.runtime.resources import GB, Allocation
 from cold_flower.runtime.resources import describe as say_allocation
 from cold_flower.server.strategy import stages
+from strategies.contributions import INCOMING, Store
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What a run still has to do: all of it, or with ``resume`` what is not there."""
+
+    iterations: range
+    here: tuple[str, ...] = ()
+    """Whose contributions to the first of these are in the inbox already."""
+    base: int | None = 0
+    """A base that is there, or the start, and is to be evaluated; None if it was."""
+
+    @property
+    def evaluated_bases(self) -> list[int]:
+        """Return the base that is there if it is due, then those that come."""
+        return [*([] if self.base is None else [self.base]), *self.iterations]
+
+
+def ahead(config: Config, checked: Checked) -> Ahead:
+    """Look at what lies in the run's directory; nothing is written."""
+    repository = Repository(Path(config.run_dir))
+    if not config.resume or not (numbers := repository.numbers()):
+        return Ahead(range(1, config.iterations + 1))
+    first, head = numbers[-1] + 1, repository.latest() or 0
+    asked = {
+        (checked.plan.tasks[name].name, protocol)
+        for name in checked.plan.evaluated
+        for protocol in config.protocols()
+    }
+    rows = Journal(Path(config.run_dir)).rows(SCORES)
+    known = {(row["task"], row["protocol"]) for row in rows if row["iteration"] == head}
+    return Ahead(
+        range(first, config.iterations + 1),
+        tuple(Store(Path(config.run_dir) / INCOMING, first).names()),
+        head if asked - known else None,
+    )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes at most; sizes are in bytes."""
+
+    contributions: int = 0
+    trained: int = 0
+    """Training examples of these, repeats counted."""
+    evaluations: int = 0
+    trained_on: int = 0
+    """Training examples of these."""
+    forward: int = 0
+    validations: int = 0
+    candidates: int = 0
+    """Further ones of the gate, each of which every contributor validates."""
+    body: int = 0
+    messages: int = 0
+    disk: int = 0
+
+
+def cost(config: Config, checked: Checked, left: Ahead, parameters: int) -> Cost:
+    """Count what a run takes at most.
+
+    Args:
+        config: resolved.
+        checked: the plan, and how many examples each contributor has.
+        left: what there is to do.
+        parameters: of the body.
+    """
+    plan, body, cohorts = checked.plan, 4 * parameters, _cohorts(config, checked, left)
+    contributions = sum(len(names) for names in cohorts)
+    trained = sum(checked.train[name] for names in cohorts for name in names)
+    every, last = config.evaluate.every, config.iterations
+    bases = sum(evaluated(base, every=every, last=last) for base in left.evaluated_bases)
+    evaluations = bases * len(plan.evaluated) * len(config.protocols())
+    trained_on, forward = _evaluation(config, checked)
+    bodies = 2 * contributions + evaluations  # sent: there and back, or there alone
+    validations = candidates = 0
+    if config.gate.protocol and cohorts:
+        validations = len(plan.seen) * (len(cohorts) + 1)
+        candidates = len(cohorts) * config.gate.budget
+        bodies += validations + len(plan.seen) * candidates
+    optimizer = 0 if config.fusion.strategy else len(stages(config).memory)  # bodies, each time
+    kept = len(cohorts) * (1 + optimizer) + max(map(len, cohorts), default=0)
+    kept += left.iterations.start == 1  # the start
+    return Cost(
+        contributions,
+        trained * config.finetune.max_epochs,
+        evaluations,
+        bases * trained_on,
+        bases * forward,
+        validations,
+        candidates,
+        body,
+        body * bodies,
+        body * kept,
+    )
 
 
 def preview(
@@ -22,14 +121,57 @@ def preview(
     """Yield what to print: the configuration, the cohorts, the cost.
 
     Args:
-        config: resolved.
+        config: resolved; with ``resume``, of the run that lies in its directory.
         checked: the plan, and how many examples each contributor has.
         allocation: how this machine is shared.
         parameters: of the body.
         footprint: bytes of one finetuning.
     """
+    left = ahead(config, checked)
     yield _configuration(config)
-    cohorts = [
+    if config.resume:
+        yield _resumed(config, left)
+    listed = Table("iteration", "contributors", title="Cohorts", **_STYLE)
+    first = left.iterations.start
+    for names, same in itertools.groupby(_cohorts(config, checked, left)):  # a line for all alike
+        last = first + len(list(same)) - 1
+        listed.add_row(f"{first} to {last}" if last > first else str(first), ", ".join(names))
+        first = last + 1
+    yield listed
+    evaluating = checked.plan.evaluated
+    yield f"{len(evaluating)} contributors evaluate: {', '.join(evaluating)}"
+    yield _costs(cost(config, checked, left, parameters), checked, allocation.workers, footprint)
+    yield say_allocation(allocation)
+    yield from remarks(config, checked)
+
+
+def overview(costs: Iterable[tuple[str, str, Cost]]) -> Table:
+    """Draw what the cells of a sweep cost: a line for each (name, state, cost), and their sum."""
+    listed = list(costs)
+    table = Table(title="Cost of the sweep, at most", **_STYLE)
+    for column in ("run", ""):
+        table.add_column(column)
+    for column in ("contributions", "trained on", "evaluations", "trained on", "messages", "disk"):
+        table.add_column(column, justify="right")
+    for name, state, one in listed:
+        table.add_row(name, state, *_figures([one]), end_section=name == listed[-1][0])
+    table.add_row("together", "", *_figures([one for *_, one in listed]))
+    return table
+
+
+def _figures(costs: Sequence[Cost]) -> list[str]:
+    names = ("contributions", "trained", "evaluations", "trained_on")
+    counted = [sum(getattr(one, name) for one in costs) for name in names]
+    sizes = sum(one.messages for one in costs), sum(one.disk for one in costs)
+    return [*(f"{number:,}" for number in counted), *map(_bytes, sizes)]
+
+
+_STYLE: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD}
+
+
+def _cohorts(config: Config, checked: Checked, left: Ahead) -> list[list[str]]:
+    """Return whom each iteration that is left asks."""
+    return [
         cohort(
             checked.plan.seen,
             iteration,
@@ -37,22 +179,21 @@ def preview(
             schedule=config.schedule,
             seed=config.seed,
         )
-        for iteration in range(1, config.iterations + 1)
+        for iteration in left.iterations
     ]
-    listed = Table("iteration", "contributors", title="Cohorts", **_STYLE)
-    first = 1
-    for names, same in itertools.groupby(cohorts):  # a line for all that ask the same
-        last = first + len(list(same)) - 1
-        listed.add_row(f"{first} to {last}" if last > first else str(first), ", ".join(names))
-        first = last + 1
-    yield listed
-    evaluating = checked.plan.evaluated
-    yield f"{len(evaluating)} contributors evaluate: {', '.join(evaluating)}"
-    yield _cost(config, checked, cohorts, 4 * parameters, allocation.workers, footprint)
-    yield say_allocation(allocation)
 
 
-_STYLE: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD}
+def _resumed(config: Config, left: Ahead) -> str:
+    """Say what of a run is there, and what is left."""
+    first, here = left.iterations.start, ""
+    if left.here:
+        here = f"; already here for iteration {first}: {', '.join(left.here)}"
+    if len(left.iterations):
+        runs = f"iterations {first} to {left.iterations[-1]} would run"
+    else:
+        runs = "no iteration is left to run"
+    base = "" if left.base is None else f"; scores of base {left.base} are missing"
+    return f"resuming {config.run_dir}: {runs}{here}{base}"
 
 
 def _configuration(config: Config) -> str:
@@ -60,60 +201,38 @@ def _configuration(config: Config) -> str:
     defaults = Config().flat()
     lines = ["# The configuration, as an experiment file:"]
     for key, value in config.flat().items():
-        default = "" if value == defaults[key] else f"  # default: {json.dumps(defaults[key])}"
-        lines.append(f"{key} = {json.dumps(value)}{default}")
+        said = "" if value == defaults[key] else f"default: {json.dumps(defaults[key])}"
+        if key in config.of_recipe:
+            said = f"from the recipe of suite {config.suite}; {said}".removesuffix("; ")
+        lines.append(f"{key} = {json.dumps(value)}" + (f"  # {said}" if said else ""))
     return "\n".join(lines) + "\n"
 
 
-def _cost(
-    config: Config,
-    checked: Checked,
-    cohorts: list[list[str]],
-    body: int,
-    workers: int,
-    footprint: float,
-) -> Table:
-    """Count what a run takes at most; ``body`` and ``footprint`` are bytes."""
-    plan, last = checked.plan, config.iterations
+def _costs(one: Cost, checked: Checked, workers: int, footprint: float) -> Table:
+    """Draw the cost of one run; ``footprint`` is the bytes of one finetuning."""
     table = Table("cost", "at most", "", title="Cost", **_STYLE)
-
-    contributions = sum(len(names) for names in cohorts)
-    trained = sum(checked.train[name] for names in cohorts for name in names)
-    trained *= config.finetune.max_epochs
     table.add_row(
-        "contributions", f"{contributions:,}", f"{trained:,} training examples, repeats counted"
+        "contributions",
+        f"{one.contributions:,}",
+        f"{one.trained:,} training examples, repeats counted",
     )
-
-    every = config.evaluate.every
-    bases = sum(evaluated(iteration, every=every, last=last) for iteration in range(last + 1))
-    evaluations = bases * len(plan.evaluated) * len(config.protocols())
-    trained, forward = _evaluation(config, checked)
     table.add_row(
         "evaluations",
-        f"{evaluations:,}",
-        f"{bases * trained:,} training examples; {bases * forward:,} forward",
+        f"{one.evaluations:,}",
+        f"{one.trained_on:,} training examples; {one.forward:,} forward",
     )
-
-    bodies = 2 * contributions + evaluations  # sent: there and back, or there alone
-    if config.gate.protocol:
-        seen = len(plan.seen)
-        validations = seen * (last + 1)
-        candidates = last * config.gate.budget
+    if one.validations:
         table.add_row(
             "validations",
-            f"{validations:,}",
-            f"and for each further candidate {seen}; at most {candidates} of those",
+            f"{one.validations:,}",
+            f"and for each further candidate {len(checked.plan.seen)}; at most {one.candidates} of "
+            "those",
         )
-        bodies += validations + seen * candidates
-    table.add_row("messages", _bytes(body * bodies), f"{_bytes(body)} a body")
-
-    optimizer = 0 if config.fusion.strategy else len(stages(config).memory)  # bodies, each time
-    bodies = (last + 1) + last * optimizer + max(map(len, cohorts), default=0)
-    table.add_row("disk", _bytes(body * bodies), "bodies of the bases, optimizer, inbox")
-
+    table.add_row("messages", _bytes(one.messages), f"{_bytes(one.body)} a body")
+    table.add_row("disk", _bytes(one.disk), "bodies of the bases, optimizer, inbox")
     table.add_row(
         "memory",
-        _bytes(workers * footprint + 6 * body),
+        _bytes(workers * footprint + 6 * one.body),
         f"{workers} x {_bytes(footprint)} at work, six bodies at the server; estimated",
     )
     return table

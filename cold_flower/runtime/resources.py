@@ -73,7 +73,8 @@ def footprint(config: Config, base: Base, *, bf16: bool, cores: bool, plain: boo
     """
     options, shape = config.finetune, base.config
     length = min(options.max_length, base.tokenizer.model_max_length)
-    tokens = (options.micro_batch_size or options.batch_size) * length
+    at_once = min(options.micro_batch_size or options.batch_size, options.batch_size)
+    tokens = at_once * length
     narrow = options.precision == "bf16" or (bf16 and options.precision == "auto")
     per_unit = 62 if narrow else 95
     if not plain and shape.model_type not in OWN_ATTENTION:
@@ -129,11 +130,13 @@ def _on_gpus(
     on_each = math.ceil(workers / count)
     fraction = int(10_000 / on_each) / 10_000 if gpus is None else gpus  # Ray's resolution
     cpus = cpus or max(1, machine.cores // workers)
-    kind = "GPUs that are only pretended" if machine.fake else "GPU(s)"
-    why = (
-        f"{count} {kind} with at least {free / GB:.1f} GB free, {machine.cores} cores; "
-        f"{_needs(footprint, on_each, free)}"
-    )
+    there = f"{count} GPU(s) with at least {free / GB:.1f} GB free, {machine.cores} cores"
+    if machine.fake:
+        there = (
+            f"{count} pretended GPU(s) with 8 cores each; in truth all contributors share this "
+            f"machine's {machine.fake} core{'s' if machine.fake > 1 else ''} and its memory"
+        )
+    why = f"{there}; {_needs(footprint, on_each, free)}"
     return Allocation(workers, cpus, fraction, machine, why)
 
 

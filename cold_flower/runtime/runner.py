@@ -3,11 +3,12 @@
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cold_flower.config import Config
+from cold_flower.data.plan import naming_the_recipe
 from cold_flower.models.base import load_base
 from cold_flower.reporting import html
 from cold_flower.reporting.display import display
@@ -20,9 +21,10 @@ from cold_flower.runtime import baselines, cluster, experiments, resources
 from cold_flower.runtime.experiments import Checked
 from cold_flower.runtime.flower import completed
 from cold_flower.runtime.machine import this_machine
-from cold_flower.runtime.preview import preview
+from cold_flower.runtime.preview import Cost, ahead, cost, overview, preview
 from cold_flower.runtime.processes import Stopped, stoppable
 from cold_flower.runtime.simulate import simulate
+from cold_flower.runtime.sweep import Cell
 from cold_flower.runtime.writable import check_writable
 
 
@@ -55,7 +57,7 @@ def prepare(config: Config, sharing: Sharing) -> Prepared:
     checked = experiments.check(config)
     base = load_base(config.base_model)
     machine = this_machine(sharing.fake_gpus)
-    cores = not machine.gpus or machine.fake or sharing.gpus == 0
+    cores = not machine.gpus or bool(machine.fake) or sharing.gpus == 0
     footprint = resources.footprint(config, base, bf16=machine.bf16, cores=cores)
     evaluations = len(checked.plan.evaluated) * len(config.protocols())
     cohort = config.contributors_per_iteration or len(checked.plan.seen)
@@ -98,8 +100,15 @@ def _legs(ready: Prepared, again: str) -> Iterator[Callable[[Callable[[Event], N
 
 
 def show(config: Config, sharing: Sharing) -> None:
-    """Print what a run would do and cost; leave nothing behind."""
-    ready = prepare(config, sharing)
+    """Print what a run would do and cost; write nothing.
+
+    Raises:
+        ColdFlowerError, StrategyError: what would stop the run before it starts.
+    """
+    with naming_the_recipe(config):
+        if not _is_left(config):
+            return
+        ready = prepare(config, sharing)
     parts = preview(
         config,
         ready.checked,
@@ -109,6 +118,45 @@ def show(config: Config, sharing: Sharing) -> None:
     )
     for part in parts:
         console().print(part, highlight=False, markup=False)
+
+
+def show_cells(planned: Sequence[Cell], sharing: Sharing) -> None:
+    """Print what each cell of a sweep would cost, and all of them together; write nothing.
+
+    Raises:
+        ColdFlowerError, StrategyError: what would stop a cell before it starts.
+    """
+    lines = []
+    for cell in planned:
+        if cell.done:
+            lines.append((cell.name, "done", Cost()))
+            continue
+        with naming_the_recipe(cell.config):
+            ready = prepare(cell.config, sharing)
+        left = ahead(cell.config, ready.checked)
+        state = f"goes on at {left.iterations.start}" if cell.config.resume else "to do"
+        one = cost(cell.config, ready.checked, left, ready.parameters)
+        lines.append((cell.name, state, one))
+        for line in experiments.remarks(cell.config, ready.checked):
+            console().print(f"{cell.name}: {line}", highlight=False, markup=False)
+    console().print(overview(lines), highlight=False, markup=False)
+
+
+def _is_left(config: Config) -> bool:
+    """Check the run directory; return whether something is left to do, or say that nothing is.
+
+    Raises:
+        RunError: it is not empty, or it is to be resumed and another run lies there.
+    """
+    folder = Path(config.run_dir)
+    if not config.resume:
+        check_new(folder)
+        return True
+    check_same(folder, config)
+    if completed(folder, config.iterations):
+        console().print(f"{folder} is complete: nothing is left to do", highlight=False)
+        return False
+    return True
 
 
 def run(config: Config, sharing: Sharing, again: str = "") -> None:
@@ -127,18 +175,14 @@ def run(config: Config, sharing: Sharing, again: str = "") -> None:
     folder = Path(config.run_dir)
     again = again or f"add --resume --run-dir {folder}"
     started = time.time()
-    if config.resume:
-        check_same(folder, config)
-        if completed(folder, config.iterations):
-            console().print(f"{folder} is complete: nothing is left to do", highlight=False)
+    with naming_the_recipe(config):
+        if not _is_left(config):
             return
-    else:
-        check_new(folder)
-    check_writable(folder)
-    ready = prepare(config, sharing)
+        check_writable(folder)
+        ready = prepare(config, sharing)
     progress = Progress(started)
     try:
-        with display(console(), progress) as show, stoppable():
+        with naming_the_recipe(config), display(console(), progress) as show, stoppable():
 
             def say(line: str) -> None:
                 show({"time": time.time(), "line": line})
@@ -171,6 +215,4 @@ def introduction(ready: Prepared) -> str:
         f"run directory {config.run_dir}",
         resources.describe(ready.allocation),
     ]
-    if len(ready.checked.plan.seen) == 1 and config.iterations and not config.baseline:
-        lines.append("WARNING: a single contributor: its model is the next base, nothing is fused")
-    return "\n".join(lines)
+    return "\n".join([*lines, *experiments.remarks(config, ready.checked)])

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cold_flower.config import Config
+from cold_flower.config import Config, describe
+from cold_flower.data.plan import naming_the_recipe
 from cold_flower.errors import ColdFlowerError, ConfigError, RunError
+from cold_flower.keys import Scalar, checked, unknown_key
 from cold_flower.repository.journal import CONFIG, check_same
 from cold_flower.runtime import experiments
 from cold_flower.runtime.flower import completed
 from cold_flower.runtime.writable import check_writable
 from strategies.errors import StrategyError
+
+MOST = 10_000  # values of a key
 
 
 @dataclass(frozen=True)
@@ -25,49 +29,70 @@ class Cell:
     done: bool
 
 
-def parse(axes: Sequence[str]) -> dict[str, list[str]]:
-    """Parse ``key=0..4`` or ``key=2,4,8`` into the values of each key.
+def parse(axes: Sequence[str]) -> dict[str, list[Scalar]]:
+    """Parse ``key=0..4`` or ``key=2,4,8`` into the values of each key, each of them once.
+
+    Of a key that holds a text, nothing is a value, too: ``fusion.clip=,median``.
 
     Raises:
-        ConfigError: no values, or a key twice.
+        ConfigError: no such key or value, no values, or a key twice.
     """
-    parsed: dict[str, list[str]] = {}
+    known, parsed = describe(), dict[str, list[Scalar]]()
     for axis in axes:
-        key, _, text = axis.partition("=")
+        key, found, text = axis.partition("=")
+        if key not in known:
+            raise ConfigError(unknown_key(key, known))
         first, dots, last = text.partition("..")
         if dots and first.strip().isdigit() and last.strip().isdigit():
-            values = [str(value) for value in range(int(first), int(last) + 1)]
+            among = range(int(first), int(last) + 1)
+            parts = [str(value) for value in among] if len(among) <= MOST else []
         else:
-            values = [value.strip() for value in text.split(",") if value.strip()]
-        if not values or key in parsed:
+            parts = text.split(",") if text or isinstance(known[key][0], str) else []
+        if not found or not parts or key in parsed:
             raise ConfigError(
-                f"--sweep expects key=first..last or key=a,b,c, each key once; got {axis!r}"
+                "--sweep expects key=first..last or key=a,b,c, each key once and at most "
+                f"{MOST:,} values; got {axis!r}"
             )
-        parsed[key] = values
+        if key in ("run-dir", "resume"):
+            raise ConfigError(f"--sweep cannot vary {key}: each run has a folder in --run-dir")
+        given = [experiments.parse_settings([f"{key}={part}"])[key] for part in parts]
+        parsed[key] = list(dict.fromkeys(checked(key, value, *known[key]) for value in given))
     return parsed
 
 
 def cells(
-    experiment: str, settings: Mapping[str, Any], axes: Mapping[str, Sequence[str]], folder: Path
+    experiment: str, settings: Mapping[str, Any], axes: Mapping[str, Sequence[Scalar]], folder: Path
 ) -> Iterator[Cell]:
     """Yield the cells: those that are finished, that can go on, and that are new.
 
     Raises:
-        ConfigError, RunError: a value that is not valid, or another run in a cell's folder.
+        ConfigError, RunError: a key that is also set, a value that is not valid, or another run in
+            a cell's folder.
     """
+    for key in axes.keys() & settings.keys():
+        raise ConfigError(f"{key} is both set (--set) and varied (--sweep): leave one of them out")
+    names = set[str]()
     for values in itertools.product(*axes.values()):
-        pairs = [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
-        name = ",".join(pairs).replace("/", "_")
+        chosen = dict(zip(axes, values, strict=True))
+        name = ",".join(f"{key}={_text(value)}" for key, value in chosen.items()).replace("/", "_")
+        if name in names:
+            raise ConfigError(f"--sweep: two runs would lie in one folder, {folder / name}")
+        names.add(name)
         run_dir = (folder / name).resolve()
         begun = (run_dir / CONFIG).exists()
-        chosen = {**settings, **experiments.parse_settings(pairs)}
         config = experiments.configure(
-            experiment, {**chosen, "run-dir": str(run_dir), "resume": begun}
+            experiment, {**settings, **chosen, "run-dir": str(run_dir), "resume": begun}
         )
-        if begun:
-            check_same(run_dir, config)
-        experiments.check_keys(config)  # a typo is found before the first cell's hours
+        with naming_the_recipe(config):
+            if begun:
+                check_same(run_dir, config)
+            experiments.check_keys(config)  # a typo is found before the first cell's hours
         yield Cell(name, config, begun and completed(run_dir, config.iterations))
+
+
+def _text(value: Scalar) -> str:
+    """Write a value as TOML does, a text without its quotes; one value is always written alike."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def run(

@@ -194,13 +194,18 @@ class Coordinator:
 
     def _validate_candidate(self, candidate: ArrayRecord) -> dict[str, float]:
         sha256 = fingerprint(records.unpack(candidate))
-        return self._evaluation.validate(self._inbox.iteration, sha256, lambda: candidate)
+        return self._evaluation.validate(
+            self._inbox.iteration, sha256, lambda: candidate, "a candidate"
+        )
 
     def _validate_base(self) -> dict[str, float]:
         body = self._repository.body(self._head)
         sha256 = self._repository.manifest(self._head)["sha256"]
         return self._evaluation.validate(
-            self._inbox.iteration, sha256, lambda: records.pack(body.items())
+            self._inbox.iteration,
+            sha256,
+            lambda: records.pack(body.items()),
+            f"the current base {self._head}, to compare with",
         )
 
     def _say_of_finetuning(self, line: str) -> None:

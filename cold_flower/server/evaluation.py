@@ -101,7 +101,7 @@ class Evaluation:
         self._say(model, f"base {iteration}: {scores}", scores=scores)
 
     def validate(
-        self, iteration: int, sha256: str, arrays: Callable[[], ArrayRecord]
+        self, iteration: int, sha256: str, arrays: Callable[[], ArrayRecord], what: str
     ) -> dict[str, float]:
         """Score a base or a candidate on the contributors' own validation data, for the gate.
 
@@ -109,6 +109,7 @@ class Evaluation:
             iteration: that is being made.
             sha256: of the model to score.
             arrays: returns the model, if it has to be sent.
+            what: the model is, to be said.
 
         Returns:
             The score by contributor, of those that are there and contribute. What is known of the
@@ -129,7 +130,7 @@ class Evaluation:
         due = {member: protocols for name, member in training.items() if name not in scores}
         if due:
             model = _Model(iteration, sha256, arrays(), candidate=True)
-            for row in self._ask(model, due, f"validating a candidate for iteration {iteration}"):
+            for row in self._ask(model, due, f"iteration {iteration}, gate: validating {what}"):
                 scores[row["contributor"]] = row["value"]
         return dict(sorted(scores.items()))
 

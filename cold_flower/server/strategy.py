@@ -9,6 +9,7 @@ from cold_flower.errors import ConfigError
 from cold_flower.repository.bases import Repository
 from cold_flower.server import stock
 from strategies.cold_fusion import ColDFusion
+from strategies.errors import FusionError
 from strategies.fusion import load
 from strategies.gate import Gate
 from strategies.inbox import Inbox
@@ -53,11 +54,10 @@ def check(config: Config) -> None:
     if config.gate.protocol:
         raise ConfigError("gate.protocol needs a fusion rule: a Flower strategy fuses only once")
     plain = replace(Fusion(), strategy=config.fusion.strategy, options=config.fusion.options)
-    if config.fusion != plain:
-        raise ConfigError(
-            "fusion.strategy replaces rule and stages: leave fusion.rule, clip, norm, "
-            "learning-rate, optimizer, momentum, nesterov and anchor alone"
-        )
+    names = [field.name for field in fields(Fusion)]
+    if beside := [n for n in names if getattr(config.fusion, n) != getattr(plain, n)]:
+        keys = ", ".join(f"fusion.{name.replace('_', '-')}" for name in beside)
+        raise ConfigError(f"fusion.strategy replaces rule and stages: leave {keys} alone")
 
 
 def screen(config: Config) -> Screen | None:
@@ -76,6 +76,10 @@ def stages(config: Config) -> Stages:
     """Return the stages around the rule; each is a key of ``fusion``.
 
     Raises:
-        FusionError: an option out of its range.
+        ConfigError: an option out of its range.
     """
-    return Stages(**{field.name: getattr(config.fusion, field.name) for field in fields(Stages)})
+    options = {field.name: getattr(config.fusion, field.name) for field in fields(Stages)}
+    try:
+        return Stages(**options)
+    except FusionError as error:  # it begins with the option's name
+        raise ConfigError(f"fusion.{error}") from error
