@@ -68,7 +68,8 @@ class RunDirectory:
     @property
     def findings(self) -> list[str]:
         """Say, a sentence each, what shows that its recipe trains too little."""
-        return trained.findings(self.contributions, self.scores)
+        recipe = trained.Recipe.of(self.config, Repository(self.folder).manifest(0))
+        return trained.findings(self.contributions, self.scores, recipe)
 
     @cached_property
     def progress(self) -> Progress:

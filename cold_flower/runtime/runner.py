@@ -128,6 +128,7 @@ def run(config: Config, sharing: Sharing, again: str = "") -> None:
     started = time.time()
     if config.resume:
         check_same(folder, config)
+        Repository(folder).check_start(config.base_model)
         if completed(folder, config.iterations):
             console().print(f"{folder} is complete: nothing is left to do", highlight=False)
             return

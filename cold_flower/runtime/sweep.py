@@ -8,6 +8,7 @@ from typing import Any
 
 from cold_flower.config import Config
 from cold_flower.errors import ColdFlowerError, ConfigError, RunError
+from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, check_same
 from cold_flower.runtime import experiments
 from cold_flower.runtime.flower import completed
@@ -66,6 +67,7 @@ def cells(
         )
         if begun:
             check_same(run_dir, config)
+            Repository(run_dir).check_start(config.base_model)
         experiments.check_keys(config)  # a typo is found before the first cell's hours
         yield Cell(name, config, begun and completed(run_dir, config.iterations))
 

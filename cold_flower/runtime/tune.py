@@ -26,6 +26,7 @@ from cold_flower.models.starting import starting_model
 from cold_flower.reporting.statistics import binomial_se, mean_and_sem
 from cold_flower.repository.journal import Journal
 from cold_flower.seeds import derive
+from strategies.fusion import fingerprint
 from strategies.names import unknown
 
 TRIALS = "trials.jsonl"
@@ -139,7 +140,8 @@ def tune(
 ) -> Tuned:
     """Try candidates from the starting model; return the best of each protocol.
 
-    Trials are kept in ``run-dir``: the same call goes on, also with more candidates or tasks.
+    Trials are kept in ``run-dir``: the same call goes on, also with more candidates or tasks. What
+    was tried with other weights in the base model's folder is tried again.
 
     Args:
         config: resolved; suite, base model, sizes and all that is not tried.
@@ -246,7 +248,7 @@ class _Trials:
         say: Callable[[str], object],
     ) -> None:
         self._config, self._plan, self._body, self._journal = config, whole, body, journal
-        self._until, self._say = until, say
+        self._until, self._say, self._base = until, say, fingerprint(body.items())
         self._rows = {self._key(row): row for row in journal.rows(TRIALS)}
 
     def __call__(self, candidate: Candidate, task: str) -> Mapping[str, Any]:
@@ -257,7 +259,7 @@ class _Trials:
         """
         row: dict[str, Any] = {
             "protocol": candidate.protocol, "learning-rate": candidate.learning_rate,
-            "epochs": candidate.epochs, "task": task,
+            "epochs": candidate.epochs, "task": task, "base": self._base,
         }  # fmt: skip
         if (known := self._rows.get(self._key(row))) is not None:
             return known
@@ -285,7 +287,7 @@ class _Trials:
 
     @staticmethod
     def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(row[key] for key in ("protocol", "learning-rate", "epochs", "task"))
+        return tuple(row[key] for key in ("protocol", "learning-rate", "epochs", "task", "base"))
 
 
 def _search(
