@@ -68,7 +68,8 @@ def test_gains_are_paired_by_task(tmp_path) -> None:
     assert gain.sem == pytest.approx(0.05)  # sd 0.0707 / sqrt(2)
     assert str(gain) == "+15.0 ± 5.0 points (2 tasks)"
     assert run.gains("frozen").by_task == pytest.approx({"a": 0.1, "b": 0.2, "c": -0.1})
-    assert math.isnan(run.gains("frozen", group="unseen").sem)
+    alone = run.gains("frozen", group="unseen")
+    assert math.isnan(alone.sem) and str(alone) == "-10.0 points (1 task)"
 
 
 def test_a_gain_that_is_not_there_is_an_error(tmp_path) -> None:
