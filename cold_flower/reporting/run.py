@@ -37,7 +37,8 @@ class Gain:
     by_task: Mapping[str, float]
 
     def __str__(self) -> str:
-        return f"{points(self.mean, self.sem, sign='+')} points ({self.n} task{'' if self.n == 1 else 's'})"
+        tasks = f"{self.n} task{'' if self.n == 1 else 's'}"
+        return f"{points(self.mean, self.sem, sign='+')} points ({tasks})"
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,12 @@ def gain_cells(before: Sequence[Row], after: Sequence[Row]) -> Cells:
     return Cells(head, lines, [mean])
 
 
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Write names one after another, the first few of many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def table_of(cells: Cells, title: str) -> Table:
     """Draw cells."""
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cold_flower.reporting.statistics import Row, apart_se, pick
+from cold_flower.reporting.tables import listed
 
 FACTS = {"dev_start", "dev_accuracy", "dev_majority", "improving", "stopped"}  # of a row
 # Shares above which it is the recipe. A third of real tasks are hard for a small model; and with a
@@ -68,13 +69,13 @@ class Finetuned:
         if len(self.no_better) > HALF * size:
             said.append(
                 f"{len(self.no_better)} of {size} {self.what} ended no better than their largest "
-                f"class ({_listed(self.no_better)}): raise finetune.learning-rate or "
+                f"class ({listed(self.no_better)}): raise finetune.learning-rate or "
                 "finetune.max-epochs"
             )
         if len(self.improving) > MOST * size:
             said.append(
                 f"{len(self.improving)} of {size} {self.what} were still improving when "
-                f"finetune.max-epochs ended them ({_listed(self.improving)}): raise it, or "
+                f"finetune.max-epochs ended them ({listed(self.improving)}): raise it, or "
                 "finetune.learning-rate"
             )
         return said
@@ -143,7 +144,7 @@ def findings(contributions: Sequence[Row], scores: Sequence[Row], recipe: Recipe
         most = f" on at most {recipe.max_examples} examples" if recipe.max_examples else ""
         said.append(
             f"finetuned{most} is below {' or '.join(sorted(lower))} on {len(those)} of "
-            f"{len(tasks)} tasks ({_listed(those)}): the recipe trains too little"
+            f"{len(tasks)} tasks ({listed(those)}): the recipe trains too little"
         )
     return said
 
@@ -151,8 +152,3 @@ def findings(contributions: Sequence[Row], scores: Sequence[Row], recipe: Recipe
 def _error(one: Row, other: Row) -> float:
     # Of a correlation about 1 / sqrt(n) each.
     return apart_se(one, other) if one["metric"] == "accuracy" else math.sqrt(2 / one["n_test"])
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
