@@ -104,7 +104,7 @@ def test_a_base_model_that_was_made_anew_is_no_resume(folders, tmp_path, monkeyp
     base = folders("roberta", "RobertaForMaskedLM").rename(tmp_path / "fused")
     few = ["tasks=music,travel", "evaluate.max-test-examples=30", "probe.epochs=1"]
     few = [part for setting in few for part in ("--set", setting)]
-    evaluate = ("evaluate", "fused", "--suite", "demo", "--protocols", "frozen", *few)
+    evaluate = ("evaluate", "./fused", "--suite", "demo", "--protocols", "frozen", *few)
     assert cold_flower(*evaluate, cwd=tmp_path).returncode == 0
     training = [
         "evaluate.protocols=frozen",

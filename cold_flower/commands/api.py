@@ -304,4 +304,4 @@ def _suite(name: str) -> str:
 
 
 def _name_of(model: AnyPath) -> str:
-    return str(model).strip("/").replace("/", "-")
+    return str(Path(model)).strip("/").replace("/", "-")
