@@ -50,7 +50,8 @@ def main(grid: Grid, context: Context) -> None:
             journal.write(RESULT, result)
         raise
     else:
-        told = trained.counts(journal.rows(CONTRIBUTIONS), journal.rows(SCORES))
+        recipe = trained.Recipe.of(config.flat(), Repository(run_dir).manifest(0))
+        told = trained.counts(journal.rows(CONTRIBUTIONS), journal.rows(SCORES), recipe)
         done = {
             "status": "completed", "iterations": config.iterations, "cause": "", "trained": told,
         }  # fmt: skip

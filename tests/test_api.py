@@ -17,6 +17,7 @@ import cold_flower
 from cold_flower.commands import api
 from cold_flower.config import Config
 from cold_flower.errors import ColdFlowerError, ConfigError, RunError
+from cold_flower.reporting.against import check as check_against
 from cold_flower.reporting.run import Run
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import SCORES, Journal
@@ -68,7 +69,8 @@ def test_gains_are_paired_by_task(tmp_path) -> None:
     assert gain.sem == pytest.approx(0.05)  # sd 0.0707 / sqrt(2)
     assert str(gain) == "+15.0 ± 5.0 points (2 tasks)"
     assert run.gains("frozen").by_task == pytest.approx({"a": 0.1, "b": 0.2, "c": -0.1})
-    assert math.isnan(run.gains("frozen", group="unseen").sem)
+    alone = run.gains("frozen", group="unseen")
+    assert math.isnan(alone.sem) and str(alone) == "-10.0 points (1 task)"
 
 
 def test_a_gain_that_is_not_there_is_an_error(tmp_path) -> None:
@@ -122,6 +124,49 @@ def test_a_model_is_compared_with_the_start_of_a_run(tmp_path) -> None:
     assert compared.gains("frozen").by_task == pytest.approx({"a": 0.2, "b": 0.1})
     assert [column.header for column in compared.table().columns] == ["task", "frozen", "gain ± SE"]
     assert "+15.00 ± 5.00" in compared._repr_html_()
+
+
+def test_what_cannot_be_compared_is_said_before_the_start(tmp_path, monkeypatch, recwarn) -> None:
+    def never(*_):
+        raise AssertionError("it began")
+
+    monkeypatch.setattr(api, "run", never)
+    monkeypatch.chdir(tmp_path)
+    travel = [row(0, "travel", 0.5), row(0, "music", 0.5, protocol="few-shot")]
+    other = make(tmp_path / "run", [*travel, row(1, "kitchen", 0.9)])
+    for settings, protocols, words in (
+        ({"tasks": "kitchen,garden"}, "frozen", "no task in common. Its start has scores of music, "
+         "travel, this would have of garden, kitchen"),
+        ({"tasks": "travel"}, "finetuned,few-shot", "no protocol in common. Its start has scores "
+         "of frozen, this would have of finetuned, few-shot"),
+        ({"tasks": "travel,music"}, "finetuned", "no protocol in common"),
+    ):  # fmt: skip
+        with pytest.raises(RunError, match=words):
+            cold_flower.evaluate(
+                "demo", suite="demo", protocols=protocols, against=other, settings=settings
+            )
+    with pytest.raises(RunError, match="is this evaluation itself"):
+        cold_flower.evaluate("demo", suite="demo", against=other, run_dir=other.folder)
+    table = (
+        '[tasks.travel]\nsource = "files"\npath = "{}"\ntext = ["text"]\nlabel = "{}"\n'
+        'splits = {{ train = "train", test = "test" }}\n'
+    )
+    for name, path, label in (("a", "x", "y"), ("b", "elsewhere", "y"), ("c", "x", "z")):
+        (tmp_path / f"{name}.toml").write_text(table.format(path, label))
+    config = {**other.config, "suite": str(tmp_path / "a.toml")}
+    of_a = Run(other.folder, config)
+    mine = {"suite": str(tmp_path / "c.toml"), "evaluate.protocols": "frozen"}
+    with pytest.raises(RunError, match=r"task 'travel' of its suite .*a.toml is another one than"):
+        check_against(Config.from_flat(mine), of_a)
+    mine |= {"suite": str(tmp_path / "b.toml"), "seed": 3, "few-shot.draws": 9, "probe.epochs": 2}
+    mine |= {"finetune.micro-batch-size": 4, "iterations": 7, "fusion.rule": "ties"}
+    assert check_against(Config.from_flat(mine), of_a) == [
+        f"compared with {other.folder}, but it was of suite {tmp_path / 'a.toml'}, this is of "
+        f"{tmp_path / 'b.toml'}",
+        f"compared with {other.folder}, but it was made with other settings: seed = 0 instead of "
+        "3, probe.epochs = 50 instead of 2",
+    ]
+    assert not (tmp_path / "runs").exists() and not recwarn.list
 
 
 def test_a_folder_without_a_run(tmp_path) -> None:

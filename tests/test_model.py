@@ -5,17 +5,18 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy, mse_loss
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from cold_flower.config import Finetune
 from cold_flower.data.encode import encode
-from cold_flower.errors import ModelError
+from cold_flower.errors import ModelError, RunError
 from cold_flower.models.base import load_base
 from cold_flower.models.body import body_of, head_parameters, load_body, prefix_of
 from cold_flower.models.classifier import classifier
 from cold_flower.models.families import BEHIND_PADDING, PREFIXES
-from cold_flower.models.folder import WEIGHTS
+from cold_flower.models.folder import WEIGHTS, Folder
 from cold_flower.models.starting import save_starting_model, starting_model
 from cold_flower.repository.bases import Repository
 from cold_flower.training.finetune import finetune
@@ -88,6 +89,26 @@ class TestFamilies:
         file = Weights(repository.path(1) / WEIGHTS)
         head = [k for k in file.keys() if k.removeprefix(prefix_of(model)) not in body]
         assert all(torch.equal(own[k], model.state_dict()[k]) for k in head)
+
+    def test_a_run_knows_the_weights_that_it_began_with(
+        self, folders, tmp_path, family, start
+    ) -> None:
+        folder = folders(family, start)
+        base = load_base(str(folder))
+        model, body = starting_model(base, seed=0)
+        repository = Repository(tmp_path)
+        repository.create(
+            lambda to: save_starting_model(model, base, to), body, prefix_of(model), {}
+        )
+        repository.check_start(str(folder))
+        stored = load_file(folder / WEIGHTS)
+        of_body = [name for key, name in Folder(str(folder)).body.items() if key in body]
+        assert len(of_body) >= len(body) - 2, "all but a pooler is compared"
+        for name in (of_body[0], of_body[-1]):
+            changed = {**stored, name: stored[name] + 1e-3}
+            save_file(changed, folder / WEIGHTS, {"format": "pt"})
+            with pytest.raises(RunError, match="holds other weights than when that run began"):
+                repository.check_start(str(folder))
 
 
 POOLINGS = {"modernbert": ("cls", "mean")}  # what a family's head may read

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM
 
 from cold_flower.repository.bases import STATE, Repository
 from tests.test_cli import cold_flower
 from tests.test_model import STARTS
-from tests.test_simulation import MEMORY, body_of, rows, simulate
+from tests.test_simulation import MEMORY, SMALL, body_of, rows, simulate
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -96,6 +97,54 @@ def test_harm_is_refused_and_a_base_is_rolled_back(tmp_path) -> None:
         "* 0003 (latest)", "| x 0002", "* 0001", "* 0000",
     ]  # fmt: skip
     assert "from 0001; average, 1 accepted, 2 refused; frozen seen" in log[0]
+
+
+def test_a_base_model_that_was_made_anew_is_no_resume(folders, tmp_path, monkeypatch) -> None:
+    """What lay in the folder at the start is what the scores are of, wherever a run goes on."""
+    base = folders("roberta", "RobertaForMaskedLM").rename(tmp_path / "fused")
+    few = ["tasks=music,travel", "evaluate.max-test-examples=30", "probe.epochs=1"]
+    few = [part for setting in few for part in ("--set", setting)]
+    evaluate = ("evaluate", "./fused", "--suite", "demo", "--protocols", "frozen", *few)
+    assert cold_flower(*evaluate, cwd=tmp_path).returncode == 0
+    training = [
+        "evaluate.protocols=frozen",
+        "finetune.max-examples=40",
+        "finetune.max-epochs=1",
+        "finetune.batch-size=20",
+    ]
+    training += ["unseen=", "iterations=1", "contributors-per-iteration=0", "base-model=fused"]
+    few += [part for setting in training for part in ("--set", setting)]
+    monkeypatch.chdir(tmp_path)
+    simulate(tmp_path, "run", *few)
+    sweep = ("simulate", "demo", *few, "--sweep", "seed=0", "--run-dir", "cells")
+    assert cold_flower(*sweep, cwd=tmp_path).returncode == 0
+    baseline = [*few, "--set", "baseline=multitask"]
+    simulate(tmp_path, "union", *baseline)
+
+    again = cold_flower(*evaluate, cwd=tmp_path)
+    assert "is complete: nothing is left to do" in again.stdout
+    weights = base / "model.safetensors"
+    tensors = load_file(weights)
+    save_file(dict(reversed(tensors.items())), weights, {"format": "pt"})  # another file, the same
+    assert cold_flower(*evaluate, cwd=tmp_path).returncode == 0
+
+    tensors["roberta.encoder.layer.1.output.dense.bias"][0] += 1e-6
+    save_file(tensors, weights, {"format": "pt"})
+    more = ("--run-dir", "run", "--set", "iterations=2", "--resume")
+    union = ("simulate", "demo", *SMALL, *baseline, "--run-dir", "union", "--resume")
+    for command, run in (
+        (evaluate, "runs/evaluate-fused"),
+        (("simulate", "demo", *SMALL, *few, *more), "run"),
+        (sweep, "cells/seed=0"),
+        (union, "union"),
+    ):
+        refused = cold_flower(*command, cwd=tmp_path)
+        assert refused.returncode == 1
+        assert refused.stderr == (
+            f"error: cannot resume {tmp_path / run}: base-model {base} holds other weights than "
+            "when that run began, and its scores are of those. For these give it a directory of "
+            "its own (--run-dir)\n"
+        )
 
 
 @pytest.mark.parametrize("family", ["albert", "camembert", "xlm-roberta"])

@@ -63,3 +63,16 @@ def test_a_gain_table_pairs_tasks() -> None:
     assert "+40.0 ± 5.8" in text
     assert "z" not in text.split("gain ± SE")[1]
     assert "+25.00 ± 15.00" in text
+
+
+def test_what_was_not_measured_is_blank() -> None:
+    """A protocol that an iteration was not scored under; an error that a metric or one task lacks."""
+    few = [*ROWS, {**ROWS[0], "protocol": "finetuned"}]
+    assert summary(few, 2) == "frozen seen 60.0 (+20.0), frozen unseen 30.0 (-10.0)"
+    assert summary(few, 1) == ""
+    about = {"group": "seen", "metric": "pearson", "n_test": 100, "iteration": 0}
+    before = [{**about, "task": "a", "protocol": "frozen", "value": 0.5}]
+    after = [{**about, "task": "a", "protocol": "frozen", "value": 0.75}]
+    cells = gain_cells(before, after)
+    assert cells.lines == [["a", "75.0", "+25.0"]]
+    assert cells.totals == [["mean", "", "+25.00"]]

@@ -4,7 +4,22 @@ import json
 
 import pytest
 
-from cold_flower.reporting.trained import below, counts, findings
+from cold_flower.reporting import trained
+from cold_flower.reporting.trained import Recipe
+from cold_flower.repository.bases import Repository
+from cold_flower.repository.provenance import was_fused
+
+
+def findings(contributions, scores, recipe=Recipe()):  # noqa: B008 - frozen
+    return trained.findings(contributions, scores, recipe)
+
+
+def counts(contributions, scores, recipe=Recipe()):  # noqa: B008 - frozen
+    return trained.counts(contributions, scores, recipe)
+
+
+def below(scores, recipe=Recipe()):  # noqa: B008 - frozen
+    return trained.below(scores, recipe)
 
 
 def contribution(name, dev, majority, *, iteration=1, improving=0, stopped="epochs"):
@@ -67,8 +82,7 @@ def test_finetuned_below_another_protocol_by_more_than_an_error() -> None:
     assert below(scores) == {"frozen": ["b"], "few-shot": ["b"]}
     (said,) = findings([], scores)
     assert said == (
-        "finetuned on all examples is below few-shot or frozen on 1 of 3 tasks (b): the recipe "
-        "trains too little"
+        "finetuned is below few-shot or frozen on 1 of 3 tasks (b): the recipe trains too little"
     )
     later = [{**row, "iteration": 1} for row in scores]  # of a fused base probing may be the best
     assert findings([], later) == []
@@ -76,6 +90,64 @@ def test_finetuned_below_another_protocol_by_more_than_an_error() -> None:
         "tasks-finetuned-below-few-shot": 1,
         "tasks-finetuned-below-frozen": 1,
     }
+
+
+def test_what_finetuning_saw_is_said_and_decides_whether_it_is_compared() -> None:
+    scores = [score("a", "finetuned", 0.5), score("a", "frozen", 0.6), score("a", "few-shot", 0.7)]
+    (said,) = findings([], scores, Recipe(max_examples=400))
+    assert said.startswith("finetuned on at most 400 examples is below few-shot or frozen on 1 of")
+    for silent in (Recipe(max_examples=100), Recipe(32, few_shot=64), Recipe(fused=True)):
+        assert findings([], scores, silent) == [] and counts([], scores, silent) == {}
+    assert below(scores, Recipe(max_examples=101)) != {}
+    read = Recipe.of({"finetune.max-examples": 40, "few-shot.examples": 8}, {"fused": True})
+    assert read == Recipe(40, 8, True)
+    assert not Recipe.of({"finetune.max-examples": 0, "few-shot.examples": 8}, {}).fused
+
+
+def test_a_fused_base_is_known_wherever_it_begins_again(in_process, folders, tmp_path) -> None:
+    """A base of a run, one that a run began with again, and what `cold-flower fuse` wrote."""
+    from cold_flower.commands import api
+
+    pretrained = folders("roberta", "RobertaForMaskedLM")
+    keys = {
+        "tasks": "travel,music", "unseen": "", "iterations": 1, "finetune.max-epochs": 1,
+        "finetune.max-examples": 200, "evaluate.protocols": "frozen", "probe.epochs": 1,
+        "contributors-per-iteration": 0, "evaluate.max-test-examples": 100,
+    }  # fmt: skip
+
+    def start_of(run):
+        return Repository(run.folder).manifest(0)["fused"]
+
+    def scored(model, name):
+        settings = {"tasks": "travel,music", "probe.epochs": 1, "evaluate.max-test-examples": 100}
+        return api.evaluate(
+            model, suite="demo", protocols="frozen", settings=settings, run_dir=tmp_path / name
+        )
+
+    run = api.simulate("demo", {**keys, "base-model": str(pretrained)}, run_dir=tmp_path / "run")
+    assert not start_of(run) and not start_of(scored(run.base(0), "start"))
+    again = scored(run.latest, "again")
+    assert start_of(again) and start_of(scored(again.latest, "and-again"))
+    fused = api.fuse("average", base=run.base(0), models=[run.base(1)], out=tmp_path / "fused")
+    offline = scored(fused, "offline")
+    assert start_of(offline)
+    rows = [{**row, "value": 0.1} for row in offline.scores]
+    rows = [{**row, "protocol": "finetuned"} for row in rows] + [{**r, "value": 0.9} for r in rows]
+    offline.__dict__["scores"] = rows
+    assert offline.findings == []
+    run.__dict__["scores"] = rows
+    assert [line[:50] for line in run.findings if "below frozen" in line] == [
+        "finetuned on at most 200 examples is below frozen "
+    ]
+
+
+def test_a_folder_that_says_nothing_was_not_fused(tmp_path) -> None:
+    assert not was_fused("roberta-base") and not was_fused(str(tmp_path))
+    (tmp_path / "manifest.json").write_text("[1]")
+    (tmp_path / "README.md").write_text("---\ntags: [x]\n---\n# of cold-fusion\n")
+    assert not was_fused(str(tmp_path))
+    (tmp_path / "README.md").write_text("no front matter, cold-fusion")
+    assert not was_fused(str(tmp_path))
 
 
 def test_a_correlation_has_an_error_too() -> None:

@@ -3,6 +3,7 @@
 import tomllib
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import cold_flower
 from cold_flower.commands import cli
@@ -131,6 +132,25 @@ def test_nothing_is_tried_twice_and_more_can_be_tried(tmp_path, scores) -> None:
     assert len(scores) == before
     search(tmp_path, rates=(1.0, 2.0, 3.0, 4.0), epochs=(3, 4))
     assert {pair[1] for pair in scores[before:]} == {4}
+
+
+def test_with_other_weights_in_the_base_models_folder_all_is_tried_again(
+    tmp_path, scores, folders
+) -> None:
+    folder = folders("roberta", "RobertaForMaskedLM")
+
+    def tries():
+        keys = {"run-dir": str(tmp_path / "run"), "resume": (tmp_path / "run").exists()}
+        config = Config.from_flat({**SMALL, **keys, "base-model": str(folder)})
+        before, grid = len(scores), {"finetuned": ((1.0,), (3,))}
+        tune(config, protocols=["finetuned"], tasks=TASKS, grids=grid, say=lambda line: None)
+        return len(scores) - before
+
+    assert (tries(), tries()) == (4, 0)
+    weights = load_file(folder / "model.safetensors")
+    weights["roberta.embeddings.LayerNorm.bias"] += 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert (tries(), tries()) == (4, 0)
 
 
 def test_a_budget_ends_it_between_trials(tmp_path, scores, monkeypatch) -> None:

@@ -15,6 +15,7 @@ from cold_flower.commands import offline
 from cold_flower.config import PROTOCOLS, Config
 from cold_flower.errors import ColdFlowerError, ConfigError, RunError
 from cold_flower.models.folder import Folder
+from cold_flower.reporting.against import check as check_against
 from cold_flower.reporting.run import Run, open_run
 from cold_flower.reporting.runs import RunDirectory
 from cold_flower.repository.journal import CONFIG
@@ -73,6 +74,7 @@ def evaluate(
     against: Run | AnyPath | None = None,
     settings: Mapping[str, Any] | None = None,
     run_dir: AnyPath | None = None,
+    say: Callable[[str], object] = warnings.warn,
 ) -> Run:
     """Score a checkpoint on the tasks of a suite; a second call goes on after a stop.
 
@@ -83,9 +85,10 @@ def evaluate(
         against: a run whose start this model is compared with: `Run.gains`, `Run.table`.
         settings: keys and values, such as ``{"tasks": "sst2,rte"}``.
         run_dir: where the scores go; by default ``runs/evaluate-MODEL``.
+        say: takes a line for each thing that makes the comparison doubtful, before the start.
 
     Raises:
-        ColdFlowerError: what is wrong.
+        ColdFlowerError: what is wrong; there is nothing to compare with.
         KeyboardInterrupt: it was interrupted; the scores so far are kept.
 
     Returns:
@@ -115,6 +118,8 @@ def evaluate(
                 "resume": (folder / CONFIG).exists(),
             }
         )
+        for doubt in check_against(config, other) if other else ():
+            say(doubt)
     return run(config, Sharing(), "the same call goes on", against=other)
 
 
@@ -300,4 +305,4 @@ def _suite(name: str) -> str:
 
 
 def _name_of(model: AnyPath) -> str:
-    return str(model).strip("/").replace("/", "-")
+    return str(Path(model)).strip("/").replace("/", "-")

@@ -43,6 +43,7 @@ def evaluate(
             against=against,
             settings=settings,
             run_dir=run_dir,
+            say=lambda line: typer.echo(f"WARNING: {line}"),
         )
     console().print(run.table())
     warn(run)

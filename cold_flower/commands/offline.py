@@ -24,10 +24,10 @@ from cold_flower.commands.vocabularies import Vocabulary
 from cold_flower.errors import ConfigError, ModelError
 from cold_flower.identity import __version__
 from cold_flower.models.folder import WEIGHTS, Folder, is_tied_name
+from cold_flower.repository.provenance import CARD, TAG
 from strategies.errors import FusionError
 from strategies.fusion import Rule, Template, Weights, is_finite, write_safetensors
 
-CARD = "README.md"
 VOCABULARIES = ("base", "union")
 
 
@@ -65,7 +65,7 @@ def card(
         command += ["--option", f"{key}={_toml(value)}"]
     return f"""---
 base_model: {json.dumps(base)}
-tags: [merge, cold-fusion]
+tags: [merge, {TAG}]
 ---
 # {len(models)} models fused by {rule}
 

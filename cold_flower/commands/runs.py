@@ -9,13 +9,15 @@ import typer
 def report(
     run: list[Path],
     out: Annotated[
-        Path | None, typer.Option(help="Where it goes (default: into the run, or report/).")
+        Path | None,
+        typer.Option(help="A folder, or FILE.html alone (default: into the run, or report/)."),
     ] = None,
 ) -> None:
     """Write report.html and figures of finished runs; a folder of runs stands for all in it.
 
-    Runs that differ in their seed alone are one condition: mean and SD over seeds. Conditions are
-    drawn against each other, baselines as dashed levels.
+    Runs that differ in their seed alone are one condition: mean and SD over seeds, each once.
+    Conditions are drawn against each other, baselines as dashed levels. What is no run or has no
+    scores is left out, and said.
 
     Examples:
     * `cold-flower report runs/mine`
@@ -27,8 +29,11 @@ def report(
     from cold_flower.reporting.runs import find
 
     folder = out or (run[0] if len(run) == 1 else Path("report"))
-    typer.echo(html.write(run, folder))
-    found = find(run)
+    report, left_out = html.write(run, folder)
+    for line in left_out:
+        typer.echo(f"left out: {line}", err=True)
+    typer.echo(report)
+    found, _ = find(run)
     for one in found:
         warn(one, named=len(found) > 1)
 

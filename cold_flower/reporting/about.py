@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable, Sequence
 
 from cold_flower.reporting import catalogue
-from cold_flower.reporting.runs import Condition
+from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.statistics import pick
 
 

@@ -1,8 +1,11 @@
 """The figures of a report. Scores are in points; a protocol has the same colour in all."""
 
+import io
 import math
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,14 +15,17 @@ from matplotlib.transforms import offset_copy
 
 from cold_flower.config import PROTOCOLS
 from cold_flower.reporting import reference
-from cold_flower.reporting.runs import Condition
+from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.statistics import curve, mean_and_sem, mean_gain, task_gains
 from cold_flower.reporting.tables import columns
 
 # Okabe and Ito (2008): told apart by colour-blind readers, too.
 PROTOCOL_COLOURS = {"frozen": "#0072B2", "finetuned": "#D55E00", "few-shot": "#009E73"}
 CONDITION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+KINDS = ("png", "svg")
 LEAST_SPAN = 4.0  # points that an axis of scores spans at least
+LONGEST = 24  # characters of a name that stands beside its line
+WIDE = 88  # of a line of the legend below a figure
 LINE_STYLES = {"seen": "-", "unseen": (0, (4, 2))}
 
 
@@ -71,7 +77,7 @@ def _label_iterations(ax: Axes, last: int) -> None:
 
 def curves(condition: Condition) -> Figure:
     """Draw one condition's scores by iteration, a line per protocol and group (Fig. 2, 3)."""
-    pairs = columns(condition.scores[0])
+    pairs = columns(condition.rows)
     figure, ax = _figure(7, 4)
     ends = []
     for group, protocol in pairs:
@@ -86,8 +92,11 @@ def curves(condition: Condition) -> Figure:
 
 
 def compare(conditions: Sequence[Condition], group: str, protocol: str) -> Figure:
-    """Draw conditions against each other; baselines are dashed levels (Fig. 4 to 6)."""
-    figure, ax = _figure(7, 4)
+    """Draw conditions against each other; levels are dashed (Fig. 4 to 6)."""
+    names = ["\n".join(textwrap.wrap(condition.label, WIDE)) for condition in conditions]
+    below = max(map(len, names)) > LONGEST
+    lines = sum(name.count("\n") + 1 for name in names)
+    figure, ax = _figure(7, 4 + (0.2 * lines if below else 0))
     last = max(condition.last for condition in conditions)
     ends = []
     for i, condition in enumerate(conditions):
@@ -95,16 +104,18 @@ def compare(conditions: Sequence[Condition], group: str, protocol: str) -> Figur
         points = curve(condition.scores, group, protocol)
         if not points:
             continue
-        if condition.is_baseline:
+        if condition.is_level:
             level = 100 * points[max(points)][0]
-            ax.axhline(level, color=colour, linestyle="--", linewidth=1.5)
+            ax.axhline(level, color=colour, linestyle="--", linewidth=1.5, label=names[i])
             ends.append((last + 0.1, level, condition.label, colour))  # where the line ends
         else:
-            x, y = _draw(ax, condition, group, protocol, color=colour)
+            x, y = _draw(ax, condition, group, protocol, color=colour, label=names[i])
             ends.append((x, y, condition.label, colour))
     ax.set_ylabel(f"{protocol}, {group}: points", fontsize=10)
     _label_iterations(ax, last)
-    _name_lines(ax, ends)
+    _name_lines(ax, [(x, y, "" if below else name, colour) for x, y, name, colour in ends])
+    if below:
+        figure.legend(loc="outside lower left", fontsize=9, frameon=False)
     return figure
 
 
@@ -133,7 +144,7 @@ def gains(condition: Condition, protocol: str) -> Figure:
 def beside_the_paper(condition: Condition) -> Figure:
     """Draw the finetuned gain with its error, and that of the paper's released models."""
     figure, ax = _figure(7, 4)
-    iterations = sorted({row["iteration"] for rows in condition.scores for row in rows})
+    iterations = sorted({row["iteration"] for row in condition.rows})
     gain_of = {i: mean_gain(condition.scores, "seen", "finetuned", i) for i in iterations}
     ours = {
         i: (100 * mean, 100 * error) for i, (mean, error) in gain_of.items() if not math.isnan(mean)
@@ -160,22 +171,49 @@ def beside_the_paper(condition: Condition) -> Figure:
 def all_figures(conditions: Sequence[Condition]) -> dict[str, Figure]:
     """Return every figure that these conditions make, by file name."""
     figures: dict[str, Figure] = {}
-    moving = [c for c in conditions if not c.is_baseline] or conditions
+    moving = [c for c in conditions if not c.is_level] or conditions
+    slugs = [_slug(condition.label) for condition in moving]
     for i, condition in enumerate(moving):
-        tail = f"-{_slug(condition.label) or i + 1}" if len(moving) > 1 else ""
+        name = slugs[i] if slugs.count(slugs[i]) == 1 else f"{slugs[i]}-{i + 1}"
+        tail = f"-{name}" if len(moving) > 1 else ""
         figures[f"curves{tail}"] = curves(condition)
-        if condition.as_published and ("seen", "finetuned") in columns(condition.scores[0]):
+        if condition.as_published and ("seen", "finetuned") in columns(condition.rows):
             figures[f"beside-the-paper{tail}"] = beside_the_paper(condition)
         for protocol in PROTOCOLS:
             if len(task_gains(condition.scores, protocol, condition.last)) > 1:
                 figures[f"gains-{protocol}{tail}"] = gains(condition, protocol)
     if len(conditions) > 1:
-        pairs = {pair: None for c in conditions for pair in columns(c.scores[0])}
+        pairs = {pair: None for c in conditions for pair in columns(c.rows)}
         for group, protocol in pairs:
             figures[f"compare-{protocol}-{group}"] = compare(conditions, group, protocol)
     return figures
 
 
+def drawn(figure: Figure, kind: str) -> bytes:
+    """Return a figure as the bytes of a ``png`` or ``svg`` file."""
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, dpi=150)
+    return file.getvalue()
+
+
+def replace(folder: Path, before: Iterable[str], figures: Mapping[str, Figure]) -> None:
+    """Write figures into a folder, as PNG and SVG; others that were there before go away.
+
+    Args:
+        folder: need not be there.
+        before: names of the figures that an earlier report put there.
+        figures: by name.
+    """
+    folder.mkdir(exist_ok=True)
+    for name in before:
+        if name not in figures and Path(name).name == name:
+            for kind in KINDS:
+                (folder / f"{name}.{kind}").unlink(missing_ok=True)
+    for name, figure in figures.items():
+        for kind in KINDS:
+            (folder / f"{name}.{kind}").write_bytes(drawn(figure, kind))
+
+
 def _slug(label: str) -> str:
     """Return a label as a part of a file name."""
-    return re.sub(r"[^\w.,=-]+", "", label)[:100]
+    return re.sub(r"[^\w.,=-]+", "", label.replace("/", "-"))[:100]

@@ -2,7 +2,6 @@
 
 import html
 import json
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,44 +9,62 @@ from typing import Any
 
 from cold_flower.config import Config
 from cold_flower.data.suite import load_suite
-from cold_flower.errors import TaskError
+from cold_flower.errors import RunError, TaskError
 from cold_flower.identity import __version__
-from cold_flower.reporting import reference, trained
+from cold_flower.reporting import markup, reference, trained
 from cold_flower.reporting.about import what_was_run
-from cold_flower.reporting.figures import all_figures
-from cold_flower.reporting.markup import STYLE, Cell, image, table
+from cold_flower.reporting.conditions import Condition, conditions
+from cold_flower.reporting.figures import all_figures, drawn, replace
+from cold_flower.reporting.markup import STYLE, Cell, table
 from cold_flower.reporting.progress import PHASES
-from cold_flower.reporting.runs import Condition, RunDirectory, conditions, find
+from cold_flower.reporting.runs import FIGURES, RunDirectory, find
 from cold_flower.reporting.statistics import curve, mean_gain, pick, task_gains
-from cold_flower.reporting.tables import columns
+from cold_flower.reporting.tables import columns, points
 
-REPORT, FIGURES = "report.html", "figures"
+REPORT = "report.html"
 
 
-def write(folders: Sequence[Path], out: Path) -> Path:
-    """Write report.html and the figures of these runs; return the report's path.
+def write(folders: Sequence[Path], out: Path) -> tuple[Path, list[str]]:
+    """Write the report of these runs, and beside it its figures; return its path.
 
     Args:
         folders: run directories, or folders that hold some (a sweep).
-        out: where the report goes; one that is there is replaced.
+        out: a folder, where report.html and figures/ go; or a file that ends in .html, for the
+            page alone, which holds the figures. A report that is there is replaced.
+
+    Returns:
+        The report's path, and a line for each run that is left out, with the reason.
 
     Raises:
-        RunError: a folder without a run, or a run without scores.
+        RunError: no run with scores; a path that is not there; it cannot be written.
     """
-    compared = conditions(find(folders))
-    figures = []
-    (out / FIGURES).mkdir(parents=True, exist_ok=True)
-    for name, figure in all_figures(compared).items():
-        for suffix in ("png", "svg"):
-            figure.savefig(out / FIGURES / f"{name}.{suffix}", dpi=150)
-        figures.append(out / FIGURES / f"{name}.png")
-    temporary = out / f".{REPORT}"
-    temporary.write_text("".join(_page(compared, figures)))
-    temporary.replace(out / REPORT)
-    return out / REPORT
+    runs, without_scores = find(folders)
+    compared, twice = conditions(runs)
+    left_out = [*without_scores, *twice]
+    figures = all_figures(compared)
+    images = {name: drawn(figure, "png") for name, figure in figures.items()}
+    page = "".join(_page(compared, images, left_out))
+    alone = out.suffix.lower() == ".html" and not out.is_dir()
+    report = out if alone else out / REPORT
+    try:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        if not alone:
+            before = markup.images(report.read_text()) if report.exists() else []
+            replace(out / FIGURES, before, figures)
+        temporary = report.with_name(f".{report.name}")
+        temporary.write_text(page)
+        temporary.replace(report)
+    except OSError as error:
+        raise RunError(
+            f"cannot write the report {report} ({error.strerror}): name another folder, or a file "
+            "that ends in .html, with --out (in Python: out=...)"
+        ) from error
+    return report, left_out
 
 
-def _page(compared: Sequence[Condition], figures: Sequence[Path]) -> Iterable[str]:
+def _page(
+    compared: Sequence[Condition], images: Mapping[str, bytes], left_out: Sequence[str]
+) -> Iterable[str]:
     config = compared[0].config
     name = html.escape(str(config["experiment"]))
     yield f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title>"
@@ -56,6 +73,7 @@ def _page(compared: Sequence[Condition], figures: Sequence[Path]) -> Iterable[st
     seeds = ", ".join(f"{c.label or 'one condition'}: {len(c.runs)} seed(s)" for c in compared)
     date = time.strftime("%Y-%m-%d %H:%M")
     yield f"<p class=note>{html.escape(seeds)}. Made {date} by cold-flower {__version__}.</p>"
+    yield from (f"<p class=warning>left out: {html.escape(line)}</p>" for line in left_out)
     yield from _findings(compared)
     yield "<h2>Scores</h2>"
     for condition in compared:
@@ -66,8 +84,8 @@ def _page(compared: Sequence[Condition], figures: Sequence[Path]) -> Iterable[st
         "standard error, that of two scores of sqrt(p(1-p)/n) each.</p>"
     )
     yield "<h2>Figures</h2>"
-    for figure in figures:
-        yield f"<h3>{html.escape(figure.stem.replace('-', ' '))}</h3>{image(figure)}"
+    for name, png in images.items():
+        yield f"<h3>{html.escape(name.replace('-', ' '))}</h3>{markup.image(name, png)}"
     yield "<h2>Task by task</h2>"
     for condition in compared:
         yield from _tasks(condition)
@@ -106,8 +124,8 @@ def _trained(condition: Condition) -> Iterable[str]:
                 *(["no better than its largest class"] if name in one.no_better else []),
                 *(["still improving"] if name in one.improving else []),
             ]
-            points = [f"{100 * row[f'dev_{k}']:.1f}" for k in ("start", "accuracy", "majority")]
-            rows.append([name, *points, row["stopped"], ", ".join(marks)])
+            dev = [points(row[f"dev_{k}"]) for k in ("start", "accuracy", "majority")]
+            rows.append([name, *dev, row["stopped"], ", ".join(marks)])
         yield f"<h3>{html.escape(label + one.what)}</h3>{table(head, rows)}"
 
 
@@ -128,42 +146,31 @@ def _scores(condition: Condition, *, with_label: bool) -> Iterable[str]:
     if with_label:
         yield f"<h3>{html.escape(condition.label)}</h3>"
     rows: list[list[Cell]] = []
-    for group, protocol in columns(condition.scores[0]):
-        points = curve(condition.scores, group, protocol)
-        tasks = {r["task"] for r in pick(condition.scores[0], group=group, protocol=protocol)}
+    for group, protocol in columns(condition.rows):
+        means = curve(condition.scores, group, protocol)
+        tasks = {r["task"] for r in pick(condition.rows, group=group, protocol=protocol)}
         mean, error = mean_gain(condition.scores, group, protocol, condition.last)
-        start, last = points.get(0), points[max(points)]
-        has_gain = start and condition.last
+        start, last = means.get(0), means.get(condition.last)
         rows.append(
             [
                 f"{protocol}, {group}",
                 len(tasks),
-                _points(start) if start else "",
-                _points(last),
-                f"{100 * mean:+.2f} ± {_number(100 * error, 2)}" if has_gain else "",
+                points(*start, digits=2) if start else "",
+                points(*last, digits=2) if last else "",
+                _gain((mean, error), 2) if condition.last else "",
             ]
         )
     head = ["", "tasks", "start ± SD", f"iteration {condition.last} ± SD", "gain ± SEM"]
     yield table(head, rows)
 
 
-def _points(mean_and_sd: tuple[float, float]) -> str:
-    """Write a mean and its standard deviation in points."""
-    mean, deviation = (100 * value for value in mean_and_sd)
-    return f"{mean:.2f}" + (f" ± {deviation:.2f}" if not math.isnan(deviation) else "")
-
-
-def _number(value: float, digits: int) -> str:
-    return "?" if math.isnan(value) else f"{value:.{digits}f}"
-
-
 def _tasks(condition: Condition) -> Iterable[str]:
     """Yield the gain of each task under each protocol (Table 1 of the run)."""
-    protocols = list(dict.fromkeys(protocol for _, protocol in columns(condition.scores[0])))
+    protocols = list(dict.fromkeys(protocol for _, protocol in columns(condition.rows)))
     gains = {p: task_gains(condition.scores, p, condition.last) for p in protocols}
     rows: list[list[Cell]] = []
-    for task in sorted({row["task"] for row in condition.scores[0]}):
-        first = pick(condition.scores[0], task=task)[0]
+    for task in sorted({row["task"] for row in condition.rows}):
+        first = pick(condition.rows, task=task)[0]
         cells: list[Cell] = [task, first["group"], first["n_test"]]
         for protocol in protocols:
             last = [
@@ -182,14 +189,14 @@ def _tasks(condition: Condition) -> Iterable[str]:
     yield table(head, rows)
 
 
-def _gain(gain_and_error: tuple[float, float]) -> str:
-    gain, error = (100 * value for value in gain_and_error)
-    return f"{gain:+.1f} ± {_number(error, 1)}"
+def _gain(gain_and_error: tuple[float, float], digits: int = 1) -> str:
+    """Write a gain and its error in points; blank where it was not measured."""
+    return points(*gain_and_error, digits=digits, sign="+")
 
 
 def _paper_table(compared: Sequence[Condition]) -> Iterable[str]:
     """Yield the paper's Table 1 beside the run: MUPPET as printed, and put on its rows again."""
-    condition = next((c for c in compared if not c.is_baseline), compared[0])
+    condition = next((c for c in compared if not c.is_level), compared[0])
     own = task_gains(condition.scores, "finetuned", condition.last)
     comparable = _comparable(str(condition.config["suite"]))
     paper = load_suite("paper").tasks

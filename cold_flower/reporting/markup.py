@@ -2,8 +2,8 @@
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -29,7 +29,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     return f"<table><tr>{top}{body}</table>"
 
 
-def image(file: Path) -> str:
-    """Return a PNG file as part of the page."""
-    data = base64.b64encode(file.read_bytes()).decode()
-    return f'<img alt="{html.escape(file.stem)}" src="data:image/png;base64,{data}">'
+def image(name: str, png: bytes) -> str:
+    """Return a PNG as part of the page."""
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">'
+
+
+def images(page: str) -> list[str]:
+    """Return the names of a page's images."""
+    return [html.unescape(name) for name in re.findall(r'<img alt="([^"]*)"', page)]

@@ -14,7 +14,7 @@ from cold_flower.reporting import html as page
 from cold_flower.reporting import markup
 from cold_flower.reporting.runs import RunDirectory, configuration
 from cold_flower.reporting.statistics import mean_and_sem, paired, pick
-from cold_flower.reporting.tables import Cells, gain_cells, score_cells, table_of
+from cold_flower.reporting.tables import Cells, gain_cells, points, score_cells, table_of
 from cold_flower.repository.bases import Repository
 from strategies.names import unknown
 
@@ -37,7 +37,8 @@ class Gain:
     by_task: Mapping[str, float]
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:+.1f} ± {100 * self.sem:.1f} points ({self.n} tasks)"
+        tasks = f"{self.n} task{'' if self.n == 1 else 's'}"
+        return f"{points(self.mean, self.sem, sign='+')} points ({tasks})"
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,13 @@ class Run(RunDirectory):
     def report(self, out: str | Path | None = None) -> Path:
         """Write ``report.html`` and its figures, by default into the run; return its path.
 
+        Args:
+            out: another folder, or a file that ends in .html, for the page alone.
+
         Raises:
-            RunError: the run has no scores yet.
+            RunError: the run has no scores yet; or it cannot be written there.
         """
-        return page.write([self.folder], Path(out) if out else self.folder)
+        return page.write([self.folder], Path(out).expanduser() if out else self.folder)[0]
 
     def _cells(self) -> Cells:
         if self.against:

@@ -1,14 +1,13 @@
-"""Finished runs, read back: what each was, and which of them are one experiment's seeds."""
+"""Finished runs, read back: what lies in each, and which of some folders can be reported."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cold_flower.config import Config
-from cold_flower.data.suite import load_suite
 from cold_flower.errors import RunError
 from cold_flower.reporting import trained
 from cold_flower.reporting.progress import Progress
@@ -23,8 +22,7 @@ from cold_flower.repository.journal import (
     load_config,
 )
 
-# What may differ between two seeds of one experiment.
-_SEED_KEYS = ("seed", "run-dir", "resume", "log")
+FIGURES = "figures"  # of a report, beside it
 
 
 def every_score(folder: Path) -> list[Row]:
@@ -68,7 +66,8 @@ class RunDirectory:
     @property
     def findings(self) -> list[str]:
         """Say, a sentence each, what shows that its recipe trains too little."""
-        return trained.findings(self.contributions, self.scores)
+        recipe = trained.Recipe.of(self.config, Repository(self.folder).manifest(0))
+        return trained.findings(self.contributions, self.scores, recipe)
 
     @cached_property
     def progress(self) -> Progress:
@@ -92,90 +91,37 @@ class RunDirectory:
         return sum(4 * math.prod(shape) for _, shape in template.values())
 
 
-@dataclass(frozen=True)
-class Condition:
-    """The seeds of one configuration."""
-
-    label: str
-    """What tells it from the other conditions: ``partition.shards = 5``."""
-    runs: tuple[RunDirectory, ...]
-
-    @property
-    def scores(self) -> list[list[Row]]:
-        """Return each seed's rows."""
-        return [run.scores for run in self.runs]
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Return the configuration, of the first seed."""
-        return self.runs[0].config
-
-    @property
-    def last(self) -> int:
-        """Return the last iteration that all seeds were evaluated at."""
-        return min(max((r["iteration"] for r in rows), default=0) for rows in self.scores)
-
-    @property
-    def is_baseline(self) -> bool:
-        """Return whether its last base is a level to compare with, not a curve."""
-        return bool(self.config["baseline"]) or self.last <= 1
-
-    @property
-    def as_published(self) -> bool:
-        """Return whether contributors hold datasets of the paper's, as the released models' did."""
-        own = {row["task"] for rows in self.scores for row in rows}
-        whole = self.config["partition.kind"] == "tasks"
-        return bool(whole and own <= load_suite("paper").tasks.keys())
-
-
-def find(folders: Iterable[Path]) -> list[RunDirectory]:
+def find(folders: Iterable[Path]) -> tuple[list[RunDirectory], list[str]]:
     """Open runs; a folder of runs (a sweep) stands for all that are in it.
 
+    A run counts once, however often it is named.
+
+    Returns:
+        The runs, and a line for each folder that is left out, with the reason.
+
     Raises:
-        RunError: a folder holds no run, or one without scores.
+        RunError: a path that is not there; or nothing remains.
     """
-    runs = []
+    runs: dict[Path, RunDirectory] = {}
+    left_out = []
     for folder in folders:
-        inside = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
-        for path in [folder] if (folder / CONFIG).exists() or not inside else inside:
-            run = RunDirectory(path.resolve(), configuration(path))
-            if not run.scores:
-                raise RunError(f"{path}: no scores yet, nothing to report")
-            runs.append(run)
-    return runs
+        if not folder.is_dir():
+            raise RunError(f"{folder} holds no run (no such folder)")
+        for path in [folder] if (folder / CONFIG).exists() else _inside(folder) or [folder]:
+            try:
+                run = RunDirectory(path.resolve(), configuration(path))
+                if not run.scores:
+                    raise RunError(f"{path}: no scores yet, nothing to report")
+            except RunError as error:
+                left_out.append(str(error))
+            else:
+                runs.setdefault(run.folder, run)
+    if not runs:
+        raise RunError("; ".join(left_out))
+    return list(runs.values()), left_out
 
 
-def conditions(runs: Sequence[RunDirectory]) -> list[Condition]:
-    """Group runs by configuration; label each by the keys in which they differ."""
-    groups: dict[tuple[Any, ...], list[RunDirectory]] = {}
-    for run in runs:
-        key = tuple((k, v) for k, v in run.config.items() if k not in _SEED_KEYS)
-        groups.setdefault(key, []).append(run)
-    keys = [dict(key) for key in groups]
-    differing = [
-        name
-        for name in {name: None for key in keys for name in key}
-        if len({repr(key.get(name)) for key in keys}) > 1
-    ]
-    experiments = [key["experiment"] for key in keys]
-    if len(set(experiments)) == len(keys) > 1:  # their names tell them apart
-        differing = ["experiment"]
-    told = [name for name in differing if name != "experiment"] or differing
-    return [
-        Condition(_label({name: key.get(name) for name in told}), tuple(group))
-        for key, group in zip(keys, groups.values(), strict=True)
-    ]
-
-
-def _label(about: Mapping[str, Any]) -> str:
-    """Say what a condition is, in few words."""
-    if [*about] == ["experiment"]:
-        return str(about["experiment"])
-    if baseline := about.get("baseline"):
-        return str(baseline)
-    said = []
-    for name, value in about.items():
-        if name in ("baseline", "sampling") or value in ("", None):
-            continue
-        said.append(f"{name} = {value}")
-    return ", ".join(said)
+def _inside(folder: Path) -> list[Path]:
+    """Return the folders in a folder of runs; none where it holds no run."""
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != FIGURES)
+    return inside if any((path / CONFIG).exists() for path in inside) else []

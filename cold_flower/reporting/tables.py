@@ -28,6 +28,18 @@ class Cells:
     """The last lines, set apart: a gain, a mean."""
 
 
+def points(value: float, error: float = math.nan, *, digits: int = 1, sign: str = "") -> str:
+    """Write a score or a gain in points, and its error; blank for what was not measured (NaN).
+
+    >>> points(0.5, 0.01), points(0.1, sign="+"), points(math.nan)
+    ('50.0 ± 1.0', '+10.0', '')
+    """
+    if math.isnan(value):
+        return ""
+    after = "" if math.isnan(error) else f" ± {100 * error:.{digits}f}"
+    return f"{100 * value:{sign}.{digits}f}{after}"
+
+
 def summary(rows: Sequence[Row], iteration: int, *, trained: bool = True) -> str:
     """Say one iteration's mean scores in points, and how far they are from the start.
 
@@ -39,10 +51,12 @@ def summary(rows: Sequence[Row], iteration: int, *, trained: bool = True) -> str
     parts = []
     for group, protocol in columns(rows):
         picked = pick(rows, iteration=iteration, group=group, protocol=protocol)
+        if not picked:
+            continue
         mean = mean_and_sem([row["value"] for row in picked])[0]
-        gain = mean_and_sem(gains(rows, group, protocol, iteration))[0]
-        moved = f" ({100 * gain:+.1f})" if iteration and not math.isnan(gain) else ""
-        parts.append(f"{protocol} {_group(group, trained)} {100 * mean:.1f}{moved}")
+        gain = mean_and_sem(gains(rows, group, protocol, iteration))[0] if iteration else math.nan
+        moved = f" ({points(gain, sign='+')})" if points(gain) else ""
+        parts.append(f"{protocol} {_group(group, trained)} {points(mean)}{moved}")
     return ", ".join(parts)
 
 
@@ -74,19 +88,15 @@ def score_cells(rows: Sequence[Row], *, trained: bool = True) -> Cells:
         for group, protocol in pairs:
             picked = pick(rows, iteration=iteration, group=group, protocol=protocol)
             mean = mean_and_sem([row["value"] for row in picked])[0]
-            line.append(f"{100 * mean:.1f}" if picked else "")
+            line.append(points(mean))
         lines.append(line)
     totals = []
     if len(iterations) > 1 and iterations[0] == 0:
         gained = [mean_and_sem(gains(rows, *pair, iterations[-1])) for pair in pairs]
-        totals.append(["gain", *(_figure(mean, "+") for mean, _ in gained)])
+        totals.append(["gain", *(points(mean, sign="+") for mean, _ in gained)])
         if not all(math.isnan(sem) for _, sem in gained):  # one task has none
-            totals.append(["± SEM", *(_figure(sem) for _, sem in gained)])
+            totals.append(["± SEM", *(points(sem) for _, sem in gained)])
     return Cells(head, lines, totals)
-
-
-def _figure(value: float, sign: str = "") -> str:
-    return "" if math.isnan(value) else f"{100 * value:{sign}.1f}"
 
 
 def gain_cells(before: Sequence[Row], after: Sequence[Row]) -> Cells:
@@ -111,14 +121,18 @@ def gain_cells(before: Sequence[Row], after: Sequence[Row]) -> Cells:
             row, other = new[task, protocol], old[task, protocol]
             difference = row["value"] - other["value"]
             differences[protocol].append(difference)
-            error = 100 * apart_se(row, other)
-            line += [f"{100 * row['value']:.1f}", f"{100 * difference:+.1f} ± {error:.1f}"]
+            line += [points(row["value"]), points(difference, apart_se(row, other), sign="+")]
         lines.append(line)
     mean = ["mean"]
     for protocol in protocols:
-        gain, error = (100 * figure for figure in mean_and_sem(differences[protocol]))
-        mean += ["", f"{gain:+.2f} ± {error:.2f}"]
+        mean += ["", points(*mean_and_sem(differences[protocol]), digits=2, sign="+")]
     return Cells(head, lines, [mean])
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Write names one after another, the first few of many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def table_of(cells: Cells, title: str) -> Table:

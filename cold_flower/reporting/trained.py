@@ -7,8 +7,10 @@ a finetuned score that is the fresh head's. Both look like a result.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cold_flower.reporting.statistics import Row, apart_se, pick
+from cold_flower.reporting.tables import listed
 
 FACTS = {"dev_start", "dev_accuracy", "dev_majority", "improving", "stopped"}  # of a row
 # Shares above which it is the recipe. A third of real tasks are hard for a small model; and with a
@@ -16,6 +18,29 @@ FACTS = {"dev_start", "dev_accuracy", "dev_majority", "improving", "stopped"}  #
 HALF = 0.5  # of those that finetuned, at their largest class
 MOST = 2 / 3  # of them, still improving
 MANY = 0.25  # of the tasks that are compared
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the scores of base 0 were made with, as far as it bears on comparing protocols."""
+
+    max_examples: int = 0
+    """That finetuning saw of a task at most; 0 is all."""
+    few_shot: int = 100
+    """Examples of few-shot finetuning."""
+    fused: bool = False
+    """Base 0 was fused before: it has learned such tasks, so that a probe may read it best."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], start: Mapping[str, Any]) -> "Recipe":
+        """Read it from a run's flat configuration, and the manifest of its iteration 0."""
+        most, few = config["finetune.max-examples"], config["few-shot.examples"]
+        return cls(most, few, bool(start.get("fused")))
+
+    @property
+    def comparable(self) -> bool:
+        """Return whether a finetuned score below another protocol's tells of the recipe."""
+        return not self.fused and not 0 < self.max_examples <= self.few_shot
 
 
 @dataclass(frozen=True)
@@ -44,13 +69,13 @@ class Finetuned:
         if len(self.no_better) > HALF * size:
             said.append(
                 f"{len(self.no_better)} of {size} {self.what} ended no better than their largest "
-                f"class ({_listed(self.no_better)}): raise finetune.learning-rate or "
+                f"class ({listed(self.no_better)}): raise finetune.learning-rate or "
                 "finetune.max-epochs"
             )
         if len(self.improving) > MOST * size:
             said.append(
                 f"{len(self.improving)} of {size} {self.what} were still improving when "
-                f"finetune.max-epochs ended them ({_listed(self.improving)}): raise it, or "
+                f"finetune.max-epochs ended them ({listed(self.improving)}): raise it, or "
                 "finetune.learning-rate"
             )
         return said
@@ -76,12 +101,15 @@ def finetunings(contributions: Sequence[Row], scores: Sequence[Row]) -> list[Fin
     return found
 
 
-def below(scores: Sequence[Row]) -> dict[str, list[str]]:
+def below(scores: Sequence[Row], recipe: Recipe) -> dict[str, list[str]]:
     """Return the tasks whose finetuned score is below another protocol's, by that protocol.
 
-    Compared are the scores of base 0, for a later one may be what probing reads best; and what is
-    within a standard error of a difference is left out.
+    Compared are the scores of base 0, for a later one may be what probing reads best, and so may a
+    base 0 that was fused before; with no more examples than few-shot has there is nothing to
+    expect. What is within a standard error of a difference is left out.
     """
+    if not recipe.comparable:
+        return {}
     start = {(row["task"], row["protocol"]): row for row in pick(scores, iteration=0)}
     lower: dict[str, list[str]] = {}
     for (task, protocol), row in start.items():
@@ -91,7 +119,7 @@ def below(scores: Sequence[Row]) -> dict[str, list[str]]:
     return lower
 
 
-def counts(contributions: Sequence[Row], scores: Sequence[Row]) -> dict[str, int]:
+def counts(contributions: Sequence[Row], scores: Sequence[Row], recipe: Recipe) -> dict[str, int]:
     """Return the plain numbers, for result.json."""
     numbers: dict[str, int] = {}
     for one in finetunings(contributions, scores):
@@ -101,21 +129,22 @@ def counts(contributions: Sequence[Row], scores: Sequence[Row]) -> dict[str, int
             f"{kind}-no-better-than-largest-class": len(one.no_better),
             f"{kind}-still-improving": len(one.improving),
         }
-    for protocol, tasks in sorted(below(scores).items()):
+    for protocol, tasks in sorted(below(scores, recipe).items()):
         numbers[f"tasks-finetuned-below-{protocol}"] = len(tasks)
     return numbers
 
 
-def findings(contributions: Sequence[Row], scores: Sequence[Row]) -> list[str]:
+def findings(contributions: Sequence[Row], scores: Sequence[Row], recipe: Recipe) -> list[str]:
     """Say, a sentence each, what shows that a recipe trains too little; nothing if it does not."""
     said = [line for one in finetunings(contributions, scores) for line in one.findings()]
     tasks = {row["task"] for row in pick(scores, iteration=0, protocol="finetuned")}
-    lower = below(scores)
+    lower = below(scores, recipe)
     if any(len(those) > MANY * len(tasks) for those in lower.values()):
         those = sorted({task for some in lower.values() for task in some})
+        most = f" on at most {recipe.max_examples} examples" if recipe.max_examples else ""
         said.append(
-            f"finetuned on all examples is below {' or '.join(sorted(lower))} on {len(those)} of "
-            f"{len(tasks)} tasks ({_listed(those)}): the recipe trains too little"
+            f"finetuned{most} is below {' or '.join(sorted(lower))} on {len(those)} of "
+            f"{len(tasks)} tasks ({listed(those)}): the recipe trains too little"
         )
     return said
 
@@ -123,8 +152,3 @@ def findings(contributions: Sequence[Row], scores: Sequence[Row]) -> list[str]:
 def _error(one: Row, other: Row) -> float:
     # Of a correlation about 1 / sqrt(n) each.
     return apart_se(one, other) if one["metric"] == "accuracy" else math.sqrt(2 / one["n_test"])
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -153,6 +153,7 @@ def _is_left(config: Config) -> bool:
         check_new(folder)
         return True
     check_same(folder, config)
+    Repository(folder).check_start(config.base_model)
     if completed(folder, config.iterations):
         console().print(f"{folder} is complete: nothing is left to do", highlight=False)
         return False

@@ -10,6 +10,7 @@ from cold_flower.config import Config, describe
 from cold_flower.data.plan import naming_the_recipe
 from cold_flower.errors import ColdFlowerError, ConfigError, RunError
 from cold_flower.keys import Scalar, checked, unknown_key
+from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, check_same
 from cold_flower.runtime import experiments
 from cold_flower.runtime.flower import completed
@@ -86,6 +87,7 @@ def cells(
         with naming_the_recipe(config):
             if begun:
                 check_same(run_dir, config)
+                Repository(run_dir).check_start(config.base_model)
             experiments.check_keys(config)  # a typo is found before the first cell's hours
         yield Cell(name, config, begun and completed(run_dir, config.iterations))
 

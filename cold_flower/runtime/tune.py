@@ -34,6 +34,7 @@ from cold_flower.runtime.candidates import (
     reasons,
 )
 from cold_flower.seeds import derive
+from strategies.fusion import fingerprint
 from strategies.names import unknown
 
 TRIALS = "trials.jsonl"
@@ -157,7 +158,7 @@ class _Trials:
         say: Callable[[str], object],
     ) -> None:
         self._config, self._plan, self._body, self._journal = config, whole, body, journal
-        self._until, self._say = until, say
+        self._until, self._say, self._base = until, say, fingerprint(body.items())
         self._rows = {self._key(row): row for row in journal.rows(TRIALS)}
         self._data: dict[str, str] = {}
 
@@ -170,6 +171,7 @@ class _Trials:
         row: dict[str, Any] = {
             "protocol": candidate.protocol, "learning-rate": candidate.learning_rate,
             "epochs": candidate.epochs, "task": task, "data": self._digest(task),
+            "base": self._base,
         }  # fmt: skip
         if (known := self._rows.get(self._key(row))) is not None:
             return known
@@ -203,7 +205,8 @@ class _Trials:
 
     @staticmethod
     def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(row[key] for key in ("protocol", "learning-rate", "epochs", "task", "data"))
+        keys = ("protocol", "learning-rate", "epochs", "task", "data", "base")
+        return tuple(row[key] for key in keys)
 
 
 def _search(

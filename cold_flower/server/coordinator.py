@@ -19,6 +19,7 @@ from cold_flower.reporting import trackers
 from cold_flower.repository import by_reference
 from cold_flower.repository.bases import Repository, rejected
 from cold_flower.repository.journal import CONTRIBUTIONS, SCORES, WORKERS, Journal, run_id
+from cold_flower.repository.provenance import was_fused
 from cold_flower.server.evaluation import Evaluation
 from cold_flower.server.manifest import accepted_norms, contribution_rows, describe
 from cold_flower.server.participants import Contributors, gather
@@ -52,6 +53,8 @@ class Coordinator:
         base = load_base(config.base_model)
         if self._repository.recover() is None:
             self._publish_start(base)
+        else:
+            self._repository.check_start(config.base_model)
         self._first = self._repository.numbers()[-1] + 1
         self._record_contributions(self._first - 1)
         self._participants: Contributors = (
@@ -141,7 +144,7 @@ class Coordinator:
             lambda folder: save_starting_model(starting, base, folder),
             body,
             prefix_of(starting),
-            {"base-model": base.name},
+            {"base-model": base.name, "fused": was_fused(base.name)},
         )
 
     def _publish(self, iteration: int, arrays: ArrayRecord) -> None:
