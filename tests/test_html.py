@@ -195,6 +195,8 @@ def test_a_run_counts_once_and_a_seed_counts_once(make, tmp_path) -> None:
     runs, left_out = find([first, first, link, tmp_path / "runs"])
     assert ([run.folder for run in runs], left_out) == ([first], [])
     copy, other = make("copy", 0.1, seed=0), make("other", 0.3, seed=0)
+    came = (copy / SCORES).read_text().splitlines()
+    (copy / SCORES).write_text("\n".join(came[::-1]) + "\n")
     longer = make("longer", 0.2, seed=1)
     Journal(longer).append(SCORES, [{**Journal(longer).rows(SCORES)[-1], "task": "more"}])
     make("shorter", 0.2, seed=1)

@@ -59,6 +59,11 @@ class Condition:
         return bool(whole and own <= load_suite("paper").tasks.keys())
 
 
+def _values(run: RunDirectory) -> dict[tuple[Any, ...], float]:
+    """Return a run's scores, whatever the order in which they came."""
+    return {(row["iteration"], row["task"], row["protocol"]): row["value"] for row in run.scores}
+
+
 def conditions(runs: Sequence[RunDirectory]) -> tuple[list[Condition], list[str]]:
     """Group runs by what bears on their scores; label each group by the keys in which they differ.
 
@@ -78,7 +83,7 @@ def conditions(runs: Sequence[RunDirectory]) -> tuple[list[Condition], list[str]
             continue
         kept, other = (run, before) if len(run.scores) > len(before.scores) else (before, run)
         seeds[seed] = kept
-        how = "the same scores" if kept.scores == other.scores else "other scores"
+        how = "the same scores" if _values(kept) == _values(other) else "other scores"
         left_out.append(
             f"{other.folder}: seed {seed} occurs twice, {how} are in {kept.folder}, which counts"
         )

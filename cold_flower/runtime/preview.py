@@ -150,9 +150,9 @@ def overview(costs: Iterable[tuple[str, str, Cost]]) -> Table:
     listed = list(costs)
     table = Table(title="Cost of the sweep, at most", **_STYLE)
     for column in ("run", ""):
-        table.add_column(column)
-    for column in ("contributions", "trained on", "evaluations", "trained on", "messages", "disk"):
-        table.add_column(column, justify="right")
+        table.add_column(column, overflow="fold")  # 80 columns have to do
+    for column in ("contri-\nbutions", "evalu-\nations", "examples", "messages", "disk"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, state, one in listed:
         table.add_row(name, state, *_figures([one]), end_section=name == listed[-1][0])
     table.add_row("together", "", *_figures([one for *_, one in listed]))
@@ -160,8 +160,11 @@ def overview(costs: Iterable[tuple[str, str, Cost]]) -> Table:
 
 
 def _figures(costs: Sequence[Cost]) -> list[str]:
-    names = ("contributions", "trained", "evaluations", "trained_on")
-    counted = [sum(getattr(one, name) for one in costs) for name in names]
+    counted = [
+        sum(one.contributions for one in costs),
+        sum(one.evaluations for one in costs),
+        sum(one.trained + one.trained_on for one in costs),
+    ]
     sizes = sum(one.messages for one in costs), sum(one.disk for one in costs)
     return [*(f"{number:,}" for number in counted), *map(_bytes, sizes)]
 
