@@ -165,9 +165,10 @@ class Store:
             return None
 
     def names(self) -> list[str]:
-        """Return whose bodies are there."""
+        """Return whose bodies are there, whole: the sha256 is written last."""
         stems = (path.stem for path in self._folder.glob("*.safetensors"))
-        return sorted(stem for stem in stems if NAME.fullmatch(stem))
+        names = (stem for stem in stems if NAME.fullmatch(stem))
+        return sorted(name for name in names if self._sha256_of(name).exists())
 
     def quarantine(self, name: str) -> None:
         """Put a refused body aside, if it was written at all."""

@@ -31,6 +31,8 @@ LISTED = (
 """All that METRICS holds beside a trained body; nothing else of a contributor is sent."""
 TRAINED = ("dev-start", "dev-accuracy", "dev-majority", "improving", "stopped")
 """What CONTRIBUTOR holds of a finetuned evaluation, beside its score."""
+OF_DEV = ("steps", *TRAINED)
+"""What tells of the dev rows: early stopping is decided on them."""
 EXAMPLES = "num-examples"  # the key in METRICS that Flower's strategies weigh by
 
 # What a reply may hold beside the arrays: far more than ours do, far less than would hurt.

@@ -6,10 +6,11 @@ and how far it may drift (anchor); only the step has a memory, a safetensors fil
 iteration.
 
 - **clip**: d_i * min(1, C / ||d_i||), C the median of the norms or fixed.
-- **norm**: the rule's update, as long as the plain mean of the d_i, as the median d_i, or that
-  many times as long as the mean. The mean of n updates that are nearly orthogonal is sqrt(n)
-  times shorter than one of them, so a rule that takes longer steps may look better by that
-  alone. The rule runs twice for it: once to be measured, once to be taken.
+- **norm**: the rule's update, as long as the plain mean of the d_i that the rule is given
+  (clipped, if they are), as the median d_i, or that many times as long as the mean. The mean of n
+  updates that are nearly orthogonal is sqrt(n) times shorter than one of them, so a rule that
+  takes longer steps may look better by that alone. The rule runs twice for it: once to be
+  measured, once to be taken.
 - **step**, sgd: v = momentum * v + d; theta + rate * v, Nesterov: theta + rate * (d +
   momentum * v), as in FedAvgM (Hsu et al., arXiv 1909.06335) and DiLoCo (Douillard et al.,
   arXiv 2311.08105). Paper, section 8: "restrict the effect of each iteration".
@@ -133,7 +134,7 @@ def staged(
         taken = clipped(base, given, stages.clip) if stages.clip and given else given
         scale = 1.0
         if stages.norm and given and (size := length(base, rule(base, taken, seed=seed))):
-            scale = wanted(base, given, stages.norm) / size
+            scale = wanted(base, taken, stages.norm) / size
         fused = rule(base, taken, seed=seed)
         anchor = start() if stages.anchor else None
         with _Memory(stages, base, before, after) as memory:

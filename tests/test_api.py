@@ -166,6 +166,12 @@ def test_what_cannot_be_compared_is_said_before_the_start(tmp_path, monkeypatch,
         f"compared with {other.folder}, but it was made with other settings: seed = 0 instead of "
         "3, probe.epochs = 50 instead of 2",
     ]
+    # What no evaluation reads is no doubt, nor are settings of finetuning where nothing finetunes.
+    beside = {**other.config, "finetune.proximal-mu": 0.5, "finetune.head": "keep"}
+    frozen = {**beside, "finetune.learning-rate": 0.25, "finetune.max-length": 77}
+    wanted = {"suite": other.config["suite"], "evaluate.protocols": "frozen"}
+    (said,) = check_against(Config.from_flat(wanted), Run(other.folder, frozen))
+    assert said.endswith("made with other settings: finetune.max-length = 77 instead of 250")
     assert not (tmp_path / "runs").exists() and not recwarn.list
 
 

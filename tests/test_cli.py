@@ -267,7 +267,8 @@ def test_a_dry_run_looks_at_the_run_directory_and_leaves_it_alone(tmp_path) -> N
         (tmp_path / "run" / "iterations" / f"{iteration:04d}").mkdir(parents=True)
     (tmp_path / "run" / "iterations" / "latest").symlink_to("0002")
     (tmp_path / "run" / "incoming" / "0003").mkdir(parents=True)
-    (tmp_path / "run" / "incoming" / "0003" / "music.safetensors").touch()
+    for name in ("music.safetensors", "music.sha256", "travel.safetensors"):  # travel's is cut off
+        (tmp_path / "run" / "incoming" / "0003" / name).touch()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     done = cold_flower(*given, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -95,7 +95,7 @@ def test_a_report_says_what_was_run_and_how_it_differs_from_what_is_shipped(make
     shipped = experiments.configure("demo", {}).flat()
     keys = {key.replace(".", "__").replace("-", "_"): value for key, value in shipped.items()}
     folder = make("a", 0.1, **{**keys, "iterations": 3, "probe__epochs": 9})
-    text = " ".join(text_of(html.write([folder], tmp_path / "out").read_text()).split())
+    text = " ".join(text_of(html.write([folder], tmp_path / "out")[0].read_text()).split())
     assert (
         "tasks scored: 1 seen and 1 unseen; iterations: 3; suite: demo; base model: demo." in text
     )
@@ -105,9 +105,9 @@ def test_a_report_says_what_was_run_and_how_it_differs_from_what_is_shipped(make
         in text
     )
     same = make("b", 0.1, **keys)
-    text = " ".join(text_of(html.write([same], tmp_path / "out").read_text()).split())
+    text = " ".join(text_of(html.write([same], tmp_path / "out")[0].read_text()).split())
     assert "The experiment demo as shipped. Its own words" in text
-    text = text_of(html.write([make("c", 0.1)], tmp_path / "out").read_text())
+    text = text_of(html.write([make("c", 0.1)], tmp_path / "out")[0].read_text())
     assert "as shipped" not in text  # an experiment of the user's own
 
 
@@ -248,6 +248,9 @@ def test_figures_of_an_earlier_report_go_away_and_others_stay(make, tmp_path) ->
     mine.write_bytes(b"")
     html.write([first], out)
     left = {path.stem for path in (out / "figures").iterdir()}
+    (out / "report.html").write_bytes(b'<img alt="mine">\xff')  # somebody else's page
+    html.write([first], out)
+    assert mine.exists()
     assert left == {"curves", "gains-frozen", "gains-finetuned", "beside-the-paper", "mine"}
 
 
@@ -290,6 +293,13 @@ def test_baselines_of_one_kind_are_told_apart_and_one_iteration_is_a_curve(make,
         "base-model = demo, iterations = 1": False,
         "base-model = scored, iterations = 0": True,
     }
+
+
+def test_no_two_conditions_have_one_label(make, tmp_path) -> None:
+    for name, experiment, iterations in (("a", "x", 1), ("b", "y", 1), ("c", "x", 2)):
+        make(name, 0.1, experiment=experiment, iterations=iterations)
+    labels = [c.label for c in seen_in([tmp_path / "runs"])]
+    assert labels == ["x: iterations = 1", "y: iterations = 1", "x: iterations = 2"]
 
 
 def test_a_protocol_that_only_one_seed_has_is_shown(make, tmp_path) -> None:

@@ -135,5 +135,5 @@ def test_a_peer_passes_the_same_gate(places, monkeypatch, own_home) -> None:
     message.metadata.__dict__["_message_id"] = "m"
     node = {"site": str(places[2])}
     reply = app(message, Context(1, 1, node, RecordDict(), {}))
-    assert reply.error.reason == "ZeroDivisionError: the details are in the site's own log"
+    assert reply.error.reason == "OwnCodeError: the details are in the site's own log"
     assert "ZeroDivisionError" in (own_home / "clinic-b" / "errors.log").read_text()

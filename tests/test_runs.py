@@ -79,7 +79,9 @@ def test_harm_is_refused_and_a_base_is_rolled_back(tmp_path) -> None:
         }.items()
     }
     assert sorted(p.relative_to(run).as_posix() for p in run.glob("quarantine/*/*")) == [
-        f"quarantine/{i}/music.safetensors" for i in ("0001", "0002")
+        f"quarantine/{i}/{name}.safetensors"
+        for i in ("0001", "0002")
+        for name in ("music", "travel")  # what holds NaN is kept, too
     ]
     validated = rows(run, "validation.jsonl")
     assert {(row["iteration"], row["contributor"]) for row in validated} == {
@@ -96,7 +98,7 @@ def test_harm_is_refused_and_a_base_is_rolled_back(tmp_path) -> None:
     assert [line.split("  ")[0] for line in log] == [
         "* 0003 (latest)", "| x 0002", "* 0001", "* 0000",
     ]  # fmt: skip
-    assert "from 0001; average, 1 accepted, 2 refused; frozen seen" in log[0]
+    assert "from 0001; average, 1 accepted, 2 refused, length 1.00; frozen seen" in log[0]
 
 
 def test_a_base_model_that_was_made_anew_is_no_resume(folders, tmp_path, monkeypatch) -> None:

@@ -191,12 +191,12 @@ def test_what_is_killed_takes_the_rest_along_and_the_run_goes_on(finished, tmp_p
 
 def test_a_run_that_fails_says_so_with_its_exit_code(tmp_path) -> None:
     done = cold_flower(
-        "simulate", "demo", *SMALL, "--run-dir", "run", "--set", "finetune.learning-rate=1e30",
-        *ALONE, cwd=tmp_path, timeout=300,
+        "simulate", "demo", *SMALL, "--run-dir", "run", *ALONE,
+        "--set", "attacks={travel = 'nan', music = 'nan', kitchen = 'nan'}", cwd=tmp_path, timeout=300,
     )  # fmt: skip
     assert done.returncode == 1
     assert "the quorum is 2" in done.stderr
-    assert "lower finetune.learning-rate" in done.stderr
+    assert "holds NaN or infinity" in done.stderr
     assert "--resume" in done.stderr
 
 

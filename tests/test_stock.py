@@ -189,10 +189,15 @@ def test_one_that_makes_nothing_or_lacks_a_metric_is_named() -> None:
 
 def test_a_resumed_run_says_which_memory_it_lacks() -> None:
     adam, plain = (stock.stock_strategy(named(name)) for name in ("FedAdam", "FedAvg"))
-    assert "FedAdam keeps its momentum in memory alone, so it starts anew at iteration 3" in (
+    assert "FedAdam keeps what it remembers in memory alone, so it starts anew at iteration 3" in (
         stock.memory_lost(adam, 3)
     )
     assert stock.memory_lost(adam, 1) == stock.memory_lost(plain, 3) == ""
+    fixed = flower.DifferentialPrivacyServerSideFixedClipping
+    assert "starts anew at iteration 3" in stock.memory_lost(fixed(adam, 1.0, 1.0, 3), 3)
+    assert stock.memory_lost(fixed(plain, 1.0, 1.0, 3), 3) == ""
+    adaptive = flower.DifferentialPrivacyServerSideAdaptiveClipping(plain, 0.1, 3)
+    assert "starts anew at iteration 3" in stock.memory_lost(adaptive, 3)
 
 
 @pytest.mark.usefixtures("in_process")

@@ -112,7 +112,7 @@ def test_a_key_that_is_tried_may_change_and_data_that_changed_are_tried_anew(
 ) -> None:
     search(tmp_path)
     before = len(scores)
-    search(tmp_path, keys={"finetune.learning-rate": 3.0, "probe.epochs": 7})  # a pasted recipe
+    search(tmp_path, keys={"finetune.learning-rate": 0.3, "probe.epochs": 7})  # a pasted recipe
     assert len(scores) == before
     with pytest.raises(RunError, match=r"changed finetune\.batch-size"):
         search(tmp_path, keys={"finetune.batch-size": 3})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cold_flower.commands import offline
 from cold_flower.config import PROTOCOLS, Config
+from cold_flower.data.plan import naming_the_recipe
 from cold_flower.errors import ColdFlowerError, ConfigError, RunError
 from cold_flower.models.folder import Folder
 from cold_flower.reporting.against import check as check_against
@@ -177,7 +178,7 @@ def tune(
             }
         )
         check_writable(folder)
-        with stoppable():
+        with stoppable(), naming_the_recipe(config):
             return search.tune(
                 config, tasks=tasks, protocols=protocols, grids=grids, budget=60 * budget, say=say
             )

@@ -124,9 +124,9 @@ def _finetune(site: Site, me: Contributor, config: Config) -> Iterator[str]:
         ColdFlowerError: it fails, or its loss is not finite.
     """
     _, body = starting_model(me.base, 0)
-    few = replace(site.limits, max_examples=EXAMPLES, min_examples=0, min_test_examples=0)
+    least = replace(site.limits, max_examples=EXAMPLES, min_examples=0, min_test_examples=0)
     once = replace(me.config.finetune, max_epochs=1)
-    rehearsing = Contributor(replace(config, finetune=once), site=replace(site, limits=few))
+    rehearsing = Contributor(replace(config, finetune=once), site=replace(site, limits=least))
     started = time.perf_counter()
     trained, metrics = rehearsing.finetune(body, iteration=0, seed=derive(0, "check"))
     seconds = time.perf_counter() - started
@@ -143,12 +143,17 @@ def _finetune(site: Site, me: Contributor, config: Config) -> Iterator[str]:
     yield "what leaves in each iteration, and nothing else:"
     sent = {name: len(array.data) for name, array in records.pack(trained.items()).items()}
     yield f"  arrays: the body, {len(sent)} float32 tensors, {sum(sent.values())} bytes"
-    yield f"  metrics: {', '.join(records.LISTED)}"
-    yield "  contribution: contributor, iteration, base, device, visible-gpus, worker"
+    few = len(me.splits().dev) < site.limits.min_test_examples
+    stays = records.OF_DEV if few else ()
+    made_on = [name for name in records.FACTS if name not in stays]
+    yield f"  metrics: {', '.join(name for name in records.LISTED if name not in stays)}"
+    yield f"  contribution: contributor, iteration, base, {', '.join(made_on)}"
     yield "once, when asked who this is: name, task, metric, examples, tokens, unknown, cut,"
     yield "  protocol, versions, code, model, device, visible-gpus, worker"
     yield "of an evaluation: num-examples and scores; contributor, task, metric, seconds, device,"
     yield "  visible-gpus, worker"
+    if not few:
+        yield f"  of a finetuned one: {', '.join(records.TRAINED)}"
     yield "the tensors of the body (name, shape, bytes):"
     for name, tensor in trained.items():
         yield f"  {name} {tuple(tensor.shape)} {sent[name]}"

@@ -33,7 +33,7 @@ from cold_flower.training import protocols
 from cold_flower.training.finetune import finetune
 from cold_flower.training.scoring import DivergedError, knowing_nothing
 from strategies.fusion import Weights, write_safetensors
-from strategies.records import TRAINED
+from strategies.records import OF_DEV
 
 SPLITS = ("train", "dev", "test")
 ENCODED = ("ids", "types", "starts", "labels")  # the tensors of an Encoded
@@ -146,8 +146,8 @@ class Contributor:
         if self.config.finetune.head == "keep":
             heads.save(iteration, model)
         metrics = {"num-examples": len(data.train), "train-loss": outcome.train_loss}
-        metrics |= {"steps": outcome.steps}
-        return body_of(model), metrics | self._facts(outcome.facts(), len(data.dev))
+        facts = {"steps": outcome.steps, **outcome.facts()}
+        return body_of(model), metrics | self._facts(facts, len(data.dev))
 
     def _own_trainer(
         self, site: Site, body: State, *, iteration: int, seed: int
@@ -220,7 +220,7 @@ class Contributor:
         """Return facts of a finetuning as they may leave: none of a site's few dev rows."""
         if not self.site or dev >= self.site.limits.min_test_examples:
             return {**facts}
-        return {key: value for key, value in facts.items() if key not in TRAINED}
+        return {key: value for key, value in facts.items() if key not in OF_DEV}
 
     def knowing_nothing(self) -> float:
         """Return what always the same answer scores on the own dev data."""

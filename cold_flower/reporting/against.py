@@ -14,9 +14,17 @@ from cold_flower.reporting.statistics import pick
 from cold_flower.reporting.tables import listed
 
 # What a score of one model depends on, beside the model and the task; some of it by protocol.
-_ALWAYS = ("seed", "partition.", "finetune.", "evaluate.max-test-examples")
-_BY_PROTOCOL = {"frozen": "probe.", "few-shot": "few-shot."}
-_NEVER = ("finetune.micro-batch-size",)
+_ALWAYS = (
+    *("seed", "partition.", "evaluate.max-test-examples", "finetune.precision"),
+    *("finetune.max-length", "finetune.max-examples", "finetune.dev-examples"),
+    "finetune.max-dev-examples",
+)
+_BY_PROTOCOL = {
+    "frozen": ("probe.",),
+    "finetuned": ("finetune.",),
+    "few-shot": ("few-shot.", "finetune."),
+}
+_NEVER = ("finetune.micro-batch-size", "finetune.proximal-mu", "finetune.head")
 
 
 def check(config: Config, other: RunDirectory) -> list[str]:
@@ -80,7 +88,7 @@ def _meaning(task: Task) -> Task:
 
 
 def _differing(config: Config, other: RunDirectory, protocols: set[str]) -> Iterator[str]:
-    asked = tuple(_BY_PROTOCOL[protocol] for protocol in sorted(protocols & _BY_PROTOCOL.keys()))
+    asked = [start for protocol in protocols for start in _BY_PROTOCOL[protocol]]
     for key, value in config.flat().items():
         if key.startswith((*_ALWAYS, *asked)) and key not in _NEVER and other.config[key] != value:
             yield f"{key} = {other.config[key]!r} instead of {value!r}"

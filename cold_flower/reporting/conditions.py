@@ -118,6 +118,8 @@ def _labels(keys: Sequence[Mapping[str, Any]]) -> list[str]:
                 value = _end(str(value), {str(one[name]) for one in alike})
             said.append(f'{name} = ""' if value == "" else f"{name} = {value}")
         labels.append(", ".join(said) or str(key["experiment"]))
+    if len(set(labels)) < len(labels):
+        return [f"{name}: {label}" for name, label in zip(experiments, labels, strict=True)]
     return labels
 
 

@@ -21,7 +21,7 @@ from cold_flower.reporting.runs import FIGURES, RunDirectory, find
 from cold_flower.reporting.statistics import curve, mean_gain, pick, task_gains
 from cold_flower.reporting.tables import columns, points
 
-REPORT = "report.html"
+REPORT, MADE_BY = "report.html", "by cold-flower"
 
 
 def write(folders: Sequence[Path], out: Path) -> tuple[Path, list[str]]:
@@ -49,8 +49,7 @@ def write(folders: Sequence[Path], out: Path) -> tuple[Path, list[str]]:
     try:
         report.parent.mkdir(parents=True, exist_ok=True)
         if not alone:
-            before = markup.images(report.read_text()) if report.exists() else []
-            replace(out / FIGURES, before, figures)
+            replace(out / FIGURES, _figures_of(report), figures)
         temporary = report.with_name(f".{report.name}")
         temporary.write_text(page)
         temporary.replace(report)
@@ -60,6 +59,12 @@ def write(folders: Sequence[Path], out: Path) -> tuple[Path, list[str]]:
             "that ends in .html, with --out (in Python: out=...)"
         ) from error
     return report, left_out
+
+
+def _figures_of(report: Path) -> list[str]:
+    """Return the names of the figures that an earlier report of ours made; none of other pages."""
+    page = report.read_text(errors="replace") if report.exists() else ""
+    return markup.images(page) if MADE_BY in page else []
 
 
 def _page(
@@ -72,7 +77,7 @@ def _page(
     yield from what_was_run(compared)
     seeds = ", ".join(f"{c.label or 'one condition'}: {len(c.runs)} seed(s)" for c in compared)
     date = time.strftime("%Y-%m-%d %H:%M")
-    yield f"<p class=note>{html.escape(seeds)}. Made {date} by cold-flower {__version__}.</p>"
+    yield f"<p class=note>{html.escape(seeds)}. Made {date} {MADE_BY} {__version__}.</p>"
     yield from (f"<p class=warning>left out: {html.escape(line)}</p>" for line in left_out)
     yield from _findings(compared)
     yield "<h2>Scores</h2>"

@@ -215,7 +215,7 @@ def remarks(config: Config, checked: Checked) -> list[str]:
             f"{options.batch_size} examples (finetune.batch-size): these go at once"
         )
     most = max(checked.train[name] for name in checked.plan.seen)
-    if options.batch_size > most and config.iterations:
+    if options.batch_size > most and config.iterations and not config.baseline:
         said.append(
             f"finetune.batch-size is {options.batch_size}, but no contributor has more than "
             f"{most} training examples: an epoch is a single step"

@@ -48,12 +48,12 @@ def ahead(config: Config, checked: Checked) -> Ahead:
         for name in checked.plan.evaluated
         for protocol in config.protocols()
     }
-    rows = Journal(Path(config.run_dir)).rows(SCORES)
+    every, rows = config.evaluate.every, Journal(Path(config.run_dir)).rows(SCORES)
     known = {(row["task"], row["protocol"]) for row in rows if row["iteration"] == head}
     return Ahead(
         range(first, config.iterations + 1),
         tuple(Store(Path(config.run_dir) / INCOMING, first).names()),
-        head if asked - known else None,
+        head if asked - known and evaluated(head, every=every, last=config.iterations) else None,
     )
 
 

@@ -11,7 +11,7 @@ from cold_flower.data.plan import naming_the_recipe
 from cold_flower.errors import ColdFlowerError, ConfigError, RunError
 from cold_flower.keys import Scalar, checked, unknown_key
 from cold_flower.repository.bases import Repository
-from cold_flower.repository.journal import CONFIG, check_same
+from cold_flower.repository.journal import CONFIG, check_new, check_same
 from cold_flower.runtime import experiments
 from cold_flower.runtime.flower import completed
 from cold_flower.runtime.writable import check_writable
@@ -33,7 +33,7 @@ class Cell:
 def parse(axes: Sequence[str]) -> dict[str, list[Scalar]]:
     """Parse ``key=0..4`` or ``key=2,4,8`` into the values of each key, each of them once.
 
-    Of a key that holds a text, nothing is a value, too: ``fusion.clip=,median``.
+    A text may also be empty: ``fusion.clip=,median``.
 
     Raises:
         ConfigError: no such key or value, no values, or a key twice.
@@ -88,6 +88,8 @@ def cells(
             if begun:
                 check_same(run_dir, config)
                 Repository(run_dir).check_start(config.base_model)
+            else:
+                check_new(run_dir)
             experiments.check_keys(config)  # a typo is found before the first cell's hours
         yield Cell(name, config, begun and completed(run_dir, config.iterations))
 

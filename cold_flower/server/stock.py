@@ -36,7 +36,8 @@ _LEFT_ALONE = (
     *("arrayrecord_key", "configrecord_key"),
 )
 _MU = "proximal_mu"  # FedProx's option
-_MEMORY = ("m_t", "momentum_vector")  # where FedAdam and its kin, and FedAvgM, keep theirs
+# Where FedAdam and its kin, FedAvgM, and the wrapper that adapts its clipping keep theirs.
+_MEMORY = ("m_t", "momentum_vector", "clipped_count_stddev")
 
 _TREES = "it fuses XGBoost's trees, and a body is tensors"
 _MODS = (
@@ -146,10 +147,11 @@ def proximal_mu(config: Config) -> float:
 def memory_lost(strategy: Strategy, first: int) -> str:
     """Return a warning where a run that goes on at ``first`` lacks what its strategy remembered."""
     name = type(strategy).__name__
-    if first == 1 or not any(hasattr(strategy, attribute) for attribute in _MEMORY):
+    inner = getattr(strategy, "strategy", strategy)  # of a wrapper
+    if first == 1 or not any(hasattr(one, kept) for one in (strategy, inner) for kept in _MEMORY):
         return ""
     return (
-        f"WARNING: {name} keeps its momentum in memory alone, so it starts anew at iteration "
+        f"WARNING: {name} keeps what it remembers in memory alone, so it starts anew at iteration "
         f"{first}: the bases differ from those of a run that was not stopped"
     )
 
