@@ -41,6 +41,7 @@ def make(tmp_path, tiny):
         for iteration in range(1, iterations + 1):
             moved = Weights({k: t + iteration for k, t in body.items()})
             manifest = {"rule": "average", "contributors": contributors}
+            manifest |= {"step-norm": 1.0, "length": 0.5}
             repository.publish(iteration, iteration - 1, moved, manifest)
         journal.append(
             SCORES,
@@ -109,6 +110,12 @@ def test_a_report_says_what_was_run_and_how_it_differs_from_what_is_shipped(make
     assert "The experiment demo as shipped. Its own words" in text
     text = text_of(html.write([make("c", 0.1)], tmp_path / "out")[0].read_text())
     assert "as shipped" not in text  # an experiment of the user's own
+
+
+def test_the_lineage_says_how_long_each_step_was(make, tmp_path) -> None:
+    text = text_of(html.write([make("a", 0.1)], tmp_path / "out")[0].read_text())
+    assert re.search(r"norm of one\s+step\s+length\s+sha256\s+0\s+the start\s+\w{12}\s", text)
+    assert re.search(r"1\s+0\s+average\s+mnli, \S+ \(refused\)\s+2\s+1\s+0\.5\s+\w{12}", text)
 
 
 def test_published_numbers_stand_beside_the_run(make, tmp_path) -> None:

@@ -278,10 +278,12 @@ def _lineage(run: RunDirectory) -> Iterable[str]:
                 manifest.get("rule", "the start"),
                 ", ".join(f"{c['name']}{_verdict(c)}" for c in contributors),
                 f"{sum(norms) / len(norms):.3g}" if norms else "",
+                *(f"{manifest[k]:.3g}" if manifest.get(k) else "" for k in ("step-norm", "length")),
                 manifest["sha256"][:12],
             ]
         )
-    yield table(["base", "parent", "rule", "contributors", "mean norm", "sha256"], rows)
+    head = ["base", "parent", "rule", "contributors", "norm of one", "step", "length", "sha256"]
+    yield table(head, rows)
     yield "</details>"
 
 
