@@ -118,6 +118,19 @@ def test_the_lineage_says_how_long_each_step_was(make, tmp_path) -> None:
     assert re.search(r"1\s+0\s+average\s+mnli, \S+ \(refused\)\s+2\s+1\s+0\.5\s+\w{12}", text)
 
 
+def test_conditions_are_set_against_the_first_one(make, tmp_path) -> None:
+    for seed in (0, 1):
+        make(f"a{seed}", 0.1, seed=seed)
+        make(f"b{seed}", 0.2 if seed else 0.15, seed=seed, fusion__rule="ties")
+    page = text_of(html.write([tmp_path / "runs"], tmp_path / "out")[0].read_text())
+    (row,) = re.findall(r"fusion.rule = ties\s+frozen, seen\s+(1 tasks.*?)\s+fusion", page, re.S)
+    # At iteration 2: 10 and 20 points; of one task, so over seeds alone: t of one degree, times 5.
+    assert " ".join(row.split()) == "1 tasks, 2 seed(s) +15.0 ± 63.5"
+    assert "Against fusion.rule = average" in page
+    alone = text_of(html.write([tmp_path / "runs" / "a0"], tmp_path / "out")[0].read_text())
+    assert "Against" not in alone
+
+
 def test_published_numbers_stand_beside_the_run(make, tmp_path) -> None:
     page = html.write([make("a", 0.1)], tmp_path / "out")[0].read_text()
     row = text_of(page).split("Beside the paper's Table 1")[1]

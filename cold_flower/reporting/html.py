@@ -14,6 +14,7 @@ from cold_flower.identity import __version__
 from cold_flower.reporting import markup, reference, trained
 from cold_flower.reporting.about import what_was_run
 from cold_flower.reporting.conditions import Condition, conditions
+from cold_flower.reporting.differences import differences
 from cold_flower.reporting.figures import all_figures, drawn, replace
 from cold_flower.reporting.markup import STYLE, Cell, table
 from cold_flower.reporting.progress import PHASES
@@ -88,6 +89,7 @@ def _page(
         "seeds. ± SEM is over seeds, with one seed over tasks, and with one task its binomial "
         "standard error, that of two scores of sqrt(p(1-p)/n) each.</p>"
     )
+    yield from differences(compared)
     yield "<h2>Figures</h2>"
     for name, png in images.items():
         yield f"<h3>{html.escape(name.replace('-', ' '))}</h3>{markup.image(name, png)}"
