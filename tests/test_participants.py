@@ -97,7 +97,7 @@ def test_what_the_model_does_not_see_of_the_texts_is_said() -> None:
     said = [(line, facts) for line, facts in said if "waits" not in facts]
     assert [line for line, _ in said] == [
         "texts as the base model reads them: at most 25.0% unknown tokens (bob), at most 2.0% of a "
-        "task's texts cut at 250 tokens (bob)",
+        "task's texts cut (bob), at 250 tokens or the model's own limit",
         "WARNING: tokens that the base model's tokenizer does not know: bob 25%",
     ]
     shares = {"ann": {"unknown": 0.0, "cut": 0.0}, "bob": {"unknown": 0.25, "cut": 0.02}}

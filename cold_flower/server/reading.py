@@ -22,14 +22,17 @@ def say_shares(members: Iterable[Member], length: int, say: Callable[..., object
     unknown, cut = (max(members, key=lambda member: getattr(member, k)) for k in ("unknown", "cut"))
     say(
         f"texts as the base model reads them: at most {unknown.unknown:.1%} unknown tokens "
-        f"({unknown.name}), at most {cut.cut:.1%} of a task's texts cut at {length} tokens "
-        f"({cut.name})",
+        f"({unknown.name}), at most {cut.cut:.1%} of a task's texts cut ({cut.name}), at {length} "
+        "tokens or the model's own limit",
         **{READ: shares},
     )
     if lost := _above(members, "unknown"):
         say(f"WARNING: tokens that the base model's tokenizer does not know: {lost}")
     if lost := _above(members, "cut"):
-        say(f"WARNING: texts longer than finetune.max-length = {length} tokens, cut: {lost}")
+        say(
+            f"WARNING: texts longer than finetune.max-length = {length} tokens, or the model's own "
+            f"limit, cut: {lost}"
+        )
 
 
 def _above(members: Iterable[Member], share: str) -> str:
