@@ -48,6 +48,15 @@ ENCODERS = sorted(set(PREFIXES) - {"t5"})
 ABC = ("nome", "karo", "zoda")  # the labels of three classes
 
 
+def first_base(folder, run_dir):
+    """Publish a folder's model as base 0; return it, its body and the repository."""
+    base = load_base(str(folder))
+    model, body = starting_model(base, seed=0)
+    repository = Repository(run_dir)
+    repository.create(lambda to: save_starting_model(model, base, to), body, prefix_of(model), {})
+    return model, body, repository
+
+
 def test_every_supported_family_is_tested() -> None:
     assert set(STARTS) == set(PREFIXES)
 
@@ -69,12 +78,7 @@ class TestFamilies:
         self, folders, tmp_path, family, start
     ) -> None:
         folder = folders(family, start)
-        base = load_base(str(folder))
-        model, body = starting_model(base, seed=0)
-        repository = Repository(tmp_path)
-        repository.create(
-            lambda to: save_starting_model(model, base, to), body, prefix_of(model), {}
-        )
+        model, body, repository = first_base(folder, tmp_path)
         begun = AutoModel.from_pretrained(folder).state_dict()
         again = AutoModel.from_pretrained(repository.path(0)).state_dict()
         in_checkpoint = begun.keys() & body_of(model).keys()  # not what AutoModel adds
@@ -94,12 +98,7 @@ class TestFamilies:
         self, folders, tmp_path, family, start
     ) -> None:
         folder = folders(family, start)
-        base = load_base(str(folder))
-        model, body = starting_model(base, seed=0)
-        repository = Repository(tmp_path)
-        repository.create(
-            lambda to: save_starting_model(model, base, to), body, prefix_of(model), {}
-        )
+        _, body, repository = first_base(folder, tmp_path)
         repository.check_start(str(folder))
         stored = load_file(folder / WEIGHTS)
         of_body = [name for key, name in Folder(str(folder)).body.items() if key in body]

@@ -43,6 +43,11 @@ class Recipe:
         return not self.fused and not 0 < self.max_examples <= self.few_shot
 
 
+def still_improving(rows: Mapping[str, Row]) -> list[str]:
+    """Return the rows whose last validation was the best, of those that ran all their epochs."""
+    return [k for k, row in rows.items() if row.get("improving") and row["stopped"] == "epochs"]
+
+
 @dataclass(frozen=True)
 class Finetuned:
     """Some finetunings, and what can be said of them together."""
@@ -60,8 +65,7 @@ class Finetuned:
     @property
     def improving(self) -> list[str]:
         """Return whose last validation was the best when its epochs were over."""
-        rows = self.rows.items()
-        return [k for k, row in rows if row["improving"] and row["stopped"] == "epochs"]
+        return still_improving(self.rows)
 
     def findings(self) -> list[str]:
         """Say what calls for another recipe."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower.reporting.statistics import binomial_se, mean_and_sem
+from cold_flower.reporting.trained import still_improving
 
 KEYS = {
     "finetuned": ("finetune.learning-rate", "finetune.max-epochs"),
@@ -54,8 +55,7 @@ class Tried:
     @property
     def improving(self) -> list[str]:
         """Return the tasks on which the last of all its epochs was the best."""
-        rows = self.rows.items()
-        return [t for t, row in rows if row.get("improving") and row.get("stopped") == "epochs"]
+        return still_improving(self.rows)
 
 
 @dataclass(frozen=True)
