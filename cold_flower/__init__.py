@@ -16,7 +16,7 @@ from cold_flower.errors import ColdFlowerError
 from cold_flower.identity import __version__
 
 if TYPE_CHECKING:
-    from cold_flower.commands.api import evaluate, fuse, simulate, tune
+    from cold_flower.commands.api import compare, evaluate, fuse, simulate, tune
     from cold_flower.data.suite import Suite, load_suite
     from cold_flower.reporting.run import Gain, Run, open_run
 
@@ -26,6 +26,7 @@ __all__ = [
     "Run",
     "Suite",
     "__version__",
+    "compare",
     "evaluate",
     "fuse",
     "load_suite",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "cold_flower.commands.api": ("evaluate", "fuse", "simulate", "tune"),
+    "cold_flower.commands.api": ("compare", "evaluate", "fuse", "simulate", "tune"),
     "cold_flower.data.suite": ("Suite", "load_suite"),
     "cold_flower.reporting.run": ("Gain", "Run", "open_run"),
 }

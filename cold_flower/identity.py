@@ -34,6 +34,11 @@ def versions() -> str:
     return " ".join(f"{name}={version(name)}" for name in ("flwr", "torch", "transformers"))
 
 
+def made_with() -> dict[str, str]:
+    """Return what a run records of the software that makes its numbers: ``versions``, ``code``."""
+    return {"versions": versions(), "code": code_sha256()}
+
+
 def timestamp() -> str:
     """Return the time now, as records have it: 2026-11-27T10:00:00+0000."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")

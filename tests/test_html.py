@@ -296,9 +296,11 @@ def test_labels_name_what_matters_and_fit_the_figure(make, tmp_path) -> None:
     assert len(names) == 3 and max(map(len, names)) < 120
     for name, figure in figures.items():
         figure.savefig(tmp_path / "figure.png", dpi=150)
-        (ax,) = figure.axes
-        inside = ax.get_window_extent()
-        assert inside.width > 400 and inside.height > 50, name
+        panels = figure.axes
+        assert len(panels) == (4 if name == "differences" else 1)  # one for each score
+        for ax in panels:
+            inside = ax.get_window_extent()
+            assert inside.width > 400 / len(panels) and inside.height > 50, name
 
 
 def test_baselines_of_one_kind_are_told_apart_and_one_iteration_is_a_curve(make, tmp_path) -> None:

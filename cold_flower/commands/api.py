@@ -28,6 +28,7 @@ from strategies.fusion import load
 from strategies.names import unknown
 
 if TYPE_CHECKING:
+    from cold_flower.reporting.comparison import Comparison
     from cold_flower.runtime.candidates import Tuned
 
 AnyPath = str | Path
@@ -65,6 +66,49 @@ def simulate(
     config = configure(experiment, settings or {}, run_dir, resume)
     again = f"call it again with run_dir={config.run_dir!r}, resume=True"
     return run(config, Sharing(cpus_per_contributor, gpus_per_contributor), again)
+
+
+def compare(
+    experiment: AnyPath,
+    *,
+    rules: Sequence[str] = (),
+    stages: Sequence[str] = (),
+    variants: Sequence[Mapping[str, Any]] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    equal_length: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    run_dir: AnyPath | None = None,
+    say: Callable[[str], object] = print,
+) -> "Comparison":
+    """Compare fusion rules with the plain mean; a second call runs only what is not done.
+
+    Args:
+        experiment: a shipped one, or a TOML file.
+        rules: names of rules (``cold-flower rules``), or files or modules of one's own.
+        stages: of the plain mean, such as ``momentum=0.5``.
+        variants: any other keys and values, such as ``{"finetune.head": "keep"}``.
+        seeds: each is run for the plain mean and for each of these.
+        equal_length: make what a rule adds to the base as long as the plain mean.
+        settings: keys and values that all have in common.
+        run_dir: where the runs go; by default ``runs/compare-EXPERIMENT``.
+        say: takes a line for each run.
+
+    Raises:
+        ColdFlowerError: what is wrong, before anything started; or which runs failed.
+        KeyboardInterrupt: it was interrupted; what arrived is kept.
+
+    Example:
+        >>> found = cold_flower.compare("demo", rules=["ties"], stages=["momentum=0.5"])
+        >>> found.to_pandas()
+    """
+    from cold_flower.runtime import compare as comparing
+    from cold_flower.runtime.runner import Sharing
+
+    with one_kind_of_error():
+        compared = comparing.variants(rules, stages, variants, equal_length=equal_length)
+        folder = _folder(run_dir) if run_dir else None
+        planned = comparing.plan(str(experiment), compared, list(seeds), settings or {}, folder)
+        return comparing.run(planned, Sharing(), say, "the same call goes on")
 
 
 def evaluate(

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cold_flower.commands import listings, runs, site
+from cold_flower.commands.compare import compare
 from cold_flower.commands.evaluate import evaluate
 from cold_flower.commands.fuse import fuse
 from cold_flower.commands.simulate import simulate
@@ -45,7 +46,7 @@ def _options(
 
 
 for command in (
-    simulate, evaluate, tune, fuse, runs.report, runs.log, runs.rollback,
+    simulate, compare, evaluate, tune, fuse, runs.report, runs.log, runs.rollback,
     listings.experiments, listings.keys, listings.suites, listings.rules, site.deploy,
 ):  # fmt: skip
     app.command()(command)

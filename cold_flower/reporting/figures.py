@@ -16,6 +16,7 @@ from matplotlib.transforms import offset_copy
 from cold_flower.config import PROTOCOLS
 from cold_flower.reporting import reference
 from cold_flower.reporting.conditions import Condition
+from cold_flower.reporting.paired import difference
 from cold_flower.reporting.statistics import curve, mean_and_sem, mean_gain, task_gains
 from cold_flower.reporting.tables import columns
 
@@ -119,6 +120,48 @@ def compare(conditions: Sequence[Condition], group: str, protocol: str) -> Figur
     return figure
 
 
+def differences(conditions: Sequence[Condition]) -> Figure | None:
+    """Draw how each condition differs from the first, with its 95 % interval, a panel per score.
+
+    None where nothing can be paired.
+    """
+    first, *others = conditions
+    found = {}
+    for group, protocol in dict.fromkeys(p for c in conditions for p in columns(c.rows)):
+        of = {c.label: difference(c, first, group, protocol) for c in others}
+        if paired := {label: one for label, one in of.items() if one}:
+            found[group, protocol] = paired
+    if not found:
+        return None
+    labels = [condition.label for condition in reversed(others)]
+    width, height = max(7.0, 2 + 2.2 * len(found)), 1.3 + 0.5 * len(labels)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for ax, ((group, protocol), of_label) in zip(panels, found.items(), strict=True):
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.axvline(0, color="black", linewidth=0.8)
+        for y, label in enumerate(labels):
+            if one := of_label.get(label):
+                half = 0.0 if math.isnan(one.half) else 100 * one.half
+                colour = PROTOCOL_COLOURS[protocol]
+                face = colour if one.verdict else "white"
+                ax.errorbar(
+                    100 * one.mean, y, xerr=half, marker="o", markersize=6, linewidth=2,
+                    color=colour, markerfacecolor=face,
+                )  # fmt: skip
+        ax.set_title(f"{protocol}, {group}", fontsize=10)
+        ax.set_yticks(range(len(labels)), [_beside(label) for label in labels])
+        ax.set_ylim(-0.6, len(labels) - 0.4)
+        ax.tick_params(labelsize=10)
+        low, high = ax.get_xlim()
+        if high - low < LEAST_SPAN:
+            ax.set_xlim((low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2)
+    figure.supxlabel(
+        f"points above {first.label}, 95 %; filled: the interval leaves 0 out", fontsize=10
+    )
+    return figure
+
+
 def gains(condition: Condition, protocol: str) -> Figure:
     """Draw each task's gain of the last base over the start, with its error (Fig. 7)."""
     gain_of = task_gains(condition.scores, protocol, condition.last)
@@ -183,6 +226,8 @@ def all_figures(conditions: Sequence[Condition]) -> dict[str, Figure]:
             if len(task_gains(condition.scores, protocol, condition.last)) > 1:
                 figures[f"gains-{protocol}{tail}"] = gains(condition, protocol)
     if len(conditions) > 1:
+        if (against := differences(conditions)) is not None:
+            figures["differences"] = against
         pairs = {pair: None for c in conditions for pair in columns(c.rows)}
         for group, protocol in pairs:
             figures[f"compare-{protocol}-{group}"] = compare(conditions, group, protocol)
@@ -212,6 +257,11 @@ def replace(folder: Path, before: Iterable[str], figures: Mapping[str, Figure]) 
     for name, figure in figures.items():
         for kind in KINDS:
             (folder / f"{name}.{kind}").write_bytes(drawn(figure, kind))
+
+
+def _beside(label: str) -> str:
+    """Return a label as it fits beside a row: three lines at most."""
+    return "\n".join(textwrap.wrap(label, LONGEST, max_lines=3, placeholder=" ..."))
 
 
 def _slug(label: str) -> str:

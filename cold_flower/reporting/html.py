@@ -42,6 +42,17 @@ def write(folders: Sequence[Path], out: Path) -> tuple[Path, list[str]]:
     runs, without_scores = find(folders)
     compared, twice = conditions(runs)
     left_out = [*without_scores, *twice]
+    return write_conditions(compared, out, left_out), left_out
+
+
+def write_conditions(
+    compared: Sequence[Condition], out: Path, left_out: Sequence[str] = ()
+) -> Path:
+    """Write the report of conditions that are known already: see `write`.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     figures = all_figures(compared)
     images = {name: drawn(figure, "png") for name, figure in figures.items()}
     page = "".join(_page(compared, images, left_out))
@@ -59,7 +70,7 @@ def write(folders: Sequence[Path], out: Path) -> tuple[Path, list[str]]:
             f"cannot write the report {report} ({error.strerror}): name another folder, or a file "
             "that ends in .html, with --out (in Python: out=...)"
         ) from error
-    return report, left_out
+    return report
 
 
 def _figures_of(report: Path) -> list[str]:

@@ -198,6 +198,20 @@ class Repository:
             sha256 = add_body(folder / WEIGHTS, body, prefix)
             _write_manifest(folder, {**lineage, **manifest}, sha256)
 
+    def take_over_start(self, other: "Repository") -> None:
+        """Publish another run's iteration 0 as this one's; its files are links if the disk can.
+
+        Raises:
+            RunError: it is not there; or there is an iteration 0 here.
+        """
+        source = other.with_weights(0)
+        with self._new_iteration(0) as folder:
+            for file in source.iterdir():
+                try:
+                    os.link(file, folder / file.name)
+                except OSError:  # another disk, or one without links
+                    shutil.copy2(file, folder)
+
     def publish(
         self,
         iteration: int,

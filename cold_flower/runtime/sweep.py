@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from cold_flower.errors import ColdFlowerError, ConfigError, RunError
 from cold_flower.keys import Scalar, checked, unknown_key
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, check_new, check_same
-from cold_flower.runtime import experiments
+from cold_flower.runtime import experiments, shared_start
 from cold_flower.runtime.flower import completed
 from cold_flower.runtime.writable import check_writable
 from strategies.errors import StrategyError
@@ -100,9 +100,11 @@ def _text(value: Scalar) -> str:
 
 
 def run(
-    planned: Sequence[Cell], start: Callable[[Config], None], say: Callable[[str], None]
+    planned: Sequence[Cell], start: Callable[[Config], None], say: Callable[[str], object]
 ) -> None:
     """Run the cells that are not done, one after the other; a failed one stops no other.
+
+    What several cells start from is scored once (`cold_flower.runtime.shared_start`).
 
     Raises:
         RunError: naming the cells that failed; or nothing can be written where they are to go.
@@ -110,14 +112,24 @@ def run(
     if to_do := [cell for cell in planned if not cell.done]:
         check_writable(Path(to_do[0].config.run_dir))
     failed = []
+    finished = [cell.config for cell in planned if cell.done]
     for number, cell in enumerate(planned, start=1):
         where = f"{number}/{len(planned)} {cell.name}"
         if cell.done:
             say(f"{where}: done before")
             continue
         say(f"{where}: {'goes on' if cell.config.resume else 'begins'}")
+        config = cell.config
         try:
-            start(cell.config)
+            if not config.resume and (source := shared_start.sharing(config, finished)):
+                shared_start.take_over(config, source)
+                say(
+                    f"{where}: its start and the scores of that are those of "
+                    f"{source.parent.name}/{source.name}"
+                )
+                config = replace(config, resume=True)
+            start(config)
+            finished.append(config)
         except (ColdFlowerError, StrategyError, OSError) as error:
             say(f"{where}: failed: {error}")
             failed.append(cell.name)

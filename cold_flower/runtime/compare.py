@@ -1,0 +1,163 @@
+"""Conditions of one experiment, each with the same seeds, to be set against its plain mean."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cold_flower.errors import ConfigError
+from cold_flower.keys import Scalar
+from cold_flower.reporting.comparison import Comparison, comparison
+from cold_flower.runtime import experiments, runner, sweep
+from cold_flower.runtime.sweep import Cell
+
+PLAIN = "average"
+_RULE = {"fusion.rule": PLAIN, "fusion.options": "", "fusion.strategy": ""}
+_NORM, _EQUAL = "fusion.norm", "mean"
+_FIXED = ("seed", "run-dir", "resume")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the conditions."""
+
+    label: str
+    settings: Mapping[str, Scalar]
+    """The keys in which it differs from the experiment."""
+
+    @property
+    def folder(self) -> str:
+        """Return the name of its folder of runs."""
+        return self.label.replace(" ", "").replace("/", "_")
+
+
+def variants(
+    rules: Sequence[str],
+    stages: Sequence[str],
+    others: Sequence[Mapping[str, Any]],
+    *,
+    equal_length: bool,
+) -> list[Variant]:
+    """Return the plain mean, then each rule, each stage of the plain mean, and each other variant.
+
+    Args:
+        rules: as ``fusion.rule`` takes them.
+        stages: such as ``momentum=0.5``: keys of ``fusion`` without that word.
+        others: any keys and their values.
+        equal_length: give what each rule makes the length of the plain mean (``fusion.norm``).
+
+    Raises:
+        ConfigError: an unknown key, one that all have in common, the same variant twice, or none
+            but the plain mean.
+    """
+    given: list[tuple[str, Mapping[str, Any]]] = [
+        (rule, {"fusion.rule": rule}) for rule in dict.fromkeys(rules) if rule != PLAIN
+    ]
+    for stage in stages:
+        key, found, value = (part.strip() for part in stage.partition("="))
+        given.append(
+            (f"{key} = {value}", experiments.parse_settings([f"fusion.{key}{found}{value}"]))
+        )
+    for other in others:
+        given.append((", ".join(f"{key} = {value}" for key, value in other.items()), other))
+    made = [Variant(PLAIN, _RULE)]
+    for label, keys in given:
+        for key in _FIXED:
+            if key in keys:
+                raise ConfigError(f"{label!r}: {key} cannot differ between what is compared")
+        settings = {**_RULE, **keys}
+        # A stage of the plain mean makes it longer or shorter on purpose.
+        of_rule = settings["fusion.rule"] != PLAIN and not settings["fusion.strategy"]
+        if equal_length and of_rule and _NORM not in keys:
+            label, settings = f"{label}, norm = {_EQUAL}", {**settings, _NORM: _EQUAL}
+        made.append(Variant(label, settings))
+    if len(made) == 1:
+        raise ConfigError(
+            "nothing to compare the plain mean with: name rules (--rules ties,median), stages "
+            "(--stages momentum=0.5) or other keys (--variant 'finetune.head=keep')"
+        )
+    for number, variant in enumerate(made):
+        for earlier in made[:number]:
+            if variant.settings == earlier.settings or variant.folder == earlier.folder:
+                raise ConfigError(f"{earlier.label!r} and {variant.label!r} are the same variant")
+    return made
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Parse a variant: ``KEY=VALUE; KEY=VALUE``.
+
+    Raises:
+        ConfigError: an unknown key, no ``=``, a value of another type.
+    """
+    return experiments.parse_settings([part.strip() for part in text.split(";") if part.strip()])
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is to be run, or was."""
+
+    folder: Path
+    variants: list[Variant]
+    seeds: Sequence[Scalar]
+    cells: list[Cell]
+    """A run for each seed and variant, all variants of the first seed first: so what is there when
+    it is stopped can be paired."""
+
+
+def plan(
+    experiment: str,
+    compared: list[Variant],
+    seeds: Sequence[Scalar],
+    settings: Mapping[str, Any],
+    folder: Path | None = None,
+) -> Planned:
+    """Check all runs that a comparison takes.
+
+    Args:
+        experiment: a shipped one, or a TOML file.
+        compared: of `variants`.
+        seeds: of each.
+        settings: keys and values that all have in common.
+        folder: where the runs go; by default ``runs/compare-EXPERIMENT``.
+
+    Raises:
+        ConfigError, RunError: as for a sweep; a key that is set and differs between variants.
+    """
+    folder = (folder or Path("runs") / f"compare-{Path(experiment).stem}").resolve()
+    rows = []
+    for variant in compared:
+        for key in settings.keys() & variant.settings.keys():
+            raise ConfigError(
+                f"{key} is both set for all and what {variant.label!r} is about: leave one out"
+            )
+        keys = {**settings, **variant.settings}
+        runs = sweep.cells(experiment, keys, {"seed": seeds}, folder / variant.folder)
+        rows.append([replace(run, name=f"{variant.label}, {run.name}") for run in runs])
+    in_order = [run for of_seed in zip(*rows, strict=True) for run in of_seed]
+    return Planned(folder, compared, seeds, in_order)
+
+
+def run(
+    planned: Planned, sharing: runner.Sharing, say: Callable[[str], object], again: str
+) -> Comparison:
+    """Run what is not done; return what came out.
+
+    Args:
+        planned: by `plan`.
+        sharing: of the machine.
+        say: takes a line for each run.
+        again: how the user goes on after a stop.
+
+    Raises:
+        RunError: naming the runs that failed.
+        Stopped: by Ctrl-C or a signal.
+    """
+    sweep.run(planned.cells, lambda config: runner.run(config, sharing, again), say)
+    count, configs = len(planned.variants), [cell.config for cell in planned.cells]
+    return comparison(
+        planned.folder,
+        {
+            variant.label: [Path(config.run_dir) for config in configs[number::count]]
+            for number, variant in enumerate(planned.variants)
+        },
+    )

@@ -1,0 +1,254 @@
+"""Conditions against the plain mean: the same start, paired, each run once."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import cold_flower
+from cold_flower.errors import ColdFlowerError, ConfigError
+from cold_flower.reporting.comparison import comparison
+from cold_flower.reporting.paired import paired
+from cold_flower.repository.bases import Repository
+from cold_flower.repository.journal import PROGRESS, SCORES, Journal
+from cold_flower.runtime import compare
+from tests.test_cli import cold_flower as cold_flower_command
+
+SMALL = {
+    "tasks": "travel,music,kitchen",
+    "unseen": "kitchen",
+    "iterations": 1,
+    "contributors-per-iteration": 0,
+    "finetune.max-examples": 120,
+    "finetune.max-epochs": 5,
+    "evaluate.max-test-examples": 40,
+    "evaluate.protocols": "frozen,few-shot",
+    "few-shot.examples": 16,
+    "few-shot.epochs": 1,
+    "few-shot.draws": 1,
+}
+
+
+def test_variants_differ_from_the_plain_mean_in_what_they_name() -> None:
+    found = compare.variants(
+        ["average", "ties", "median"],
+        ["momentum=0.5", "clip = median"],
+        [{"finetune.head": "keep", "fusion.rule": "ties"}],
+        equal_length=True,
+    )
+    assert [variant.label for variant in found] == [
+        "average",
+        "ties, norm = mean",
+        "median, norm = mean",
+        "momentum = 0.5",
+        "clip = median",
+        "finetune.head = keep, fusion.rule = ties, norm = mean",
+    ]
+    plain = {"fusion.rule": "average", "fusion.options": "", "fusion.strategy": ""}
+    assert found[0].settings == plain
+    assert found[1].settings == {**plain, "fusion.rule": "ties", "fusion.norm": "mean"}
+    assert found[3].settings == {**plain, "fusion.momentum": 0.5}
+    assert found[4].folder == "clip=median"
+    free = compare.variants(["ties"], [], [], equal_length=False)
+    assert free[1].settings == {**plain, "fusion.rule": "ties"}
+    assert compare.parse("fusion.rule=ties; fusion.options={density = 0.5};") == {
+        "fusion.rule": "ties",
+        "fusion.options": "{density = 0.5}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("rules", "stages", "others", "said"),
+    [
+        (["average"], [], [], "nothing to compare the plain mean with"),
+        (["ties"], [], [{"fusion.rule": "ties"}], "'ties' and 'fusion.rule = ties' are the same"),
+        ([], [], [{"seed": 3}], "seed cannot differ between what is compared"),
+        ([], ["momentun=0.5"], [], "Did you mean 'fusion.momentum'"),
+        ([], ["momentum"], [], "expects key=value"),
+    ],
+)
+def test_what_cannot_be_compared(rules, stages, others, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        compare.variants(rules, stages, others, equal_length=False)
+
+
+def test_wrong_things_are_said_before_anything_starts(tmp_path) -> None:
+    for arguments, said in (
+        (["--rules", "tise"], "Did you mean 'ties'"),
+        (["--rules", "ties", "--set", "fusion.rule=dare"], "fusion.rule is both set for all"),
+        (["--rules", "ties", "--seeds", "two"], "seed is of type int"),
+        (["--stages", "momentum=2"], "momentum is"),
+    ):
+        done = cold_flower_command("compare", "demo", *arguments, cwd=tmp_path)
+        assert done.returncode == 1
+        assert said in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    from tests.in_process import simulate
+
+    folder = tmp_path_factory.mktemp("compared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cold_flower.runtime.runner.simulate", simulate)
+        patch.setenv("COLUMNS", "200")
+        lines: list[str] = []
+        found = cold_flower.compare(
+            "demo",
+            rules=["ties"],
+            stages=["learning-rate=2"],
+            seeds=[0, 1],
+            equal_length=True,
+            settings=SMALL,
+            run_dir=folder,
+            say=lines.append,
+        )
+        assert [line.split(": ")[-1] for line in lines] == [
+            line for seed in (0, 1) for line in (
+                "begins",
+                "begins", f"its start and the scores of that are those of average/seed={seed}",
+                "begins", f"its start and the scores of that are those of average/seed={seed}",
+            )
+        ]  # fmt: skip
+        again: list[str] = []
+        cold_flower.compare(
+            "demo",
+            rules=["ties"],
+            stages=["learning-rate=2"],
+            seeds=[0, 1],
+            equal_length=True,
+            settings=SMALL,
+            run_dir=folder,
+            say=again.append,
+        )
+        assert [line.split(": ")[-1] for line in again] == ["done before"] * 6
+    return found
+
+
+def test_a_start_that_was_taken_over_is_as_if_it_had_been_made_anew(
+    compared, in_process, tmp_path
+) -> None:
+    alone = cold_flower.simulate(
+        "demo", {**SMALL, "fusion.rule": "ties", "fusion.norm": "mean"}, run_dir=tmp_path / "alone"
+    )
+    taken = compared.folder / "ties,norm=mean" / "seed=0"
+    for iteration in range(2):
+        ours, theirs = (Repository(run).manifest(iteration) for run in (taken, alone.folder))
+        assert ours["sha256"] == theirs["sha256"]
+    values = [
+        {(r["iteration"], r["task"], r["protocol"]): r["value"] for r in Journal(run).rows(SCORES)}
+        for run in (taken, alone.folder)
+    ]
+    assert values[0] == values[1]
+    assert len(values[0]) == 2 * 3 * 2
+    said = [event["line"] for event in Journal(taken).rows(PROGRESS)]
+    assert not any(line.startswith("evaluating 0") for line in said)
+    weights = taken / "iterations" / "0000" / "model.safetensors"
+    assert weights.samefile(compared.folder / "average/seed=0/iterations/0000/model.safetensors")
+    assert alone.config["fusion.norm"] == "mean"
+
+
+def test_gains_errors_and_differences_are_those_of_the_scores(compared) -> None:
+    def gains(folder: str, seed: int) -> dict[str, float]:
+        rows = Journal(compared.folder / folder / f"seed={seed}").rows(SCORES)
+        frozen = {
+            (r["iteration"], r["task"]): r["value"] for r in rows if r["protocol"] == "frozen"
+        }
+        return {task: frozen[1, task] - frozen[0, task] for task in ("travel", "music")}
+
+    (line,) = (
+        line
+        for line in compared.lines
+        if (line.condition, line.protocol, line.group) == ("learning-rate = 2", "frozen", "seen")
+    )
+    own = [gains("learning-rate=2", seed) for seed in (0, 1)]
+    plain = [gains("average", seed) for seed in (0, 1)]
+    by_seed = [(one["travel"] + one["music"]) / 2 for one in own]
+    by_task = [(own[0][task] + own[1][task]) / 2 for task in ("travel", "music")]
+    assert (line.tasks, line.seeds, line.iteration) == (2, 2, 1)
+    assert 0.05 < line.gain < 0.9
+    assert line.gain == pytest.approx(sum(by_seed) / 2)
+    assert line.sem_seeds == pytest.approx(abs(by_seed[0] - by_seed[1]) / 2)
+    assert line.sem_tasks == pytest.approx(abs(by_task[0] - by_task[1]) / 2)
+    assert by_seed[0] != by_seed[1]
+    differences = [[o[t] - p[t] for o, p in zip(own, plain, strict=True)] for t in own[0]]
+    import numpy as np
+
+    wanted = paired(np.array(differences))
+    assert line.difference
+    assert line.difference.mean == pytest.approx(wanted.mean)
+    assert line.difference.half == pytest.approx(wanted.half)
+    firsts = [line for line in compared.lines if line.condition == "average"]
+    assert [line.difference for line in firsts] == [None] * 4  # two protocols, seen and unseen
+
+
+def test_lengths_and_costs(compared) -> None:
+    average, ties, doubled = compared.costs
+    assert (average.length, ties.length) == (pytest.approx(1), pytest.approx(1, abs=1e-4))
+    assert doubled.length == pytest.approx(2, abs=1e-4)
+    assert [cost.finetunings for cost in compared.costs] == [2, 2, 2]
+    assert all(cost.seconds > 0 for cost in compared.costs)
+    assert any(
+        doubt.startswith("learning-rate = 2: its steps are 2.00 times as long as those of average")
+        for doubt in compared.doubts
+    )
+    assert not any(doubt.startswith("ties") and "length" in doubt for doubt in compared.doubts)
+
+
+def test_what_is_printed_drawn_and_handed_to_pandas(compared, tmp_path) -> None:
+    done = cold_flower_command(
+        "compare", "demo", "--rules", "ties", "--stages", "learning-rate=2", "--seeds", "0..1",
+        "--equal-length", "--run-dir", str(compared.folder),
+        *(part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")),
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "demo: gain over the start in points, after 1 iterations; seeds 0, 1" in done.stdout
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["frozen,", "2", "seen,", "from"] in [line[:4] for line in lines]
+    assert sum(line[:1] == ["average"] for line in lines) == 5  # four parts, and the cost
+    page = (compared.folder / "report.html").read_text()
+    assert "<h2>Against average</h2>" in page
+    assert '<img alt="differences"' in page
+    frame = compared.to_pandas()
+    assert list(frame["condition"].unique()) == [
+        "average",
+        "ties, norm = mean",
+        "learning-rate = 2",
+    ]
+    assert frame[frame.condition == "average"]["half"].isna().all()
+    assert "learning-rate = 2" in compared._repr_html_()
+    assert not any(math.isnan(value) for value in frame["gain"])
+
+
+def test_a_folder_of_another_comparison_is_not_mixed_in(compared, tmp_path) -> None:
+    with pytest.raises(ColdFlowerError, match=r"cannot resume .*changed finetune.max-epochs"):
+        cold_flower.compare(
+            "demo",
+            rules=["ties"],
+            settings={**SMALL, "finetune.max-epochs": 2},
+            run_dir=compared.folder,
+        )
+
+
+def test_other_code_scores_its_own_start(compared, monkeypatch) -> None:
+    from cold_flower.runtime import shared_start
+
+    planned = compare.plan(
+        "demo", compare.variants(["median"], [], [], equal_length=False), [0], SMALL,
+        compared.folder,
+    )  # fmt: skip
+    done, new = (cell.config for cell in planned.cells)
+    assert shared_start.sharing(new, [done]) == Path(done.run_dir)
+    monkeypatch.setattr(shared_start, "made_with", lambda: {"versions": "v", "code": "other"})
+    assert shared_start.sharing(new, [done]) is None
+
+
+def test_an_open_comparison_needs_runs(tmp_path) -> None:
+    with pytest.raises(ColdFlowerError, match="holds no run"):
+        comparison(tmp_path, {"average": [tmp_path / "nowhere"]})
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    with pytest.raises(ColdFlowerError, match="holds no run"):
+        comparison(tmp_path, {"average": [tmp_path]})
