@@ -40,8 +40,8 @@ def keep(what: str, ours: float, peer: str, theirs: float, unit: str, note: str 
         "unit": unit,
         "note": note,
         "command": _command(),
-        "machine": _machine(),
-        "versions": {name: number for name in VERSIONS if (number := _version(name))},
+        "machine": machine(),
+        "versions": {name: number for name in VERSIONS if (number := package_version(name))},
     }
     FOLDER.mkdir(exist_ok=True)
     today = FOLDER / f"{time.strftime('%Y-%m-%d')}.json"
@@ -53,7 +53,8 @@ def keep(what: str, ours: float, peer: str, theirs: float, unit: str, note: str 
     PAGE.write_text(f"{before}{BEGIN}\n{table()}{END}{rest.partition(END)[2]}")
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """Return a package's version; empty where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:  # flwr and ray, where torch alone is measured
@@ -72,7 +73,8 @@ def _command() -> str:
     return " ".join([*real, "python -m", module, *arguments])
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Return the GPU's name, or how many cores of which kind."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     cpus = Path("/proc/cpuinfo")

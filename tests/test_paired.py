@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cold_flower.reporting.conditions import Condition
-from cold_flower.reporting.paired import Difference, difference, paired, quantile
+from cold_flower.reporting.paired import Difference, apart, difference, paired, quantile
 from cold_flower.reporting.runs import RunDirectory
 
 
@@ -21,7 +21,8 @@ def test_tasks_and_seeds_cross() -> None:
     found = paired(np.array([[1.0, 2.0], [3.0, 8.0]]))
     degrees = (16 + 9 - 4) ** 2 / (16**2 + 9**2 + 4**2)
     error = math.sqrt((16 + 9 - 4) / 4)
-    assert found == Difference(3.5, pytest.approx(quantile(degrees) * error), 2, 2)
+    assert found == Difference(3.5, pytest.approx(error), pytest.approx(degrees), 2, 2)
+    assert found.half == pytest.approx(quantile(degrees) * error)
     assert found.verdict == ""
 
 
@@ -53,6 +54,13 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
             found = paired(noise + varied)
             held += abs(found.mean) <= found.half
         assert 0.9 <= held / 150 < 1
+
+
+def test_two_means_of_other_tasks_by_hand() -> None:
+    found = apart(Difference(5.0, 3.0, 4.0, 6, 3), Difference(1.0, 4.0, 9.0, 12, 2))
+    degrees = 25**2 / (9**2 / 4 + 16**2 / 9)
+    assert found == Difference(4.0, 5.0, pytest.approx(degrees), 18, 2)
+    assert math.isnan(apart(paired(np.array([[1.0]])), found).half)
 
 
 def condition(*seeds, baseline: str = "") -> Condition:

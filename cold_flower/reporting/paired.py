@@ -8,6 +8,7 @@ seed only the tasks vary, with one task only the seeds; the interval then speaks
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,10 +26,17 @@ class Difference:
     """A mean difference, in the scores' own unit (0.01 is a point)."""
 
     mean: float
-    half: float
-    """Half the 95 % interval; NaN for a single task of a single seed."""
+    error: float
+    """Its standard error; NaN for a single task of a single seed."""
+    degrees: float
+    """Of freedom, of that error."""
     tasks: int
     seeds: int
+
+    @property
+    def half(self) -> float:
+        """Return half the 95 % interval; NaN where there is no error."""
+        return self.error if math.isnan(self.error) else quantile(self.degrees) * self.error
 
     @property
     def verdict(self) -> str:
@@ -52,23 +60,40 @@ def difference(one: Condition, other: Condition, group: str, protocol: str) -> D
         The difference; None where no task was scored in every seed of both.
     """
     last = min(c.last for c in (one, other) if not c.is_level or one.is_level == other.is_level)
-    scores = [
-        {
-            run.config["seed"]: {
-                row["task"]: row["value"]
-                for row in pick(
-                    run.scores,
-                    iteration=condition.last if condition.is_level else last,
-                    group=group,
-                    protocol=protocol,
-                )
-            }
-            for run in condition.runs
+    ours, theirs = (
+        scores_at(c, c.last if c.is_level else last, group, protocol) for c in (one, other)
+    )
+    return above(ours, theirs)
+
+
+def gain(condition: Condition, group: str, protocol: str, iteration: int) -> Difference | None:
+    """Return by how much an iteration's base scores above the start, on tasks of all seeds.
+
+    None where no task was scored in every seed, before and after.
+    """
+    start, later = (scores_at(condition, i, group, protocol) for i in (0, iteration))
+    return above(later, start)
+
+
+ScoresOf = Mapping[int, Mapping[str, float]]
+"""By seed and task."""
+
+
+def scores_at(condition: Condition, iteration: int, group: str, protocol: str) -> ScoresOf:
+    """Return what a condition's base scored at an iteration."""
+    return {
+        run.config["seed"]: {
+            row["task"]: row["value"]
+            for row in pick(run.scores, iteration=iteration, group=group, protocol=protocol)
         }
-        for condition in (one, other)
-    ]
-    seeds = sorted(set.intersection(*map(set, scores)))
-    by_seed = [of_condition[seed] for of_condition in scores for seed in seeds]
+        for run in condition.runs
+    }
+
+
+def above(ours: ScoresOf, theirs: ScoresOf) -> Difference | None:
+    """Return by how much ours are above theirs on the seeds and tasks of both; None without any."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    by_seed = [scores[seed] for scores in (ours, theirs) for seed in seeds]
     if not by_seed or not (tasks := sorted(set.intersection(*map(set, by_seed)))):
         return None
     values = np.array([[row[task] for row in by_seed] for task in tasks])
@@ -94,11 +119,28 @@ def paired(values: NDArray[np.float64]) -> Difference:
     elif of_task <= of_rest:
         terms, free = [0.0, of_seed, 0.0], [0, free[1], 0]
     if not any(free):
-        return Difference(mean, math.nan, tasks, seeds)
+        return Difference(mean, math.nan, 0.0, tasks, seeds)
     spread = sum(term**2 / n for term, n in zip(terms, free, strict=True) if n)
     degrees = sum(terms) ** 2 / spread if spread else math.inf
-    error = math.sqrt(sum(terms) / (tasks * seeds))
-    return Difference(mean, quantile(degrees) * error, tasks, seeds)
+    return Difference(mean, math.sqrt(sum(terms) / (tasks * seeds)), degrees, tasks, seeds)
+
+
+def apart(one: Difference, other: Difference) -> Difference:
+    """Return by how much one mean is above another that was measured on other tasks.
+
+    Of their errors, as if they were independent (Welch): wider than it need be where seeds move
+    both alike.
+    """
+    squares = one.error**2, other.error**2
+    of_each = zip(squares, (one.degrees, other.degrees), strict=True)
+    spread = sum(square**2 / degrees for square, degrees in of_each if square > 0)
+    return Difference(
+        one.mean - other.mean,
+        math.sqrt(sum(squares)),
+        sum(squares) ** 2 / spread if spread else math.inf,
+        one.tasks + other.tasks,
+        min(one.seeds, other.seeds),
+    )
 
 
 def quantile(degrees: float) -> float:

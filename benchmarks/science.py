@@ -1,0 +1,119 @@
+"""Scores of real runs, kept small: benchmarks/results/science/<name>.json.
+
+    python -m benchmarks.science main RUN...
+
+takes each finished run of the folders that are named, or that lie in them, and writes what its
+tables rest on: the keys that were set, every score, lengths of steps, what each took, and whether
+its recipe trained; with the commit, the machine and the versions. `benchmarks.claims` computes the
+tables of docs/results.md from these files.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import FOLDER, VERSIONS, machine, package_version
+from cold_flower.config import Config
+from cold_flower.reporting.conditions import Condition
+from cold_flower.reporting.runs import RunDirectory, find
+from cold_flower.repository.journal import CONFIG
+
+SCIENCE = FOLDER / "science"
+_NOT_KEPT = ("run-dir", "resume", "log", "explicit", "recipe")
+_PATHS = ("suite", "base-model")  # by their last part alone
+_OF_A_SCORE = ("iteration", "task", "protocol", "group", "metric", "n_test")
+
+
+def keep(name: str, folders: Sequence[Path]) -> Path:
+    """Write what is known of some runs; return the file."""
+    runs, left_out = find(_inside(folders))
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    file = SCIENCE / f"{name}.json"
+    kept = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "versions": {each: package_version(each) for each in VERSIONS},
+        "commits": sorted({_commit(run.folder) for run in runs}),
+        "runs": [_run(run) for run in runs],
+    }
+    SCIENCE.mkdir(parents=True, exist_ok=True)
+    rows = ",\n  ".join(json.dumps(run) for run in kept.pop("runs"))
+    file.write_text(f'{json.dumps(kept)[:-1]},\n "runs": [\n  {rows}\n]}}\n')
+    return file
+
+
+def load(name: str) -> list[RunDirectory]:
+    """Return the runs of a file, as if their directories were here."""
+    runs = []
+    for kept in json.loads((SCIENCE / f"{name}.json").read_text())["runs"]:
+        run = RunDirectory(Path(), {**Config().flat(), **kept["config"]})
+        seed = run.config["seed"]
+        run.__dict__["scores"] = [
+            {**dict(zip((*_OF_A_SCORE, "value"), row, strict=True)), "seed": seed}
+            for row in kept["scores"]
+        ]
+        runs.append(run)
+    return runs
+
+
+def select(runs: Iterable[RunDirectory], label: str, **wanted: Any) -> Condition:
+    """Return the seeds of the runs that have these values.
+
+    Of a key's name ``_`` stands for ``-``, and ``__`` for a dot.
+
+    Raises:
+        ValueError: no run has them, or a seed twice.
+    """
+    keys = {key.replace("__", ".").replace("_", "-"): value for key, value in wanted.items()}
+    chosen = [run for run in runs if all(run.config[k] == v for k, v in keys.items())]
+    seeds = [run.config["seed"] for run in chosen]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"{label}: seeds {seeds} have {keys}")
+    return Condition(label, tuple(sorted(chosen, key=lambda run: run.config["seed"])))
+
+
+def _inside(folders: Iterable[Path]) -> Iterator[Path]:
+    """Yield every folder of runs in some folders: a comparison has one for each variant."""
+    for folder in folders:
+        below = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+        if any((path / CONFIG).exists() for path in (folder, *below)):
+            yield folder
+        else:
+            yield from (path for path in below if any(path.glob(f"*/{CONFIG}")))
+
+
+def _run(run: RunDirectory) -> dict[str, Any]:
+    defaults = Config().flat()
+    config = {k: v for k, v in run.config.items() if v != defaults[k] and k not in _NOT_KEPT}
+    config |= {key: Path(config[key]).name for key in _PATHS if key in config}
+    seconds = run.progress.seconds
+    return {
+        "config": {**config, "seed": run.config["seed"]},
+        "lengths": [round(m["length"], 4) for m in run.manifests if m.get("length")],
+        "finetunings": len(run.contributions),
+        "minutes": round(sum(seconds.values()) / 60, 1),
+        "findings": run.findings,
+        "scores": [
+            [*(row[key] for key in _OF_A_SCORE), round(row["value"], 6)] for row in run.scores
+        ],
+    }
+
+
+def _commit(run: Path) -> str:
+    """Return the commit whose code a run had, as far as it is this checkout's; else its hash."""
+    code: Mapping[str, Any] = json.loads((run / CONFIG).read_text())
+    from cold_flower.identity import code_sha256
+
+    if code.get("code") == code_sha256():
+        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    return f"code sha256 {str(code.get('code'))[:12]}"
+
+
+if __name__ == "__main__":
+    print(keep(sys.argv[1], [Path(path) for path in sys.argv[2:]]))
