@@ -13,6 +13,7 @@ machine's measured rate of products (bf16, or fp32 where bf16 is slow).
 """
 
 import argparse
+import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -87,10 +88,10 @@ def trainer(work: Work, batch: int, epochs: int, *, best: bool) -> Answer:
 
 def result(model: Any, work: Work, epochs: int) -> Answer:
     """Return what was done, and how well it was learnt."""
-    accuracy = score(model, work.test, "accuracy", "auto") if work.test else float("nan")
     examples, tokens = len(work.train) * epochs, float(work.train.lengths().sum()) * epochs
     flop = multiplied(model, work, tokens / examples) * examples
-    return {"examples": examples, "tokens": tokens, "flop": flop, "accuracy": accuracy}
+    done = {"examples": examples, "tokens": tokens, "flop": flop}
+    return {**done, "accuracy": score(model, work.test, "accuracy", "auto")} if work.test else done
 
 
 def multiplied(model: Any, work: Work, tokens: float) -> float:
@@ -136,7 +137,7 @@ def rates(answers: Sequence[Answer]) -> dict[str, float]:
     """Return what processes side by side did a second, all of them, until the last was done."""
     slowest = max(f["seconds"] for f in answers)
     summed = {key: sum(f[key] for f in answers) for key in ("examples", "tokens", "flop")}
-    accuracy = sum(f["accuracy"] for f in answers) / len(answers)
+    accuracy = sum(f.get("accuracy", math.nan) for f in answers) / len(answers)
     return {**{key: value / slowest for key, value in summed.items()}, "accuracy": accuracy}
 
 
