@@ -14,12 +14,11 @@ Without a GPU the smallest size runs on cores: it shows that the benchmark works
 """
 
 import argparse
-import gc
 import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -91,8 +90,8 @@ class Part:
 
 
 def parts(size: Size, variants: bool) -> Iterator[Part]:
-    """Yield all parts, those of most value first."""
-    yield Part(MATMUL, "benchmarks.gpu:matmul", length=0.5)
+    """Yield all parts, those of most value first; variants follow what they are compared with."""
+    yield Part(MATMUL, "benchmarks.ways:matmul", length=0.5)
     fixed = {"task": "", "examples": 0, "epochs": 1, "shape": size.shape}
     for lengths, tokens in LENGTHS.items():
         for way, much in (("ours", 1.0), ("trainer-best", 1.5)):
@@ -101,28 +100,28 @@ def parts(size: Size, variants: bool) -> Iterator[Part]:
                 f"{way}, {lengths}", "benchmarks.finetune:prepare", options, length=much,
                 needs="" if way == "ours" else "accelerate",
             )  # fmt: skip
-    for many in size.together:
-        options = {**fixed, "way": "ours", "tokens": 0, "batch": size.shared_batch}
-        yield Part(f"{many} at once", "benchmarks.finetune:prepare", options, many, length=1.5)
-    shape = {"shape": size.shape}
-    options = {**shape, "batches": size.memory}
-    much = len(size.memory)
-    yield Part(MEMORY, "benchmarks.gpu:memory", options, length=much, once=True, alone=True)
-    options = {**shape, "batches": size.evaluation}
-    yield Part(EVALUATION, "benchmarks.gpu:evaluation", options, length=1.5)
-    options = {**shape, "batch": size.batch}
-    yield Part(PROFILE, "benchmarks.gpu:profile", options, setup=10, once=True)
     if variants:
         for variant, lengths in (
             ("packed", "MNLI's lengths"),
             ("compiled", "128 tokens"),
             ("compiled", "MNLI's lengths"),
         ):
-            options = {**shape, "variant": variant, "tokens": LENGTHS[lengths]}
+            options = {"shape": size.shape, "variant": variant, "tokens": LENGTHS[lengths]}
             yield Part(
                 f"{variant}, {lengths}", "benchmarks.variants:prepare",
                 {**options, "batch": size.batch}, setup=60 if variant == "compiled" else 5,
             )  # fmt: skip
+    for many in size.together:
+        options = {**fixed, "way": "ours", "tokens": 0, "batch": size.shared_batch}
+        yield Part(f"{many} at once", "benchmarks.finetune:prepare", options, many, length=1.5)
+    shape = {"shape": size.shape}
+    options = {**shape, "batches": size.memory}
+    much = len(size.memory)
+    yield Part(MEMORY, "benchmarks.ways:memory", options, length=much, once=True, alone=True)
+    options = {**shape, "batches": size.evaluation}
+    yield Part(EVALUATION, "benchmarks.ways:evaluation", options, length=1.5)
+    options = {**shape, "batch": size.batch}
+    yield Part(PROFILE, "benchmarks.ways:profile", options, setup=10, once=True)
 
 
 class Bench:
@@ -284,111 +283,6 @@ def rows(found: Mapping[str, list[list[Answer]]], size: Size) -> list[results.Ro
             rates = [run[batch] for run in runs]
             kept.append(results.row(what, rates, peer, theirs, "examples/s"))
     return kept
-
-
-def matmul(seed: int) -> Callable[[], Answer]:
-    """Measure the rate of products, in FLOP/s."""
-    return lambda: {"flops": machine.matmul_rate()}
-
-
-def memory(batches: list[int], shape: str, seed: int) -> Callable[[], Answer]:
-    """Measure the peak of finetunings on 128 tokens, ever larger batches; bytes, and the estimate.
-
-    All words occur, and the best weights are kept, as the estimate assumes.
-    """
-    from types import SimpleNamespace
-
-    from transformers import RobertaConfig
-
-    from benchmarks.work import SHAPES, random
-    from cold_flower.config import Config, Finetune
-    from cold_flower.models.base import Base
-    from cold_flower.models.classifier import device
-    from cold_flower.runtime.resources import footprint
-    from cold_flower.training.finetune import finetune
-    from cold_flower.training.scoring import bf16_is_fast
-
-    length, words = 128, SHAPES[shape]["vocab_size"]
-    base = Base("", RobertaConfig(**SHAPES[shape]), SimpleNamespace(model_max_length=512), "")
-
-    def run() -> Answer:
-        said = {}
-        for batch in sorted(batches):
-            gc.collect()  # the model before, a circle
-            torch.cuda.empty_cache()
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
-            work = random(max(2 * batch, words // length + 1), length, shape)
-            work.train.ids.copy_(torch.arange(len(work.train.ids)) % (words - 4) + 4)
-            options = Finetune(batch_size=batch, max_epochs=1, max_length=length)
-            finetune(
-                work.model(), work.train, work.train.take(range(batch)), options=options,
-                metric="accuracy", seed=seed,
-            )  # fmt: skip
-            config, on = Config(finetune=options), device()
-            estimated = footprint(config, base, bf16=bf16_is_fast(on), cores=on.type == "cpu")
-            said[str(batch)] = {"estimated": estimated, "measured": machine.peak_bytes()}
-        return said
-
-    return run
-
-
-def evaluation(batches: list[int], examples: int, shape: str, seed: int) -> Callable[[], Answer]:
-    """Measure a pass without training in batches of each size, in examples a second."""
-    from benchmarks.work import random
-    from cold_flower.training import scoring
-
-    work = random(examples, 0, shape)
-    model = work.model()
-    data = work.train.to(model.device)
-
-    def run() -> Answer:
-        rates = {}
-        for size in batches:
-            scoring.EVALUATION_BATCH = size
-            taken = machine.seconds(lambda: scoring.logits_of(model, data, "auto"))
-            rates[str(size)] = len(data) / taken
-        return rates
-
-    run()
-    return run
-
-
-def profile(batch: int, examples: int, shape: str, seed: int) -> Callable[[], Answer]:
-    """Measure where the time of twelve steps at MNLI's lengths goes: the fifteen largest.
-
-    Of torch's operations the time on the GPU (without one on the core) of their own.
-    """
-    from torch.profiler import ProfilerActivity
-
-    from benchmarks.work import random
-    from cold_flower.config import Finetune
-    from cold_flower.training.finetune import finetune
-
-    work = random(min(examples, 12 * batch), 0, shape)
-    model = work.model()
-    options = Finetune(batch_size=batch, max_epochs=1)
-    gpu = torch.cuda.is_available()
-
-    def loop() -> None:
-        finetune(model, work.train, None, options=options, metric="accuracy", seed=seed)
-
-    def run() -> Answer:
-        kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-        with torch.profiler.profile(activities=kinds) as seen:
-            seconds = machine.seconds(loop)
-        own = "self_device_time_total" if gpu else "self_cpu_time_total"  # microseconds
-        events = [e for e in seen.key_averages() if str(e.device_type).endswith("CPU")]
-        total = sum(getattr(e, own) for e in events)
-        events.sort(key=lambda e: getattr(e, own), reverse=True)
-        top = [
-            {"name": e.key, "share": round(getattr(e, own) / total, 4), "calls": e.count}
-            for e in events[:15]
-        ]
-        return {"busy": total / 1e6 / seconds, "top": top}
-
-    loop()
-    return run
 
 
 def tell(bench: Bench) -> None:

@@ -186,6 +186,13 @@ def test_how_much_is_measured(tmp_path, monkeypatch) -> None:
     assert [o["random"] for _, o, _ in clock.begun[1:]] == [21 * 64, 4 * 64]
 
 
+def test_variants_follow_what_they_are_compared_with() -> None:
+    plain = [p.name for p in gpu.parts(gpu.LARGE, variants=False)]
+    names = [p.name for p in gpu.parts(gpu.LARGE, variants=True)]
+    more = ["packed, MNLI's lengths", "compiled, 128 tokens", "compiled, MNLI's lengths"]
+    assert names == [*plain[:5], *more, *plain[5:]] and plain[4] == "trainer-best, 128 tokens"
+
+
 def test_the_comparisons_by_hand() -> None:
     size = gpu.Size("R", 1, 256, 64, (1, 2), (64, 128), (16,), seconds=1, repetitions=2, start=1)
 
