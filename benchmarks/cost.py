@@ -12,11 +12,10 @@ does.
 """
 
 import argparse
-import time
-from collections.abc import Callable
 from functools import partial
 
 from benchmarks import finetune, results
+from benchmarks.machine import seconds
 from benchmarks.sizes import SIZES
 from benchmarks.work import random
 from cold_flower.config import Config, split
@@ -28,11 +27,13 @@ BATCH = 32
 
 def rates(examples: int) -> dict[str, float]:
     """Return examples a second of each kind of work."""
-    chosen = argparse.Namespace(examples=0, epochs=1, batch=BATCH, random=examples, tokens=0)
+    chosen = argparse.Namespace(
+        examples=0, epochs=1, batch=BATCH, random=examples, tokens=0, repeat=1
+    )
     found = {
-        way: finetune.measure(way, "random", chosen)["examples"] for way in ("trainer", "ours")
+        way: finetune.measure(way, "random", chosen)[0]["examples"] for way in ("trainer", "ours")
     }
-    work = random(examples, 0)
+    work = random(examples)
     model, plain, options = work.model(), work.model(plain=True), Config().probe
     probe.extract_features(model, work.train.take(range(BATCH)), "auto")  # warm
     known = probe.extract_features(model, work.train, "auto")
@@ -41,18 +42,10 @@ def rates(examples: int) -> dict[str, float]:
         probe.train_head(model, known, work.train.labels, options=options, batch_size=BATCH, seed=0)
 
     for name, body in (("forward", model), ("plain", plain)):
-        seconds = _timed(partial(probe.extract_features, body, work.train, "auto"))
-        found[name] = examples / seconds
-    found["head"] = examples * options.epochs / _timed(head)
+        taken = seconds(partial(probe.extract_features, body, work.train, "auto"))
+        found[name] = examples / taken
+    found["head"] = examples * options.epochs / seconds(head)
     return found
-
-
-def _timed(run: Callable[[], object]) -> float:
-    finetune.wait()
-    started = time.perf_counter()
-    run()
-    finetune.wait()
-    return time.perf_counter() - started
 
 
 def main() -> None:

@@ -13,38 +13,42 @@ machine's measured rate of products (bf16, or fp32 where bf16 is slow).
 """
 
 import argparse
-import json
+import math
 import os
-import subprocess
-import sys
 import tempfile
-import time
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 
 from benchmarks import results
-from benchmarks.work import Work, random, real
+from benchmarks.machine import matmul_rate, seconds
+from benchmarks.work import Work, real
+from benchmarks.work import random as random_work
+from benchmarks.workers import Answer, WorkerError, Workers
 from cold_flower.config import Finetune
 from cold_flower.models.classifier import device
 from cold_flower.training.finetune import finetune
 from cold_flower.training.scoring import bf16_is_fast, score
 
-WAYS = ("trainer", "trainer-best", "ours")
 BATCH, RATE = 32, 1e-4
 
 
-def ours(work: Work, batch: int, epochs: int, seed: int) -> dict[str, float]:
+def ours(work: Work, batch: int, epochs: int, seed: int) -> Answer:
     """Run our loop."""
     model = work.model()
     options = Finetune(learning_rate=RATE, batch_size=batch, max_epochs=epochs)
-    done = finetune(model, work.train, None, options=options, metric="accuracy", seed=seed)
-    return {"seconds": done.seconds, **result(model, work, epochs)}
+
+    def run() -> None:
+        finetune(model, work.train, None, options=options, metric="accuracy", seed=seed)
+
+    return {"seconds": seconds(run), **result(model, work, epochs)}
 
 
-def trainer(work: Work, batch: int, epochs: int, *, best: bool) -> dict[str, float]:
+def trainer(work: Work, batch: int, epochs: int, *, best: bool) -> Answer:
     """Run transformers' loop."""
     from transformers import Trainer, TrainingArguments
 
@@ -79,19 +83,15 @@ def trainer(work: Work, batch: int, epochs: int, *, best: bool) -> dict[str, flo
     )
     rows: Any = range(len(work.train))  # a dataset of indices
     made = Lengths(model=model, args=arguments, train_dataset=rows, data_collator=collate)
-    wait()
-    started = time.perf_counter()
-    made.train()
-    wait()
-    return {"seconds": time.perf_counter() - started, **result(model, work, epochs)}
+    return {"seconds": seconds(made.train), **result(model, work, epochs)}
 
 
-def result(model: Any, work: Work, epochs: int) -> dict[str, float]:
+def result(model: Any, work: Work, epochs: int) -> Answer:
     """Return what was done, and how well it was learnt."""
-    accuracy = score(model, work.test, "accuracy", "auto") if work.test else float("nan")
     examples, tokens = len(work.train) * epochs, float(work.train.lengths().sum()) * epochs
     flop = multiplied(model, work, tokens / examples) * examples
-    return {"examples": examples, "tokens": tokens, "flop": flop, "accuracy": accuracy}
+    done = {"examples": examples, "tokens": tokens, "flop": flop}
+    return {**done, "accuracy": score(model, work.test, "accuracy", "auto")} if work.test else done
 
 
 def multiplied(model: Any, work: Work, tokens: float) -> float:
@@ -116,75 +116,43 @@ def multiplied(model: Any, work: Work, tokens: float) -> float:
     return flop
 
 
-def wait() -> None:
-    """Wait until a GPU has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def prepare(
+    way: str, task: str, *, examples: int, epochs: int, batch: int, random: int, tokens: int,
+    seed: int, shape: str = "RoBERTa-base",
+) -> Callable[[], Answer]:  # fmt: skip
+    """Load the work and warm up; return what is measured."""
+    work = random_work(random, tokens, shape) if random else real(task, examples)
 
-
-def matmul_rate() -> float:
-    """Measure products of 4096 x 4096 (1024 on cores) in the precision of ``auto``, in FLOP/s."""
-    on = device()
-    size = 4096 if on.type == "cuda" else 1024
-    precision = torch.bfloat16 if bf16_is_fast(on) else torch.float32
-    a = torch.randn(size, size, device=on, dtype=precision)
-    fastest = float("inf")
-    for _ in range(10):  # the first ones load kernels; others may share the machine
-        wait()
-        started = time.perf_counter()
-        for _ in range(20):
-            a @ a
-        wait()
-        fastest = min(fastest, time.perf_counter() - started)
-    return 2 * size**3 * 20 / fastest
-
-
-def alone(way: str, chosen: argparse.Namespace, task: str, seed: int) -> dict[str, float]:
-    """Run one way here."""
-    work = random(chosen.random, chosen.tokens) if chosen.random else real(task, chosen.examples)
-
-    def run(work: Work, epochs: int, seed: int) -> dict[str, float]:
+    def run(work: Work, epochs: int, seed: int) -> Answer:
         if way == "ours":
-            return ours(work, chosen.batch, epochs, seed)
-        return trainer(work, chosen.batch, epochs, best=way == "trainer-best")
+            return ours(work, batch, epochs, seed)
+        return trainer(work, batch, epochs, best=way == "trainer-best")
 
-    few = work.train.take(range(min(chosen.batch * 4, len(work.train))))
+    few = work.train.take(range(min(batch * 4, len(work.train))))
     run(replace(work, train=few, test=None), 1, 1)  # kernels are loaded, memory is taken
-    print("ready", flush=True)
-    sys.stdin.readline()  # until the others are
-    return run(work, chosen.epochs, seed)
+    return partial(run, work, epochs, seed)
 
 
-def start(way: str, task: str, chosen: argparse.Namespace, threads: int, seed: int) -> Any:
-    """Start one way in a process."""
-    keys = ("examples", "epochs", "batch", "random", "tokens")
-    options = [f"--{key}={getattr(chosen, key)}" for key in keys]
-    command = [sys.executable, "-m", "benchmarks.finetune", *options]
-    command += ["--only", way, "--tasks", task, "--seed", str(seed)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
-
-
-def measure(way: str, task: str, chosen: argparse.Namespace, many: int = 1) -> dict[str, float]:
-    """Run one way, in so many processes that share the cores; return what they do a second."""
-    threads = max(1, len(os.sched_getaffinity(0)) // many)
-    started = [start(way, task, chosen, threads, seed) for seed in range(many)]
-    for process in started:
-        while process.poll() is None and process.stdout.readline() != "ready\n":
-            pass
-    for process in started:
-        with suppress(BrokenPipeError):
-            process.stdin.write("go\n")
-            process.stdin.flush()
-    done = [(process.communicate()[0], process.returncode) for process in started]
-    if any(code for _, code in done):
-        raise SystemExit(f"{way} failed")
-    found = [json.loads(out.strip().splitlines()[-1]) for out, _ in done]
-    slowest = max(f["seconds"] for f in found)
-    summed = {key: sum(f[key] for f in found) for key in ("examples", "tokens", "flop")}
-    accuracy = sum(f["accuracy"] for f in found) / many
+def rates(answers: Sequence[Answer]) -> dict[str, float]:
+    """Return what processes side by side did a second, all of them, until the last was done."""
+    slowest = max(f["seconds"] for f in answers)
+    summed = {key: sum(f[key] for f in answers) for key in ("examples", "tokens", "flop")}
+    accuracy = sum(f.get("accuracy", math.nan) for f in answers) / len(answers)
     return {**{key: value / slowest for key, value in summed.items()}, "accuracy": accuracy}
+
+
+def measure(
+    way: str, task: str, chosen: argparse.Namespace, many: int = 1
+) -> list[dict[str, float]]:
+    """Run one way, in so many processes that share the cores; return each repetition's rates."""
+    keys = ("examples", "epochs", "batch", "random", "tokens")
+    options = {"way": way, "task": task, **{key: getattr(chosen, key) for key in keys}}
+    with Workers() as workers:
+        try:
+            workers.prepare(many, "benchmarks.finetune:prepare", options)
+            return [rates(workers.go(many)) for _ in range(chosen.repeat)]
+        except WorkerError as error:
+            raise SystemExit(f"{way} failed: {error}") from error
 
 
 def compare(task: str, chosen: argparse.Namespace, peak: float) -> None:
@@ -193,13 +161,15 @@ def compare(task: str, chosen: argparse.Namespace, peak: float) -> None:
     together = chosen.together or ([cores] if device().type == "cpu" else [2, 4, 8])
     ways = {"trainer": ("trainer", 1), "trainer-best": ("trainer-best", 1), "ours": ("ours", 1)}
     ways |= {f"ours x {many}": ("ours", many) for many in together if many > 1}
-    found = {}
+    found: dict[str, dict[str, list[float]]] = {}  # way, figure: its repetitions
     for name, (way, many) in ways.items():
-        f = found[name] = measure(way, task, chosen, many)
+        runs = measure(way, task, chosen, many)
+        f = found[name] = {key: [run[key] for run in runs] for key in runs[0]}
         print(
-            f"{task:16} {name:14} {f['examples']:8.1f} examples/s {f['tokens']:9.0f} tokens/s, "
-            f"{100 * f['flop'] / peak:.0f} % of {peak / 1e9:.0f} GFLOP/s, "
-            f"accuracy {f['accuracy']:.3f}",
+            f"{task:16} {name:14} {median(f['examples']):8.1f} examples/s "
+            f"{median(f['tokens']):9.0f} tokens/s, "
+            f"{100 * median(f['flop']) / peak:.0f} % of {peak / 1e9:.0f} GFLOP/s, "
+            f"accuracy {f['accuracy'][0]:.3f}",
             flush=True,
         )
     what = f"finetune, {task}, {chosen.random or chosen.examples} examples"
@@ -209,10 +179,10 @@ def compare(task: str, chosen: argparse.Namespace, peak: float) -> None:
         if way != "ours":
             continue
         mine = found[name]
-        share = f"{100 * mine['flop'] / peak:.0f} % of the matmul rate"
+        share = f"{100 * median(mine['flop']) / peak:.0f} % of the matmul rate"
         for theirs, peer in (("trainer", "Trainer"), ("trainer-best", "Trainer, best flags")):
             other = found[theirs]
-            note = f"accuracy {mine['accuracy']:.3f} and {other['accuracy']:.3f}; {share}"
+            note = f"accuracy {mine['accuracy'][0]:.3f} and {other['accuracy'][0]:.3f}; {share}"
             note = share if chosen.random else note
             at_once = f"{what}, {many} at once" if many > 1 else what
             results.keep(at_once, mine["examples"], peer, other["examples"], "examples/s", note)
@@ -231,12 +201,8 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=0, help="so many examples of random tokens")
     parser.add_argument("--tokens", type=int, default=0, help="of each; 0 = as MNLI's")
     parser.add_argument("--together", type=int, nargs="*", help="contributors at once")
-    parser.add_argument("--only", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--repeat", type=int, default=1, help="measure so often, for the spread")
     chosen = parser.parse_args()
-    if chosen.only:
-        print(json.dumps(alone(chosen.only, chosen, chosen.tasks, chosen.seed)))
-        return
     peak = matmul_rate()
     for task in ["random"] if chosen.random else chosen.tasks.split(","):
         compare(task, chosen, peak)

@@ -11,16 +11,14 @@ import argparse
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import results
+from benchmarks.machine import peak_bytes
 from benchmarks.models import bert
 from cold_flower.config import Config
 from cold_flower.data import demo
@@ -92,11 +90,7 @@ def peak(config: Config) -> float:
     reply = client_app.train(Message(content, 1, "train"), context)
     if reply.has_error():
         raise SystemExit(reply.error.reason)
-    if device().type == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        context_bytes = total - free - torch.cuda.memory_reserved()
-        return float(torch.cuda.max_memory_reserved() + context_bytes)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    return peak_bytes()
 
 
 def main() -> None:

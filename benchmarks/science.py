@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import FOLDER, VERSIONS, machine, package_version
+from benchmarks import machine
+from benchmarks.results import FOLDER, versions
 from cold_flower.config import Config
 from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.runs import RunDirectory, find
@@ -36,8 +37,8 @@ def keep(name: str, folders: Sequence[Path]) -> Path:
     file = SCIENCE / f"{name}.json"
     kept = {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": machine(),
-        "versions": {each: package_version(each) for each in VERSIONS},
+        "machine": machine.name(),
+        "versions": versions(),
         "commits": sorted({_commit(run.folder) for run in runs}),
         "runs": [_run(run) for run in runs],
     }

@@ -1,6 +1,7 @@
 """What the benchmarks write down."""
 
 import json
+import time
 from functools import partial
 
 from benchmarks import results
@@ -30,6 +31,50 @@ def test_a_comparison_is_kept_and_shown(tmp_path, monkeypatch) -> None:
     assert "old" not in said
     assert "| work | 50 examples/s | others: 25 | 2 |" in said  # more is better
     assert "| fuse | 2 s | others: 3 | 1.5 |" in said  # less is better
+
+
+def test_a_figure_is_set_beside_the_last_of_the_same_kind_of_machine(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    page = tmp_path / "results.md"
+    page.write_text(f"{results.BEGIN}\n{results.END}\n")
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(results, "PAGE", page)
+    (tmp_path / "2026-01-01.json").write_text("[]")
+    today = time.strftime("%Y-%m-%d")
+
+    def kept(*given, **more) -> str:
+        capsys.readouterr()
+        results.keep(*given, **more)
+        return capsys.readouterr().out
+
+    first = kept("work", [90.0, 100.0, 120.0], "others", 50.0, "examples/s")
+    assert first == (
+        "  work, against others: 100 examples/s, spread 30; "
+        "the first one kept of this kind of machine\n"
+    )
+    said = kept("work", [74.0, 75.0, 84.0], "others", 50.0, "examples/s")  # 25 less, spread 10
+    assert said.endswith(f"{today}: 100, FELL by more than its spread (25.0% worse)\n")
+    said = kept("work", [70.0, 72.0, 74.0], "others", 50.0, "examples/s")
+    assert said.endswith("75, within its spread (4.0% worse)\n")
+    said = kept("work", 36.0, "others", 50.0, "examples/s")
+    assert said.startswith("  work, against others: 36 examples/s, one measurement;")
+    assert said.endswith("72, 50.0% worse, spread unknown\n")
+    assert kept("work", 45.0, "others", 50.0, "examples/s").endswith(
+        "36, did not fall (25.0% better)\n"
+    )
+    kept("fuse", 4.0, "others", 9.0, "s")  # less is better
+    assert kept("fuse", [5.0, 5.5, 6.0], "others", 9.0, "s").endswith(
+        "4, FELL by more than its spread (37.5% worse)\n"
+    )
+    kept("memory", 4.0, results.MEASURED, 2.0, "GB")  # an estimate: what was measured counts
+    assert "memory: 3 GB, one measurement" in kept("memory", 4.0, results.MEASURED, 3.0, "GB")
+    kept("products", 7.0, "", None, "TFLOP/s")
+    assert "| products | 7 TFLOP/s | | |  |" in page.read_text()
+    monkeypatch.setattr(results.machine, "name", lambda: "another")
+    assert "the first one kept" in kept("work", 1.0, "others", 50.0, "examples/s")
+    monkeypatch.setattr(results, "versions", lambda: {"torch": "1"})
+    assert "1 (other versions), the same" in kept("work", 1.0, "others", 50.0, "examples/s")
 
 
 def test_the_newest_figure_counts(tmp_path, monkeypatch) -> None:

@@ -12,7 +12,6 @@ from cold_flower.errors import ConfigError
 from cold_flower.models.base import Base
 from cold_flower.models.families import FIRST_TOKEN, OWN_ATTENTION
 from cold_flower.runtime.machine import Machine
-from cold_flower.server.stock import proximal_mu
 
 GB = 1e9
 PROCESS = 0.6 * GB  # a worker before it has a model: libraries, or a CUDA context
@@ -87,8 +86,17 @@ def footprint(config: Config, base: Base, *, bf16: bool, cores: bool, plain: boo
         layers -= 0.85  # of the last one little more than its input is kept
     activations = tokens * layers * (per_unit * shape.hidden_size + per_entry * entries)
     weights = (24 if cores else 20) * parameters(base)
-    weights += 4 * parameters(base) if proximal_mu(config) else 0
+    weights += 4 * parameters(base) if _pulled(config) else 0
     return PROCESS + weights + float(activations)
+
+
+def _pulled(config: Config) -> bool:
+    """Return whether finetuning keeps the base, for a proximal term."""
+    if not config.fusion.strategy:
+        return config.finetune.proximal_mu > 0
+    from cold_flower.server.stock import proximal_mu  # with flwr; benchmarks run without it
+
+    return proximal_mu(config) > 0
 
 
 def allocate(
