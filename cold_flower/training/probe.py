@@ -53,6 +53,14 @@ def extract_features(model: Any, data: Encoded, precision: str) -> Features:
     return Features(state, pooled)
 
 
+def probe_head(
+    model: Any, data: Encoded, precision: str, *, options: Probe, batch_size: int, seed: int
+) -> None:
+    """Train a sequence-classification model's head on its frozen body's features of the data."""
+    features = extract_features(model, data, precision)
+    train_head(model, features, data.labels, options=options, batch_size=batch_size, seed=seed)
+
+
 def train_head(
     model: Any, features: Features, labels: Tensor, *, options: Probe, batch_size: int, seed: int
 ) -> None:
