@@ -100,8 +100,8 @@ class Finetune:
         "fresh",
         "what a contribution begins with. fresh: drawn anew each iteration; probe: drawn anew and "
         "trained on the frozen base with probe.*, then all is finetuned (LP-FT); keep: that of the "
-        "last iteration it took part in. Evaluations always begin with a fresh head, so their "
-        "scores compare",
+        "last iteration it took part in. Evaluations always begin with a fresh head, so scores of "
+        "runs with any of these compare",
         choices=("fresh", "probe", "keep"),
     )
 

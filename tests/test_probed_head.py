@@ -150,11 +150,13 @@ def test_evaluations_begin_with_a_fresh_head(body) -> None:
 def test_its_time_counts(body, begun, monkeypatch) -> None:
     for spent, left in ((4.0, 6.0), (10.0, 1e-9), (40.0, 1e-9)):
         clock = iter((3.0, 3.0 + spent))
+        ends = []
         with monkeypatch.context() as patch:
             patch.setattr(module, "time", SimpleNamespace(perf_counter=clock.__next__))
+            patch.setattr(probe, "train_head", lambda *_, until, to=ends, **__: to.append(until))
             me = make("probe", **{"finetune.max-seconds": 10})
             outcome = me.finetune(body, iteration=1, seed=0)
-        assert begun.options[-1].max_seconds == left
+        assert (ends, begun.options[-1].max_seconds) == ([13.0], left)
         assert (outcome[1]["stopped"], outcome[1]["steps"] > 1) == (
             ("epochs", True) if left > 1 else ("time", False)
         )

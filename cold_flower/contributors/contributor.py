@@ -5,6 +5,7 @@ What it keeps (tokenised data, heads) lies under ``COLD_FLOWER_HOME``, in a fold
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import astuple, replace
@@ -157,7 +158,8 @@ class Contributor:
 
     def _probe(self, model: Any, train: Encoded, derived: int) -> Finetune:
         """Train the head on the frozen body; return the recipe, with the time that is left."""
-        started, options = time.perf_counter(), self.config.finetune
+        options = self.config.finetune
+        end = time.perf_counter() + options.max_seconds if options.max_seconds else math.inf
         probe.probe_head(
             model,
             train,
@@ -165,11 +167,11 @@ class Contributor:
             options=self.config.probe,
             batch_size=options.batch_size,
             seed=derive(derived, "probe"),
+            until=end,
         )
         if not options.max_seconds:
             return options
-        left = options.max_seconds - (time.perf_counter() - started)
-        return replace(options, max_seconds=max(left, LITTLE))
+        return replace(options, max_seconds=max(end - time.perf_counter(), LITTLE))
 
     def _own_trainer(
         self, site: Site, body: State, *, iteration: int, seed: int
