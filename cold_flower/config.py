@@ -81,8 +81,8 @@ class Finetune:
     )
     max_seconds: float = key(
         0.0,
-        "stop after so many seconds, those of scoring dev counted, with the best weights so far; "
-        "0 = never. The result then depends on the machine's speed",
+        "stop after so many seconds, those of scoring dev and of probing the head counted, with "
+        "the best weights so far; 0 = never. The result then depends on the machine's speed",
         least=1,
         most=YEAR,
     )
@@ -98,8 +98,11 @@ class Finetune:
     )
     head: str = key(
         "fresh",
-        "fresh: drawn anew each iteration; keep: that of the last iteration it took part in",
-        choices=("fresh", "keep"),
+        "what a contribution begins with. fresh: drawn anew each iteration; probe: drawn anew and "
+        "trained on the frozen base with probe.*, then all is finetuned (LP-FT); keep: that of the "
+        "last iteration it took part in. Evaluations always begin with a fresh head, so scores of "
+        "runs with any of these compare",
+        choices=("fresh", "probe", "keep"),
     )
 
 

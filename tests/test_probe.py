@@ -75,3 +75,8 @@ def test_every_epoch_has_each_row_once_in_an_order_of_its_own(monkeypatch) -> No
     assert epochs[:3] == epochs[3:6] != epochs[6:]
     assert len({tuple(epoch) for epoch in epochs[:3]}) == 3
     assert schedules[0].get_last_lr()[0] == pytest.approx(0.0, abs=1e-12)
+    del seen[:]
+    clock = iter(range(100))
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: next(clock))
+    probe._train([weight], loss, 10, options=options, batch_size=4, seed=0, until=5)
+    assert len(seen) == 5  # looked at 0, 1, 2, 3, 4

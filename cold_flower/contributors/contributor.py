@@ -5,15 +5,18 @@ What it keeps (tokenised data, heads) lies under ``COLD_FLOWER_HOME``, in a fold
 
 import hashlib
 import json
+import math
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import astuple, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from cold_flower.config import Config
+from cold_flower.config import LITTLE, Config, Finetune
 from cold_flower.contributors.site import Site
 from cold_flower.contributors.trainer import Job, train
 from cold_flower.data import sources
@@ -23,13 +26,13 @@ from cold_flower.data.splits import Splits, check_few_shot, load_splits
 from cold_flower.data.task import Task
 from cold_flower.errors import NoTaskError
 from cold_flower.identity import home
-from cold_flower.models import text_to_text
+from cold_flower.models import heads, text_to_text
 from cold_flower.models.base import Base, load_base
 from cold_flower.models.body import State, body_of
 from cold_flower.models.classifier import classifier
 from cold_flower.models.heads import Heads
 from cold_flower.seeds import derive
-from cold_flower.training import protocols
+from cold_flower.training import probe, protocols
 from cold_flower.training.finetune import finetune
 from cold_flower.training.scoring import DivergedError, knowing_nothing
 from strategies.fusion import Weights, write_safetensors
@@ -120,9 +123,11 @@ class Contributor:
         """Finetune from ``body`` on the own task; return the new body and its metrics.
 
         The head stays here (paper, section 3: every dataset has its own). It is made
-        fresh, or with ``finetune.head = keep`` it is that of an earlier iteration of ``run``
+        fresh; with ``finetune.head = probe`` it is then trained on the frozen body (LP-FT: Kumar et
+        al. 2022, arXiv 2202.10054); with ``keep`` it is that of an earlier iteration of ``run``
         that is not ``abandoned``, by a rollback.
         """
+        heads.check(self.base, self.config.finetune.head)
         if self.site and self.site.trainer:
             return self._own_trainer(self.site, body, iteration=iteration, seed=seed)
         data = self.splits(iteration)
@@ -130,29 +135,48 @@ class Contributor:
         model = classifier(
             self.base, body, labels=data.labels, kind=data.kind, seed=derive(derived, "head")
         )
-        heads = Heads(self._folder, run)
-        if self.config.finetune.head == "keep":
-            heads.load_into(model, iteration, abandoned)
+        options, kept = self.config.finetune, Heads(self._folder, run)
+        if options.head == "probe":
+            options = self._probe(model, data.train, derived)
+        elif options.head == "keep":
+            kept.load_into(model, iteration, abandoned)
         outcome = finetune(
             model,
             data.train,
             data.dev,
-            options=self.config.finetune,
+            options=options,
             metric=data.metric,
             seed=derive(derived, "run"),
         )
         if self.site:  # a clock may have stopped it early
             self.site.check(train=outcome.examples)
-        if self.config.finetune.head == "keep":
-            heads.save(iteration, model)
+        if options.head == "keep":
+            kept.save(iteration, model)
         metrics = {"num-examples": len(data.train), "train-loss": outcome.train_loss}
         facts = {"steps": outcome.steps, **outcome.facts()}
         return body_of(model), metrics | self._facts(facts, len(data.dev))
 
+    def _probe(self, model: Any, train: Encoded, derived: int) -> Finetune:
+        """Train the head on the frozen body; return the recipe, with the time that is left."""
+        options = self.config.finetune
+        end = time.perf_counter() + options.max_seconds if options.max_seconds else math.inf
+        probe.probe_head(
+            model,
+            train,
+            options.precision,
+            options=self.config.probe,
+            batch_size=options.batch_size,
+            seed=derive(derived, "probe"),
+            until=end,
+        )
+        if not options.max_seconds:
+            return options
+        return replace(options, max_seconds=max(end - time.perf_counter(), LITTLE))
+
     def _own_trainer(
         self, site: Site, body: State, *, iteration: int, seed: int
     ) -> tuple[dict[str, Tensor], Metrics]:
-        """Have the site's own trainer work; it starts with a fresh head."""
+        """Have the site's own trainer work; no head is kept for it."""
         data = load_splits(self.task, self.config)
         site.check(train=len(data.train), test=len(data.test))
         derived = derive(seed, iteration, self.name, "train")
@@ -164,6 +188,9 @@ class Contributor:
             seed=derive(derived, "head"),
             plain=True,
         )
+        options = self.config.finetune
+        if options.head == "probe":
+            options = self._probe(model, self.splits(iteration).train, derived)
         job = Job(
             model=model,
             body=body,
@@ -171,7 +198,7 @@ class Contributor:
             train=data.train,
             dev=data.dev,
             labels=data.labels,
-            options=self.config.finetune,
+            options=options,
             iteration=iteration,
             seed=derive(derived, "run"),
         )

@@ -24,7 +24,9 @@ class Job:
     """What a trainer gets: the base, the site's own data, the run's recipe."""
 
     model: Any
-    """A transformers classifier: this iteration's base, and a fresh head. Yours to change."""
+    """A transformers classifier: this iteration's base, and a fresh head, which with
+    ``finetune.head = probe`` was trained on it (with ``keep``: keeping one is yours). Yours to
+    change."""
     body: Mapping[str, Tensor]
     """The base alone, by the names to send back; float32, on the CPU."""
     tokenizer: Any

@@ -13,8 +13,23 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cold_flower.errors import ModelError
+from cold_flower.errors import ConfigError, ModelError
+from cold_flower.models.base import Base
 from strategies.fusion import Weights, write_safetensors
+
+
+def check(base: Base, choice: str) -> None:
+    """Check that a contributor has a head of its own, where ``finetune.head`` says more of it.
+
+    Raises:
+        ConfigError: text to text has none.
+    """
+    if choice != "fresh" and base.text_to_text:
+        raise ConfigError(
+            f"finetune.head is {choice!r}, but base-model {base.name!r} is text to text and has no "
+            "head of a contributor's own: its LM head is part of the body, which is fused. Set "
+            "finetune.head = fresh"
+        )
 
 
 class Heads:
@@ -31,8 +46,6 @@ class Heads:
     def save(self, iteration: int, model: Any) -> None:
         """Store the head of a trained model, all of it or nothing."""
         head = head_of(model)
-        if not head:
-            return
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{iteration:04d}.safetensors"
         write_safetensors(path, Weights(head).template(), head.items())

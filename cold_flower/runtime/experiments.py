@@ -129,6 +129,11 @@ def check_keys(config: Config) -> Plan:
             f"finetune.proximal-mu pulls a contribution towards its base, but baseline = "
             f"{config.baseline!r} makes no contributions: leave it alone"
         )
+    if config.baseline and config.finetune.head != "fresh":
+        raise ConfigError(
+            f"finetune.head = {config.finetune.head!r} says what a contribution begins with, but "
+            f"baseline = {config.baseline!r} makes no contributions: leave it at fresh"
+        )
     if not config.baseline and config.sampling != Config().sampling:
         raise ConfigError(
             f"sampling = {config.sampling!r} is about the batches of a baseline, but baseline is "
@@ -181,12 +186,13 @@ def check(config: Config) -> Checked:
     Raises:
         ColdFlowerError, FusionError: the first thing that is wrong.
     """
-    from cold_flower.models import text_to_text
+    from cold_flower.models import heads, text_to_text
     from cold_flower.models.base import load_base
     from cold_flower.models.starting import starting_model
 
     whole = check_keys(config)
     base = load_base(config.base_model)
+    heads.check(base, config.finetune.head)
     if not config.resume:  # a run that has begun has its own copy
         starting_model(base, config.seed)
     shards = config.partition.kind == "shards"
@@ -220,6 +226,12 @@ def remarks(config: Config, checked: Checked) -> list[str]:
             f"finetune.batch-size is {options.batch_size}, but no contributor has more than "
             f"{most} training examples: an epoch is a single step"
         )
+    of_contributions = {"proximal-mu": options.proximal_mu > 0, "head": options.head != "fresh"}
+    for name, changed in of_contributions.items():
+        if changed and not config.iterations:
+            said.append(
+                f"finetune.{name} is about contributions, and there are none here: it does nothing"
+            )
     if not config.gate.protocol and config.gate != Gating():
         said.append("there is no gate, so its keys do nothing: set gate.protocol, too")
     return [f"WARNING: {line}" for line in said]

@@ -64,6 +64,8 @@ class Cost:
     contributions: int = 0
     trained: int = 0
     """Training examples of these, repeats counted."""
+    probed: int = 0
+    """Training examples that are run forward alone, once, to train these contributions' heads."""
     evaluations: int = 0
     trained_on: int = 0
     """Training examples of these."""
@@ -104,6 +106,7 @@ def cost(config: Config, checked: Checked, left: Ahead, parameters: int) -> Cost
     return Cost(
         contributions,
         trained * config.finetune.max_epochs,
+        trained if config.finetune.head == "probe" else 0,
         evaluations,
         bases * trained_on,
         bases * forward,
@@ -214,10 +217,11 @@ def _configuration(config: Config) -> str:
 def _costs(one: Cost, checked: Checked, workers: int, footprint: float) -> Table:
     """Draw the cost of one run; ``footprint`` is the bytes of one finetuning."""
     table = Table("cost", "at most", "", title="Cost", **_STYLE)
+    probed = f"; {one.probed:,} forward" if one.probed else ""
     table.add_row(
         "contributions",
         f"{one.contributions:,}",
-        f"{one.trained:,} training examples, repeats counted",
+        f"{one.trained:,} training examples, repeats counted{probed}",
     )
     table.add_row(
         "evaluations",

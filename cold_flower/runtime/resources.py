@@ -60,7 +60,8 @@ def footprint(config: Config, base: Base, *, bf16: bool, cores: bool, plain: boo
     each, with a proximal term the base, and on cores the body that came; activations by token and
     layer, as Korthikanti et al. (2022, eq. 2) count them: so many bytes for each hidden unit, and
     where attention is written out (on cores) for each of its entries, of which
-    `cold_flower.models.cores` keeps less than the library does. The constants, for weights of
+    `cold_flower.models.cores` keeps less than the library does. (What probes a head, a vector an
+    example, is dropped before.) The constants, for weights of
     32 bit, are measured on cores; benchmarks/memory.py compares those of our own attention.
 
     Args:

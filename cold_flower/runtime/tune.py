@@ -88,6 +88,10 @@ def tune(
             "tune finetunes as an evaluation does, without a proximal term: leave "
             "finetune.proximal-mu at 0"
         )
+    if config.finetune.head != "fresh":
+        raise ConfigError(
+            "tune finetunes as an evaluation does, from a fresh head: leave finetune.head at fresh"
+        )
     whole = plan(config)
     chosen = _tasks(whole, tasks, config.seed)
     if not protocols or len(set(chosen)) < len(chosen):

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
 from cold_flower.config import Config
+from cold_flower.models import heads
 from cold_flower.models.base import Base, load_base
 from cold_flower.models.body import prefix_of
 from cold_flower.models.starting import save_starting_model, starting_model
@@ -51,6 +52,7 @@ class Coordinator:
         self._say = self._journal.say
         self._repository = Repository(run_dir)
         base = load_base(config.base_model)
+        heads.check(base, config.finetune.head)
         if self._repository.recover() is None:
             self._publish_start(base)
         else:

@@ -33,7 +33,7 @@ class Outcome:
     dev_score: float
     """The best score on dev; the model now holds the weights that reached it. NaN without dev."""
     dev_start: float
-    """The score on dev before the first step."""
+    """The score on dev before the first step: with a probed head, the frozen probe's."""
     dev_majority: float
     """What knowing nothing scores on dev: the share of its largest class; of a correlation, 0."""
     stopped: str

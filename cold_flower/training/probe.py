@@ -9,6 +9,7 @@ calls the model's own forward, so head, dropout and loss are those of the librar
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,8 +54,41 @@ def extract_features(model: Any, data: Encoded, precision: str) -> Features:
     return Features(state, pooled)
 
 
+def probe_head(
+    model: Any,
+    data: Encoded,
+    precision: str,
+    *,
+    options: Probe,
+    batch_size: int,
+    seed: int,
+    until: float = math.inf,
+) -> None:
+    """Train a sequence-classification model's head on its frozen body's features of the data.
+
+    At ``until``, a time of ``time.perf_counter``, it ends with the head so far.
+    """
+    features = extract_features(model, data, precision)
+    train_head(
+        model,
+        features,
+        data.labels,
+        options=options,
+        batch_size=batch_size,
+        seed=seed,
+        until=until,
+    )
+
+
 def train_head(
-    model: Any, features: Features, labels: Tensor, *, options: Probe, batch_size: int, seed: int
+    model: Any,
+    features: Features,
+    labels: Tensor,
+    *,
+    options: Probe,
+    batch_size: int,
+    seed: int,
+    until: float = math.inf,
 ) -> None:
     """Train a sequence-classification model's head, its dropout included, on features."""
     targets = labels.to(model.device)
@@ -66,7 +100,15 @@ def train_head(
     parameters = head_parameters(model)
     model.train()
     with _body_replaced(model, features):
-        _train(parameters, loss, len(labels), options=options, batch_size=batch_size, seed=seed)
+        _train(
+            parameters,
+            loss,
+            len(labels),
+            options=options,
+            batch_size=batch_size,
+            seed=seed,
+            until=until,
+        )
 
 
 def head_logits(model: Any, features: Features) -> Tensor:
@@ -104,6 +146,7 @@ def _train(
     options: Probe,
     batch_size: int,
     seed: int,
+    until: float = math.inf,
 ) -> None:
     """Minimise the loss of rows 0 to ``size - 1`` with AdamW and a rate that falls to 0."""
     steps = options.epochs * math.ceil(size / batch_size)
@@ -114,6 +157,8 @@ def _train(
         for _ in range(options.epochs):
             order = torch.randperm(size, generator=generator).to(parameters[0].device)
             for rows in order.split(batch_size):
+                if time.perf_counter() >= until:
+                    return
                 loss(rows).backward()
                 optimizer.step()
                 schedule.step()

@@ -67,15 +67,12 @@ def frozen(base: Base, body: State, data: EncodedSplits, config: Config, seed: i
     model = _model(base, body, data, seed)
     options, size = config.probe, config.finetune.batch_size
     precision, seed = config.finetune.precision, derive(seed, "probe")
+    train_head = probe.train_lm_head if base.text_to_text else probe.probe_head
+    train_head(model, data.train, precision, options=options, batch_size=size, seed=seed)
     if base.text_to_text:
-        probe.train_lm_head(
-            model, data.train, precision, options=options, batch_size=size, seed=seed
-        )
         # Not from cached states: on test there is one for every class, too many to keep.
         return score(model, data.test, data.metric, precision)
-    train = probe.extract_features(model, data.train, precision)
     test = probe.extract_features(model, data.test, precision)
-    probe.train_head(model, train, data.train.labels, options=options, batch_size=size, seed=seed)
     return measure(data.metric, probe.head_logits(model, test).cpu(), data.test.labels)
 
 
