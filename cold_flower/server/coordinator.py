@@ -18,11 +18,19 @@ from cold_flower.models.starting import save_starting_model, starting_model
 from cold_flower.reporting import trackers
 from cold_flower.repository import by_reference
 from cold_flower.repository.bases import Repository, rejected
-from cold_flower.repository.journal import CONTRIBUTIONS, SCORES, WORKERS, Journal, run_id
+from cold_flower.repository.journal import (
+    CONTRIBUTIONS,
+    RUNNER,
+    SCORES,
+    WORKERS,
+    Journal,
+    run_id,
+)
 from cold_flower.repository.provenance import was_fused
 from cold_flower.server.evaluation import Evaluation
 from cold_flower.server.manifest import accepted_norms, contribution_rows, describe
-from cold_flower.server.participants import Contributors, gather
+from cold_flower.server.participants import Contributors
+from cold_flower.server.simulation import WINDOW, Simulation
 from cold_flower.server.sites import Sites
 from cold_flower.server.stock import memory_lost, proximal_mu
 from cold_flower.server.strategy import screen, strategy
@@ -60,11 +68,22 @@ class Coordinator:
         self._participants: Contributors = (
             Sites(grid, config, base.sha256, self._journal)
             if config.sites.allow
-            else gather(grid, config, base.sha256, self._say)
+            else Simulation(
+                grid,
+                config,
+                base.sha256,
+                self._say,
+                first=self._first,
+                checked=RUNNER in os.environ,  # as `cold-flower simulate` does
+            )
         )
         workers = int(os.environ.get(WORKERS, "0"))
         self._evaluation = Evaluation(
-            grid, config, self._participants, self._journal, spread=workers > 0
+            grid,
+            config,
+            self._participants,
+            self._journal,
+            window=max(WINDOW, 2 * workers) if workers else 0,
         )
         self._inbox = Inbox(
             grid,
@@ -109,13 +128,15 @@ class Coordinator:
             )
 
     def _introduction(self) -> str:
-        ready = f"{len(self._participants.members)} contributors are ready"
+        there, members = self._participants.there, self._participants.members
+        ready = f"{len(there)} contributors are ready"
         if not self._config.iterations:
             return f"{ready} to evaluate the model"
-        training = self._participants.training.values()
-        examples = sum(member.examples for member in training)
+        training = self._participants.training
+        known = [members[name].examples for name in training if name in members]
+        asked = "" if len(members) == len(there) else f", {len(known)} of which were asked so far"
         return (
-            f"{ready}, {len(training)} of them contribute ({examples} training examples); "
+            f"{ready}, {len(training)} of them contribute{asked} ({sum(known)} training examples); "
             f"iterations {self._first} to {self._config.iterations}"
         )
 

@@ -46,8 +46,9 @@ class Evaluation:
         participants: who is there, who evaluates, and whose task is unseen. In a simulation the
             run stops where one cannot score; a site is then left out.
         journal: where the scores go, and what is said of the progress.
-        spread: ask for one protocol at a time, so that the workers of a simulation share
-            the work; a site of its own gets one message with all of them.
+        window: how many messages may be under way at once, each for one protocol, so that the
+            workers of a simulation share the work; 0 sends all, and a contributor gets one
+            message with all protocols.
     """
 
     def __init__(
@@ -57,13 +58,13 @@ class Evaluation:
         participants: Contributors,
         journal: Journal,
         *,
-        spread: bool,
+        window: int = 0,
     ) -> None:
         self._grid = grid
         self._config = config
         self._participants = participants
         self._journal = journal
-        self._spread = spread
+        self._window = window
 
     def due(self, iteration: int) -> bool:
         """Return whether this iteration's base is evaluated."""
@@ -87,10 +88,11 @@ class Evaluation:
         plan, rows = self._participants.plan, self._journal.rows(SCORES)
         known = {(r["task"], r["protocol"]) for r in rows if r["iteration"] == iteration}
         protocols = [p for p in COSTLY_FIRST if p in self._config.protocols()]
+        there = self._participants.there
         due = {
-            member: missing
-            for name, member in self._participants.members.items()
-            if name in plan.evaluated
+            name: missing
+            for name in plan.evaluated
+            if name in there
             and (missing := [p for p in protocols if (plan.tasks[name].name, p) not in known])
         }
         if not due:
@@ -119,15 +121,16 @@ class Evaluation:
             RunStopped: a contributor did not answer, or not as it should.
         """
         training = self._participants.training
+        voters = set(training)
         scores: dict[str, float] = {
             row["contributor"]: row["value"]
             for row in self._journal.rows(VALIDATION)
             if row["base"] == sha256
-            and row["contributor"] in training
+            and row["contributor"] in voters
             and (row["iteration"] == iteration or not self._config.partition.fresh)
         }
         protocols = [self._config.gate.protocol]
-        due = {member: protocols for name, member in training.items() if name not in scores}
+        due = {name: protocols for name in training if name not in scores}
         if due:
             model = _Model(iteration, sha256, arrays(), candidate=True)
             for row in self._ask(model, due, f"iteration {iteration}, gate: validating {what}"):
@@ -144,15 +147,13 @@ class Evaluation:
         copies = [{**row, "iteration": iteration} for k, row in same.items() if k not in known]
         self._journal.append(SCORES, copies)
 
-    def _ask(
-        self, model: _Model, due: Mapping[Member, list[str]], what: str
-    ) -> list[dict[str, Any]]:
-        """Have members score under protocols; return the rows, which are in the file then."""
-        members = longest_first(due)
-        if self._spread:
-            pairs = [(m, [p]) for p in COSTLY_FIRST for m in members if p in due[m]]
+    def _ask(self, model: _Model, due: Mapping[str, list[str]], what: str) -> list[dict[str, Any]]:
+        """Have contributors score under protocols; return the rows, which are in the file then."""
+        members = longest_first(self._participants.asked(due))
+        if self._window:
+            pairs = [(m, [p]) for p in COSTLY_FIRST for m in members if p in due[m.name]]
         else:
-            pairs = [(m, due[m]) for m in members]
+            pairs = [(m, due[m.name]) for m in members]
         asked = {f"{m.name} {','.join(protocols)}": (m, protocols) for m, protocols in pairs}
         self._say(model, what, done=0, of=len(asked))
         strict = self._participants.simulated
@@ -160,6 +161,7 @@ class Evaluation:
             self._grid,
             {key: self._question(model, *pair) for key, pair in asked.items()},
             timeout=self._config.wait.replies,
+            window=self._window,
             simulated=strict,
         )
         busy, scored = 0.0, []
