@@ -28,7 +28,7 @@ from cold_flower.repository.journal import (
 )
 from cold_flower.repository.provenance import was_fused
 from cold_flower.server.evaluation import Evaluation
-from cold_flower.server.manifest import accepted_norms, contribution_rows, describe
+from cold_flower.server.manifest import accepted_norms, add_norms, contribution_rows, describe
 from cold_flower.server.participants import Contributors
 from cold_flower.server.simulation import WINDOW, Simulation
 from cold_flower.server.sites import Sites
@@ -104,6 +104,7 @@ class Coordinator:
         """Run from the newest base to the last iteration, and return when all is published."""
         config = self._config
         self._end_iteration()  # what a crash left between publishing and this
+        self._participants.norms = self._norms = accepted_norms(self._repository)
         body = self._repository.body(self._head)
         run = run_id(self._journal.run_dir)
         train = ConfigRecord({"seed": config.seed, "run": run})
@@ -149,7 +150,7 @@ class Coordinator:
         if self._evaluation.due(iteration):
             self._evaluation.evaluate(iteration, arrays, manifest["sha256"])
         if server_round or self._first == 1:  # a resumed run has logged its first base before
-            rows = [r for r in self._journal.rows(SCORES) if r["iteration"] == iteration]
+            rows = self._journal.where(SCORES, "iteration", iteration)
             self._tracker.log(iteration, rows, manifest.get("contributors", []))
 
     @property
@@ -186,6 +187,7 @@ class Coordinator:
         state = state if state and state.exists() else None
         self._repository.publish(iteration, parent, fused, manifest, state=state)
         self._record_contributions(iteration)
+        add_norms(self._norms, manifest)
         self._end_iteration()
         if self._config.keep_iterations:
             self._repository.prune(self._config.keep_iterations)
@@ -194,16 +196,16 @@ class Coordinator:
 
     def _record_contributions(self, iteration: int) -> None:
         """Copy an iteration's contributors from its manifest, if a crash did not allow it yet."""
-        recorded = {(r["iteration"], r["contributor"]) for r in self._journal.rows(CONTRIBUTIONS)}
+        there = self._journal.where(CONTRIBUTIONS, "iteration", iteration)
+        recorded = {row["contributor"] for row in there}
         rows = contribution_rows(self._repository.manifest(iteration))
-        missing = [r for r in rows if (r["iteration"], r["contributor"]) not in recorded]
+        missing = [row for row in rows if row["contributor"] not in recorded]
         self._journal.append(CONTRIBUTIONS, missing)
 
     def _end_iteration(self) -> None:
         """Empty the inbox of an iteration that is published; keep what was refused aside."""
         rows = self._repository.manifest(self._inbox.iteration).get("contributors", [])
         self._inbox.drop([row["name"] for row in rows if row["verdict"] == "refused"])
-        self._participants.norms = accepted_norms(self._repository)
 
     def _make_gate(self) -> Gate:
         limits = self._config.gate

@@ -85,8 +85,7 @@ class Evaluation:
         """
         self._participants.refresh()
         self._reuse(iteration, sha256)
-        plan, rows = self._participants.plan, self._journal.rows(SCORES)
-        known = {(r["task"], r["protocol"]) for r in rows if r["iteration"] == iteration}
+        plan, known = self._participants.plan, self._known(iteration)
         protocols = [p for p in COSTLY_FIRST if p in self._config.protocols()]
         there = self._participants.there
         due = {
@@ -99,7 +98,8 @@ class Evaluation:
             return
         model = _Model(iteration, sha256, arrays)
         self._ask(model, due, f"evaluating {iteration}")
-        scores = summary(self._journal.rows(SCORES), iteration)
+        rows = [row for i in {0, iteration} for row in self._journal.where(SCORES, "iteration", i)]
+        scores = summary(rows, iteration)
         self._say(model, f"base {iteration}: {scores}", scores=scores)
 
     def validate(
@@ -124,9 +124,8 @@ class Evaluation:
         voters = set(training)
         scores: dict[str, float] = {
             row["contributor"]: row["value"]
-            for row in self._journal.rows(VALIDATION)
-            if row["base"] == sha256
-            and row["contributor"] in voters
+            for row in self._journal.where(VALIDATION, "base", sha256)
+            if row["contributor"] in voters
             and (row["iteration"] == iteration or not self._config.partition.fresh)
         }
         protocols = [self._config.gate.protocol]
@@ -141,11 +140,15 @@ class Evaluation:
         """Copy the rows of an earlier iteration with the same base."""
         if self._config.partition.fresh:
             return  # every iteration is evaluated with training examples of its own
-        rows = self._journal.rows(SCORES)
-        known = {(r["task"], r["protocol"]) for r in rows if r["iteration"] == iteration}
-        same = {(r["task"], r["protocol"]): r for r in rows if r["base"] == sha256}
+        known = self._known(iteration)
+        same = {(r["task"], r["protocol"]): r for r in self._journal.where(SCORES, "base", sha256)}
         copies = [{**row, "iteration": iteration} for k, row in same.items() if k not in known]
         self._journal.append(SCORES, copies)
+
+    def _known(self, iteration: int) -> set[tuple[str, str]]:
+        """Return the tasks and protocols under which an iteration's base has its scores."""
+        rows = self._journal.where(SCORES, "iteration", iteration)
+        return {(row["task"], row["protocol"]) for row in rows}
 
     def _ask(self, model: _Model, due: Mapping[str, list[str]], what: str) -> list[dict[str, Any]]:
         """Have contributors score under protocols; return the rows, which are in the file then."""
