@@ -71,7 +71,8 @@ class Simulation(Contributors):
             made = sorted(grid.get_nodes(), key=lambda node: str(node.registered_at))
             self._nodes = dict(zip(planned, (node.node_id for node in made), strict=True))
             cohort = self._drawn(first) if first <= config.iterations else []
-            self.asked({*self.plan.evaluated, *cohort})
+            scoring = self.plan.evaluated if config.protocols() else ()
+            self.asked(sorted({*scoring, *cohort}))
         else:
             self._ask(nodes)
         self._warn_of_idle_gpus()
@@ -142,7 +143,11 @@ class Simulation(Contributors):
 
     def _warn_of_idle_gpus(self) -> None:
         gpus = torch.cuda.device_count()
-        if gpus and not any(member.device == "cuda" for member in self.members.values()):
+        if (
+            gpus
+            and self.members
+            and not any(member.device == "cuda" for member in self.members.values())
+        ):
             self._say(
                 f"WARNING: this machine has {gpus} GPU(s), but the contributors compute on "
                 "cores. In a simulation: --gpus-per-contributor 1, or with flwr run "
