@@ -65,6 +65,9 @@ class Coordinator:
             self._repository.check_start(config.base_model)
         self._first = self._repository.numbers()[-1] + 1
         self._record_contributions(self._first - 1)
+        workers = int(os.environ.get(WORKERS, "0"))
+        # Ten times a second Flower's simulation looks for each node through all that are under way.
+        window = 2 * workers + 2 if workers else 0
         self._participants: Contributors = (
             Sites(grid, config, base.sha256, self._journal)
             if config.sites.allow
@@ -75,15 +78,11 @@ class Coordinator:
                 self._say,
                 first=self._first,
                 checked=RUNNER in os.environ,  # as `cold-flower simulate` does
+                window=window or WINDOW,
             )
         )
-        workers = int(os.environ.get(WORKERS, "0"))
         self._evaluation = Evaluation(
-            grid,
-            config,
-            self._participants,
-            self._journal,
-            window=max(WINDOW, 2 * workers) if workers else 0,
+            grid, config, self._participants, self._journal, window=window
         )
         self._inbox = Inbox(
             grid,

@@ -22,8 +22,8 @@ from strategies.errors import Refused
 from strategies.exchange import exchange
 from strategies.participants import Member
 
+WINDOW = 64  # asked at once, where the number of workers is not known
 SETTLED = 5.0  # seconds without a newcomer, after which fewer nodes than planned must do
-WINDOW = 64  # asked at once: Flower looks through all that wait, for each node, again and again
 
 
 class Simulation(Contributors):
@@ -39,6 +39,7 @@ class Simulation(Contributors):
         checked: everybody's data have been checked (`cold_flower.runtime.experiments.check`), so
             at the start only those are asked that have something to do then. Otherwise all are,
             so that what is wrong is said before hours are spent.
+        window: how many are asked at once (see `strategies.exchange.exchange`).
 
     Raises:
         RunError: nobody came, two have one name, or one runs something else.
@@ -53,9 +54,10 @@ class Simulation(Contributors):
         *,
         first: int = 1,
         checked: bool = False,
+        window: int = WINDOW,
     ) -> None:
         super().__init__(config, plan(config), ())
-        self._grid, self._say = grid, say
+        self._grid, self._say, self._window = grid, say, window
         self._model, self._code = model, code_sha256()
         planned = self.plan.names
         nodes = _wait(grid, len(planned), config.wait.nodes)
@@ -100,7 +102,7 @@ class Simulation(Contributors):
         timeout, members = self._config.wait.replies, dict(self.members)
         started = bool(members)
         self._say_that_they_are_asked(len(asked))
-        for node, reply in exchange(self._grid, asked, timeout=timeout, window=WINDOW):
+        for node, reply in exchange(self._grid, asked, timeout=timeout, window=self._window):
             if reply is None:
                 raise RunError(
                     f"node {node} did not answer the query within {timeout:g} s (wait.replies)"
