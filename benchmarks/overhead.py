@@ -33,15 +33,14 @@ def finetune(self, body, **_):
     return {key: tensor + step for key, tensor in body.items()}, {"num-examples": 10.0}
 
 def evaluate(self, body, chosen, **_):
-    return {"num-examples": 10, **dict.fromkeys(chosen, 0.5)}
+    return {"num-examples": 10, **dict.fromkeys(chosen, 0.5)}, {}
 
 Contributor.finetune, Contributor.evaluate = finetune, evaluate
 """  # at the end of what contributors run
 
 
-def ours(model: Path, run: Path, contributors: int, transport: str) -> None:
-    """Run the demo's contributors without their finetuning; called in a process of its own."""
-    from cold_flower.commands.cli import main
+def without_finetuning() -> None:
+    """Have the contributors of this process's simulations add a constant instead."""
     from cold_flower.runtime import bundle, simulate
 
     real = bundle.stage
@@ -53,6 +52,13 @@ def ours(model: Path, run: Path, contributors: int, transport: str) -> None:
         return app
 
     vars(simulate)["stage"] = stage  # the name that `simulate` calls
+
+
+def ours(model: Path, run: Path, contributors: int, transport: str) -> None:
+    """Run the demo's contributors without their finetuning; called in a process of its own."""
+    from cold_flower.commands.cli import main
+
+    without_finetuning()
     settings = {
         "base-model": str(model),
         "tasks": ",".join(_tasks()[:contributors]),

@@ -18,11 +18,24 @@ def read(path: Path, what: str, error: type[ColdFlowerError]) -> dict[str, Any]:
     Raises:
         ColdFlowerError: of that class; the file cannot be read, or is not TOML.
     """
+    return parse(text_of(path, what, error), path, what, error)
+
+
+def text_of(path: Path, what: str, error: type[ColdFlowerError]) -> str:
+    """Return what a TOML file holds, for `parse`; the arguments are those of `read`."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except OSError as cause:
         raise error(f"{what} {path} cannot be read: {cause.strerror}") from cause
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+    except UnicodeDecodeError as cause:
+        raise error(f"{what} {path} is not TOML: {cause}") from cause
+
+
+def parse(text: str, path: Path, what: str, error: type[ColdFlowerError]) -> dict[str, Any]:
+    """Parse the text of a TOML file; the other arguments are those of `read`."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as cause:
         raise error(f"{what} {path} is not TOML: {cause}") from cause
 
 

@@ -32,7 +32,7 @@ def answer(message: Message, **changes) -> Message:
 
 
 class Fixture:
-    def __init__(self, folder, client=answer, spread=True, **keys) -> None:
+    def __init__(self, folder, client=answer, window=2, **keys) -> None:
         config = Config.from_flat({**KEYS, **keys})
         whole = plan(config)
         nodes = {name: node for node, name in enumerate(whole.names)}
@@ -42,7 +42,7 @@ class Fixture:
         self.members = participants.members
         self.grid = FakeGrid(client, nodes.values())
         self.journal = Journal(folder)
-        self.evaluation = Evaluation(self.grid, config, participants, self.journal, spread=spread)
+        self.evaluation = Evaluation(self.grid, config, participants, self.journal, window=window)
 
     @property
     def events(self) -> list[dict]:
@@ -81,7 +81,7 @@ def test_workers_share_protocols_and_the_longest_goes_first(tmp_path) -> None:
 
 
 def test_a_site_of_its_own_gets_one_message(tmp_path) -> None:
-    asked = Fixture(tmp_path, spread=False).evaluate(0)
+    asked = Fixture(tmp_path, window=0).evaluate(0)
     assert asked == [(name, "finetuned,frozen") for name in ("market", "travel", "music")]
 
 

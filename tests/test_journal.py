@@ -73,3 +73,26 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path) -> None:
         2,
         3,
     ]
+
+
+def test_an_index_finds_what_a_whole_read_finds_and_reads_a_line_once(
+    tmp_path, monkeypatch
+) -> None:
+    journal, read = Journal(tmp_path), []
+    loads = json.loads
+    assert journal.where(SCORES, "iteration", 1) == []  # no file yet
+    for step in range(1, 30):
+        journal.append(SCORES, [{"iteration": step, "n": n, "base": step % 2} for n in range(3)])
+        if step == 20:  # a process was killed while it wrote, the next one goes on
+            with (tmp_path / SCORES).open("a") as file:
+                file.write('{"iteration": ')
+        whole = journal.rows(SCORES)
+        monkeypatch.setattr("json.loads", lambda line: read.append(line) or loads(line))
+        for key, value in (("iteration", step), ("iteration", 1), ("base", 0), ("iteration", 99)):
+            found = journal.where(SCORES, key, value)
+            assert found == [row for row in whole if row[key] == value]
+        read.clear()
+        assert len(journal.where(SCORES, "iteration", step)) == len(read) == 3
+        monkeypatch.setattr("json.loads", loads)
+    journal.write(SCORES, {})  # a shorter file in its place
+    assert journal.where(SCORES, "iteration", 1) == []

@@ -4,9 +4,10 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from cold_flower.config import Config
+from cold_flower.data.demo import TASKS as TASKS_OF_DEMO
 from cold_flower.data.plan import plan
 from cold_flower.errors import ConfigError, RunError
-from cold_flower.server import participants
+from cold_flower.server import participants, simulation
 from strategies import records
 from strategies.participants import Member
 from tests.conftest import FakeGrid, error_reply
@@ -18,7 +19,7 @@ TASKS = "music,market,travel"
 
 @pytest.fixture(autouse=True)
 def same_code(monkeypatch) -> None:
-    monkeypatch.setattr(participants, "code_sha256", lambda: "c")
+    monkeypatch.setattr(simulation, "code_sha256", lambda: "c")
 
 
 def planned(number: int, **keys) -> Config:
@@ -35,7 +36,7 @@ def gather(client=None, nodes=(1, 2), number=2, say=lambda line, **facts: None):
         return Message(content, reply_to=message)
 
     grid = FakeGrid(answer, nodes)
-    return participants.gather(grid, planned(number), "m", say).members
+    return simulation.Simulation(grid, planned(number), "m", say).members
 
 
 def test_everybody_by_name() -> None:
@@ -84,7 +85,7 @@ def test_what_the_user_set_is_said_to_everybody() -> None:
 
     say = lambda line, **facts: None  # noqa: E731
     for keys in ({}, {"explicit": "seed,iterations"}):
-        participants.gather(FakeGrid(answer, [1]), planned(1, **keys), "m", say)
+        simulation.Simulation(FakeGrid(answer, [1]), planned(1, **keys), "m", say)
     assert asked == [{}, {"explicit": "seed,iterations"}]
 
 
@@ -115,7 +116,7 @@ def test_nobody_comes() -> None:
 
 
 def test_fewer_than_planned_is_said_with_the_way_to_raise_it(monkeypatch) -> None:
-    monkeypatch.setattr(participants, "SETTLED", 0.1)
+    monkeypatch.setattr(simulation, "SETTLED", 0.1)
     lines: list[str] = []
     assert list(gather(nodes=(1,), number=2, say=lambda line, **facts: lines.append(line))) == [
         "ann"
@@ -127,7 +128,7 @@ def test_fewer_than_planned_is_said_with_the_way_to_raise_it(monkeypatch) -> Non
 def test_a_contributor_that_cannot_start_says_why() -> None:
     grid = FakeGrid(lambda m: error_reply(m, "TaskError: no column 'x'"), [1])
     with pytest.raises(RunError, match="cannot start: TaskError: no column 'x'"):
-        participants.gather(grid, planned(1), "m", lambda line, **facts: None)
+        simulation.Simulation(grid, planned(1), "m", lambda line, **facts: None)
 
 
 def test_what_one_gave_that_is_away_counts() -> None:
@@ -148,3 +149,60 @@ def test_more_asked_than_planned_is_an_error_fewer_there_is_not() -> None:
     assert participants.Contributors(config, plan(config), members[:2]).cohort(1) == [
         "market", "music",
     ]  # fmt: skip
+
+
+MANY = tuple(TASKS_OF_DEMO)
+
+
+class Many:
+    """A simulation of the demo's twelve contributors, whose data were checked before."""
+
+    def __init__(self, number=lambda node: node, wrong="", checked=True, **keys) -> None:
+        self.lines: list[str] = []
+        config = Config.from_flat(
+            {"contributors-per-iteration": 2, "evaluate.tasks": "market,music", **keys}
+        )
+
+        def answer(message: Message) -> Message:
+            name = plan(config).names[number(message.metadata.dst_node_id)]
+            about = {**ABOUT, "name": name, "examples": 0 if name == wrong else 5}
+            return Message(RecordDict({"contributor": ConfigRecord(about)}), reply_to=message)
+
+        self.grid = FakeGrid(answer, range(len(MANY)))
+        self.made = simulation.Simulation(
+            self.grid, config, "m", lambda line, **_: self.lines.append(line), checked=checked
+        )
+
+
+def test_who_has_nothing_to_do_is_not_asked() -> None:
+    world, everybody = Many(), Many(checked=False)
+    assert len(everybody.grid.sent) == len(everybody.made.members) == len(MANY)
+    cohorts = {i: everybody.made.cohort(i) for i in range(1, 9)}
+    assert {*world.made.members} == {"market", "music", *cohorts[1]}
+    assert (len(world.made.there), world.made.training) == (len(MANY), [*MANY])
+    for iteration, cohort in cohorts.items():
+        before = {*world.made.members}
+        assert world.made.cohort(iteration) == cohort
+        assert {*world.made.members} == before | {*cohort}
+        assert len(world.grid.sent) == len(world.made.members)  # each once
+    assert any("asking 2 more contributors" in line for line in world.lines)
+
+
+def test_a_run_that_only_evaluates_asks_nobody_else() -> None:
+    assert {*Many(iterations=0).made.members} == {"market", "music"}
+
+
+def test_nodes_that_are_numbered_otherwise_are_found_all_the_same() -> None:
+    world = Many(number=lambda node: len(MANY) - 1 - node)
+    assert world.made.cohort(1) == Many().made.cohort(1)
+    nodes = {name: member.node for name, member in world.made.members.items()}
+    assert nodes == {name: len(MANY) - 1 - i for i, name in enumerate(MANY)}
+    with pytest.raises(RunError, match="two nodes call themselves weather"):
+        Many(number=lambda node: 0)
+
+
+def test_who_is_asked_later_is_refused_with_the_same_words() -> None:
+    first = {"market", "music", *Many().made.cohort(1)}
+    world = Many(wrong=next(name for name in MANY if name not in first))
+    with pytest.raises(RunError, match="it has '0' examples, expected a number from 1"):
+        world.made.asked(MANY)

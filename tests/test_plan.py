@@ -1,5 +1,8 @@
 """Who takes part, in which role."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from cold_flower.config import Config
@@ -196,3 +199,19 @@ def test_who_evaluates() -> None:
     assert some.evaluated == ("market", "music")
     shards = plan(Config.from_flat({"partition.kind": "shards", "tasks": "market"}))
     assert shards.evaluated == ("shard-000",)
+
+
+def test_a_suite_is_parsed_once_and_anew_as_soon_as_it_changes(tmp_path) -> None:
+    """Every message to one of thousands of contributors asks for it."""
+    name = suite_of(tmp_path, "iterations = 2")
+    path, before = Path(name), load_suite(name)
+    config = Config.from_flat({"suite": name})
+    assert load_suite(name) is before
+    assert plan(config) is plan(Config.from_flat({"suite": name}))
+    stat, text = path.stat(), path.read_text()
+    path.write_text(text.replace("iterations = 2", "iterations = 3").replace("market", "cellar"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size, same time
+    assert path.stat().st_size == stat.st_size
+    assert load_suite(name).recipe["iterations"] == 3
+    assert "cellar" in plan(config).names
+    assert load_suite(name, seed=1).tasks["cellar"].seed == 1

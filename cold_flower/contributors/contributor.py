@@ -12,15 +12,14 @@ from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from cold_flower.config import LITTLE, Config, Finetune
+from cold_flower.contributors import tokens
 from cold_flower.contributors.site import Site
 from cold_flower.contributors.trainer import Job, train
 from cold_flower.data import sources
-from cold_flower.data.encode import Encoded, EncodedSplits, encode
+from cold_flower.data.encode import EncodedSplits, encode
 from cold_flower.data.plan import plan
 from cold_flower.data.splits import Splits, check_few_shot, load_splits
 from cold_flower.data.task import Task
@@ -35,12 +34,9 @@ from cold_flower.seeds import derive
 from cold_flower.training import probe, protocols
 from cold_flower.training.finetune import finetune
 from cold_flower.training.scoring import DivergedError, knowing_nothing
-from strategies.fusion import Weights, write_safetensors
 from strategies.records import OF_DEV
 
-SPLITS = ("train", "dev", "test")
-ENCODED = ("ids", "types", "starts", "labels")  # the tensors of an Encoded
-FACTS = ("padding", "unknown", "cut")  # its numbers
+IDLE = 256  # contributors without work whose tokenised data are kept
 Metrics = dict[str, float | str]
 
 
@@ -76,9 +72,10 @@ class Contributor:
             shard = self.config.partition.shards if evaluation else self._shard
             return self._encode(load_splits(self.task, self.config, shard, iteration))
         path = self._folder / f"tokens-{self.digest()}.safetensors"
-        if not path.exists():
-            _save(self._encode(load_splits(self.task, self.config, self._shard)), path)
-        data = _read(path, self.task)
+        while (data := tokens.read(path, self.task)) is None:
+            tokens.save(self._encode(load_splits(self.task, self.config, self._shard)), path)
+            if not self.site:
+                tokens.prune(self._folder.parent, _kept(self.config))
         if self.site:
             self.site.check(train=len(data.train), test=len(data.test))
         return data
@@ -267,26 +264,12 @@ def _planned(config: Config, index: int) -> tuple[str, Task]:
     return name, planned.tasks[name]
 
 
-def _save(data: EncodedSplits, path: Path) -> None:
-    tensors: dict[str, Tensor] = {}
-    for name in SPLITS:
-        rows = getattr(data, name)
-        tensors |= {f"{name}.{key}": torch.tensor(getattr(rows, key)) for key in FACTS}
-        tensors |= {f"{name}.{key}": getattr(rows, key) for key in ENCODED}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    labels = {"labels": json.dumps(data.labels)}
-    write_safetensors(path, Weights(tensors).template(), tensors.items(), labels)
+def _kept(config: Config) -> int:
+    """Return how many contributors' tokens a simulation keeps: those at work each time, and more.
 
-
-def _read(path: Path, task: Task) -> EncodedSplits:
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
-        labels = tuple(json.loads(file.metadata()["labels"]))
-    train, dev, test = (
-        Encoded(
-            **{key: tensors[f"{name}.{key}"] for key in ENCODED},
-            **{key: tensors[f"{name}.{key}"].item() for key in FACTS},
-        )
-        for name in SPLITS
-    )
-    return EncodedSplits(train, dev, test, labels, task.kind, task.metric)
+    With tens of thousands of contributors the rest would fill the disk; who takes part again
+    after a long time tokenises again.
+    """
+    whole = plan(config)
+    asked = config.contributors_per_iteration or len(whole.seen)
+    return IDLE + len(whole.evaluated) + (len(whole.seen) if config.gate.protocol else asked)

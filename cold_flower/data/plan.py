@@ -1,5 +1,6 @@
 """Who takes part in a run, and in which role: derived from the configuration alone."""
 
+import functools
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from cold_flower.config import Config, Partition, split
-from cold_flower.data.suite import load_suite
+from cold_flower.data.suite import Suite, load_suite
 from cold_flower.data.task import Task
 from cold_flower.errors import ColdFlowerError, ConfigError
 from cold_flower.seeds import derive
@@ -46,7 +47,11 @@ def plan(config: Config) -> Plan:
         TaskError, ConfigError: a suite or task that is not there, a fold out of range, or
             an empty plan.
     """
-    suite = load_suite(config.suite, config.seed)
+    return _plan(config, load_suite(config.suite, config.seed))
+
+
+@functools.lru_cache(maxsize=4)
+def _plan(config: Config, suite: Suite) -> Plan:
     chosen = split(config.tasks) or list(suite.tasks)
     _check_names("tasks", chosen, list(suite.tasks), f"suite {config.suite}")
     if config.partition.kind == "shards":
@@ -62,7 +67,8 @@ def plan(config: Config) -> Plan:
         unseen = _fold(config, chosen)
     elif config.pool:
         unseen += _outside_pool(config, [name for name in chosen if name not in unseen])
-    seen = tuple(name for name in chosen if name not in unseen)
+    left_out = set(unseen)
+    seen = tuple(name for name in chosen if name not in left_out)
     if not seen:
         raise ConfigError(
             f"no task contributes: unseen is {', '.join(unseen)}, which are all of the tasks "
@@ -78,7 +84,8 @@ def plan(config: Config) -> Plan:
             )
         evaluated = unseen
     _check_names("evaluate.tasks", evaluated, names, "this run")
-    scored = tuple(name for name in unseen if name in evaluated)  # no other unseen one has a role
+    scoring = set(evaluated)
+    scored = tuple(name for name in unseen if name in scoring)  # no other unseen one has a role
     return Plan({n: suite.tasks[n] for n in (*seen, *scored)}, seen, scored, tuple(evaluated))
 
 
@@ -92,14 +99,16 @@ def _outside_pool(config: Config, chosen: Sequence[str]) -> list[str]:
         raise ConfigError(f"pool is {config.pool}, but there are {len(chosen)} tasks{may}")
     order = sorted(chosen)
     random.Random(derive(config.seed, "pool")).shuffle(order)
-    return [name for name in chosen if name not in order[: config.pool]]
+    inside = set(order[: config.pool])
+    return [name for name in chosen if name not in inside]
 
 
 def _check_names(key: str, listed: Sequence[str], valid: Sequence[str], where: str) -> None:
     if len(set(listed)) != len(listed):
         raise ConfigError(f"{key} names a task twice: {', '.join(listed)}")
+    known = set(valid)
     for name in listed:
-        if name not in valid:
+        if name not in known:
             raise ConfigError(unknown(f"task in {key} ({where})", name, valid))
 
 

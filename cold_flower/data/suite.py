@@ -1,5 +1,6 @@
 """Suites: TOML files of tasks (docs/suites.md). The built-in ones lie in ``suites/``."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,12 @@ from strategies.names import unknown
 FOLDER = Path(__file__).parent / "suites"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Suite:
-    """A set of tasks, and the configuration keys that fit them (its recipe)."""
+    """A set of tasks, and the configuration keys that fit them (its recipe).
+
+    As long as its file stays the same, there is one object of it in a process.
+    """
 
     name: str
     tasks: Mapping[str, Task]
@@ -35,16 +39,24 @@ def read_suite(name: str) -> dict[str, Any]:
     Raises:
         TaskError: no such suite, or not TOML.
     """
-    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    if not name.endswith(".toml") and name not in suite_names():
+    return toml.read(_file(name), "suite file", TaskError)
+
+
+def _file(name: str) -> Path:
+    if name.endswith(".toml"):
+        return Path(name)
+    if name not in suite_names():
         raise TaskError(
             unknown("suite", name, suite_names()) + " A file is given as <absolute path>.toml."
         )
-    return toml.read(path, "suite file", TaskError)
+    return FOLDER / f"{name}.toml"
 
 
 def load_suite(name: str, seed: int = 0) -> Suite:
     """Load a built-in suite by name, or a user's by the path of its file.
+
+    The file is read each time, for it may have changed, and parsed where it has: with thousands
+    of tasks that takes a second, and every message to a contributor asks.
 
     Args:
         name: ``demo``, ``paper``, or a path that ends in ``.toml``.
@@ -53,7 +65,12 @@ def load_suite(name: str, seed: int = 0) -> Suite:
     Raises:
         TaskError: no such suite, not TOML, or an entry that is not as documented.
     """
-    table = read_suite(name)
+    return _parsed(name, seed, toml.text_of(_file(name), "suite file", TaskError))
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(name: str, seed: int, text: str) -> Suite:
+    table = toml.parse(text, _file(name), "suite file", TaskError)
     if extra := set(table) - {"tasks", "recipe"}:
         raise TaskError(f"suite {name}: {unknown('table', min(extra), ['recipe', 'tasks'])}")
     entries = table.get("tasks", {}).items()

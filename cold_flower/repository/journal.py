@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from cold_flower.config import Config
 from cold_flower.errors import RunError
+from cold_flower.repository.index import Index
 
 CONFIG, SCORES, CONTRIBUTIONS = "config.json", "scores.jsonl", "contributions.jsonl"
 VALIDATION = "validation.jsonl"  # of the gate's candidates
@@ -36,6 +37,7 @@ class Journal:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
+        self._indexes: dict[tuple[str, str], Index] = {}
         self._lock = -1  # file descriptor; the lock lives as long as it is open
 
     def open(self, config: Config, facts: Mapping[str, Any]) -> None:
@@ -115,6 +117,11 @@ class Journal:
         path = self.run_dir / name
         text = path.read_bytes() if path.exists() else b""
         return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+
+    def where(self, name: str, key: str, value: Any) -> list[dict[str, Any]]:
+        """Read those JSON lines whose ``key`` has a value; the time does not grow with the file."""
+        index = self._indexes.setdefault((name, key), Index(self.run_dir / name, key))
+        return index.rows(value)
 
     def _open_at_end(self, name: str) -> BinaryIO:
         """Open a file to append lines; a last line that was cut off is removed."""

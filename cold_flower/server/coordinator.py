@@ -19,11 +19,19 @@ from cold_flower.models.starting import save_starting_model, starting_model
 from cold_flower.reporting import trackers
 from cold_flower.repository import by_reference
 from cold_flower.repository.bases import Repository, rejected
-from cold_flower.repository.journal import CONTRIBUTIONS, SCORES, WORKERS, Journal, run_id
+from cold_flower.repository.journal import (
+    CONTRIBUTIONS,
+    RUNNER,
+    SCORES,
+    WORKERS,
+    Journal,
+    run_id,
+)
 from cold_flower.repository.provenance import was_fused
 from cold_flower.server.evaluation import Evaluation
-from cold_flower.server.manifest import accepted_norms, contribution_rows, describe
-from cold_flower.server.participants import Contributors, gather
+from cold_flower.server.manifest import accepted_norms, add_norms, contribution_rows, describe
+from cold_flower.server.participants import Contributors
+from cold_flower.server.simulation import WINDOW, Simulation
 from cold_flower.server.sites import Sites
 from cold_flower.server.stock import memory_lost, proximal_mu
 from cold_flower.server.strategy import screen, strategy
@@ -59,14 +67,24 @@ class Coordinator:
             self._repository.check_start(config.base_model)
         self._first = self._repository.numbers()[-1] + 1
         self._record_contributions(self._first - 1)
+        workers = int(os.environ.get(WORKERS, "0"))
+        # Ten times a second Flower's simulation looks for each node through all that are under way.
+        window = 2 * workers + 2 if workers else 0
         self._participants: Contributors = (
             Sites(grid, config, base.sha256, self._journal)
             if config.sites.allow
-            else gather(grid, config, base.sha256, self._say)
+            else Simulation(
+                grid,
+                config,
+                base.sha256,
+                self._say,
+                first=self._first,
+                checked=RUNNER in os.environ,  # as `cold-flower simulate` does
+                window=window or WINDOW,
+            )
         )
-        workers = int(os.environ.get(WORKERS, "0"))
         self._evaluation = Evaluation(
-            grid, config, self._participants, self._journal, spread=workers > 0
+            grid, config, self._participants, self._journal, window=window
         )
         self._inbox = Inbox(
             grid,
@@ -87,6 +105,7 @@ class Coordinator:
         """Run from the newest base to the last iteration, and return when all is published."""
         config = self._config
         self._end_iteration()  # what a crash left between publishing and this
+        self._participants.norms = self._norms = accepted_norms(self._repository)
         body = self._repository.body(self._head)
         run = run_id(self._journal.run_dir)
         train = ConfigRecord({"seed": config.seed, "run": run})
@@ -111,13 +130,15 @@ class Coordinator:
             )
 
     def _introduction(self) -> str:
-        ready = f"{len(self._participants.members)} contributors are ready"
+        there, members = self._participants.there, self._participants.members
+        ready = f"{len(there)} contributors are ready"
         if not self._config.iterations:
             return f"{ready} to evaluate the model"
-        training = self._participants.training.values()
-        examples = sum(member.examples for member in training)
+        training = self._participants.training
+        known = [members[name].examples for name in training if name in members]
+        asked = "" if len(members) == len(there) else f", {len(known)} of which were asked so far"
         return (
-            f"{ready}, {len(training)} of them contribute ({examples} training examples); "
+            f"{ready}, {len(training)} of them contribute{asked} ({sum(known)} training examples); "
             f"iterations {self._first} to {self._config.iterations}"
         )
 
@@ -130,7 +151,7 @@ class Coordinator:
         if self._evaluation.due(iteration):
             self._evaluation.evaluate(iteration, arrays, manifest["sha256"])
         if server_round or self._first == 1:  # a resumed run has logged its first base before
-            rows = [r for r in self._journal.rows(SCORES) if r["iteration"] == iteration]
+            rows = self._journal.where(SCORES, "iteration", iteration)
             self._tracker.log(iteration, rows, manifest.get("contributors", []))
 
     @property
@@ -167,6 +188,7 @@ class Coordinator:
         state = state if state and state.exists() else None
         self._repository.publish(iteration, parent, fused, manifest, state=state)
         self._record_contributions(iteration)
+        add_norms(self._norms, manifest)
         self._end_iteration()
         if self._config.keep_iterations:
             self._repository.prune(self._config.keep_iterations)
@@ -175,16 +197,16 @@ class Coordinator:
 
     def _record_contributions(self, iteration: int) -> None:
         """Copy an iteration's contributors from its manifest, if a crash did not allow it yet."""
-        recorded = {(r["iteration"], r["contributor"]) for r in self._journal.rows(CONTRIBUTIONS)}
+        there = self._journal.where(CONTRIBUTIONS, "iteration", iteration)
+        recorded = {row["contributor"] for row in there}
         rows = contribution_rows(self._repository.manifest(iteration))
-        missing = [r for r in rows if (r["iteration"], r["contributor"]) not in recorded]
+        missing = [row for row in rows if row["contributor"] not in recorded]
         self._journal.append(CONTRIBUTIONS, missing)
 
     def _end_iteration(self) -> None:
         """Empty the inbox of an iteration that is published; keep what was refused aside."""
         rows = self._repository.manifest(self._inbox.iteration).get("contributors", [])
         self._inbox.drop([row["name"] for row in rows if row["verdict"] == "refused"])
-        self._participants.norms = accepted_norms(self._repository)
 
     def _make_gate(self) -> Gate:
         limits = self._config.gate

@@ -46,8 +46,9 @@ class Evaluation:
         participants: who is there, who evaluates, and whose task is unseen. In a simulation the
             run stops where one cannot score; a site is then left out.
         journal: where the scores go, and what is said of the progress.
-        spread: ask for one protocol at a time, so that the workers of a simulation share
-            the work; a site of its own gets one message with all of them.
+        window: how many messages may be under way at once, each for one protocol, so that the
+            workers of a simulation share the work; 0 sends all, and a contributor gets one
+            message with all protocols.
     """
 
     def __init__(
@@ -57,13 +58,13 @@ class Evaluation:
         participants: Contributors,
         journal: Journal,
         *,
-        spread: bool,
+        window: int = 0,
     ) -> None:
         self._grid = grid
         self._config = config
         self._participants = participants
         self._journal = journal
-        self._spread = spread
+        self._window = window
 
     def due(self, iteration: int) -> bool:
         """Return whether this iteration's base is evaluated."""
@@ -84,20 +85,21 @@ class Evaluation:
         """
         self._participants.refresh()
         self._reuse(iteration, sha256)
-        plan, rows = self._participants.plan, self._journal.rows(SCORES)
-        known = {(r["task"], r["protocol"]) for r in rows if r["iteration"] == iteration}
+        plan, known = self._participants.plan, self._known(iteration)
         protocols = [p for p in COSTLY_FIRST if p in self._config.protocols()]
+        there = self._participants.there
         due = {
-            member: missing
-            for name, member in self._participants.members.items()
-            if name in plan.evaluated
+            name: missing
+            for name in plan.evaluated
+            if name in there
             and (missing := [p for p in protocols if (plan.tasks[name].name, p) not in known])
         }
         if not due:
             return
         model = _Model(iteration, sha256, arrays)
         self._ask(model, due, f"evaluating {iteration}")
-        scores = summary(self._journal.rows(SCORES), iteration)
+        rows = [row for i in {0, iteration} for row in self._journal.where(SCORES, "iteration", i)]
+        scores = summary(rows, iteration)
         self._say(model, f"base {iteration}: {scores}", scores=scores)
 
     def validate(
@@ -119,15 +121,15 @@ class Evaluation:
             RunStopped: a contributor did not answer, or not as it should.
         """
         training = self._participants.training
+        voters = set(training)
         scores: dict[str, float] = {
             row["contributor"]: row["value"]
-            for row in self._journal.rows(VALIDATION)
-            if row["base"] == sha256
-            and row["contributor"] in training
+            for row in self._journal.where(VALIDATION, "base", sha256)
+            if row["contributor"] in voters
             and (row["iteration"] == iteration or not self._config.partition.fresh)
         }
         protocols = [self._config.gate.protocol]
-        due = {member: protocols for name, member in training.items() if name not in scores}
+        due = {name: protocols for name in training if name not in scores}
         if due:
             model = _Model(iteration, sha256, arrays(), candidate=True)
             for row in self._ask(model, due, f"iteration {iteration}, gate: validating {what}"):
@@ -138,21 +140,23 @@ class Evaluation:
         """Copy the rows of an earlier iteration with the same base."""
         if self._config.partition.fresh:
             return  # every iteration is evaluated with training examples of its own
-        rows = self._journal.rows(SCORES)
-        known = {(r["task"], r["protocol"]) for r in rows if r["iteration"] == iteration}
-        same = {(r["task"], r["protocol"]): r for r in rows if r["base"] == sha256}
+        known = self._known(iteration)
+        same = {(r["task"], r["protocol"]): r for r in self._journal.where(SCORES, "base", sha256)}
         copies = [{**row, "iteration": iteration} for k, row in same.items() if k not in known]
         self._journal.append(SCORES, copies)
 
-    def _ask(
-        self, model: _Model, due: Mapping[Member, list[str]], what: str
-    ) -> list[dict[str, Any]]:
-        """Have members score under protocols; return the rows, which are in the file then."""
-        members = longest_first(due)
-        if self._spread:
-            pairs = [(m, [p]) for p in COSTLY_FIRST for m in members if p in due[m]]
+    def _known(self, iteration: int) -> set[tuple[str, str]]:
+        """Return the tasks and protocols under which an iteration's base has its scores."""
+        rows = self._journal.where(SCORES, "iteration", iteration)
+        return {(row["task"], row["protocol"]) for row in rows}
+
+    def _ask(self, model: _Model, due: Mapping[str, list[str]], what: str) -> list[dict[str, Any]]:
+        """Have contributors score under protocols; return the rows, which are in the file then."""
+        members = longest_first(self._participants.asked(due))
+        if self._window:
+            pairs = [(m, [p]) for p in COSTLY_FIRST for m in members if p in due[m.name]]
         else:
-            pairs = [(m, due[m]) for m in members]
+            pairs = [(m, due[m.name]) for m in members]
         asked = {f"{m.name} {','.join(protocols)}": (m, protocols) for m, protocols in pairs}
         self._say(model, what, done=0, of=len(asked))
         strict = self._participants.simulated
@@ -160,6 +164,7 @@ class Evaluation:
             self._grid,
             {key: self._question(model, *pair) for key, pair in asked.items()},
             timeout=self._config.wait.replies,
+            window=self._window,
             simulated=strict,
         )
         busy, scored = 0.0, []

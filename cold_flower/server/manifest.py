@@ -83,10 +83,14 @@ def accepted_norms(repository: Repository) -> dict[str, list[float]]:
     """Return the norms of what each contributor gave along the lineage, if it was fused."""
     norms: dict[str, list[float]] = {}
     for iteration in repository.lineage():
-        manifest = repository.manifest(iteration)
-        if rejected(manifest):
-            continue
-        for row in manifest.get("contributors", []):
-            if row["verdict"] == "accepted":
-                norms.setdefault(row["name"], []).append(row["diff-norm"])
+        add_norms(norms, repository.manifest(iteration))
     return norms
+
+
+def add_norms(norms: dict[str, list[float]], manifest: Mapping[str, Any]) -> None:
+    """Add what a further iteration of the lineage says to the norms that `accepted_norms` gives."""
+    if rejected(manifest):
+        return
+    for row in manifest.get("contributors", []):
+        if row["verdict"] == "accepted":
+            norms.setdefault(row["name"], []).append(row["diff-norm"])

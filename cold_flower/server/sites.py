@@ -47,7 +47,7 @@ class Sites(Contributors):
         self._model = model
         self._journal = journal
         self._asked: dict[int, str] = {}  # nodes that were asked, and when they connected
-        self._drawn: tuple[int, list[str]] = (0, [])
+        self._asking: tuple[int, list[str]] = (0, [])  # an iteration, and its cohort
         self._wait()
 
     def allowed(self, name: str) -> bool:
@@ -57,11 +57,11 @@ class Sites(Contributors):
 
     def cohort(self, iteration: int) -> list[str]:
         """Draw an iteration's cohort of the sites that are there when it begins."""
-        if self._drawn[0] != iteration:
+        if self._asking[0] != iteration:
             self._wait()
             size = min(self._config.contributors_per_iteration, len(self.training))
-            self._drawn = (iteration, self._draw(iteration, size))
-        return self._drawn[1]
+            self._asking = (iteration, self._in_order(self._draw(iteration, size)))
+        return self._asking[1]
 
     def refresh(self) -> None:
         """Let newcomers in, and those go that are no longer online."""

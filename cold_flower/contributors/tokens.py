@@ -1,0 +1,73 @@
+"""A contributor's tokenised data on its own disk: made once, read from then on.
+
+It is a cache: what is gone is made again, from the same rows, into the same bytes.
+"""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from cold_flower.data.encode import Encoded, EncodedSplits
+from cold_flower.data.task import Task
+from strategies.fusion import Weights, write_safetensors
+
+SPLITS = ("train", "dev", "test")
+ENCODED = ("ids", "types", "starts", "labels")  # the tensors of an Encoded
+FACTS = ("padding", "unknown", "cut")  # its numbers
+
+
+def save(data: EncodedSplits, path: Path) -> None:
+    """Write a contributor's data, all of it or nothing."""
+    tensors: dict[str, Tensor] = {}
+    for name in SPLITS:
+        rows = getattr(data, name)
+        tensors |= {f"{name}.{key}": torch.tensor(getattr(rows, key)) for key in FACTS}
+        tensors |= {f"{name}.{key}": getattr(rows, key) for key in ENCODED}
+    template, labels = Weights(tensors).template(), {"labels": json.dumps(data.labels)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_safetensors(path, template, tensors.items(), labels)
+    except FileNotFoundError:  # `prune` of another worker took the folder in between
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_safetensors(path, template, tensors.items(), labels)
+
+
+def read(path: Path, task: Task) -> EncodedSplits | None:
+    """Read a contributor's data; None if they are not there."""
+    try:
+        os.utime(path)  # read last: `prune` goes by it
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
+            labels = tuple(json.loads(file.metadata()["labels"]))
+    except FileNotFoundError:
+        return None
+    train, dev, test = (
+        Encoded(
+            **{key: tensors[f"{name}.{key}"] for key in ENCODED},
+            **{key: tensors[f"{name}.{key}"].item() for key in FACTS},
+        )
+        for name in SPLITS
+    )
+    return EncodedSplits(train, dev, test, labels, task.kind, task.metric)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the files that were read last, and folders that are empty then.
+
+    Args:
+        folder: of all contributors of a simulation.
+        keep: how many files stay.
+    """
+    read_at: list[tuple[int, Path]] = []
+    for path in folder.glob("*/tokens-*.safetensors"):
+        with suppress(FileNotFoundError):  # another worker prunes, too
+            read_at.append((path.stat().st_mtime_ns, path))
+    for _, path in sorted(read_at, reverse=True)[keep:]:
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # its heads are there, or a new file
+            path.parent.rmdir()
