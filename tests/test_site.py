@@ -74,7 +74,7 @@ TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
 keys = {
     "recipe": False, "tasks": "travel,music", "attacks": "{music = 'sign-flip'}",
     "finetune.max-examples": 120, "finetune.max-epochs": 1, "finetune.precision": "fp32",
-    "evaluate.protocols": "frozen", "evaluate.max-test-examples": 50,
+    "evaluate.protocols": "frozen", "evaluate.max-test-examples": 50, "probe.epochs": 1,
 }
 arrays = records.pack(starting_model(load_base("demo"), seed=0)[1].items())
 config = ConfigRecord({"iteration": 1})
