@@ -19,8 +19,8 @@ from tests.test_model import ENCODERS, STARTS
 
 CONFIG = Config.from_flat(
     {
-        "finetune.learning-rate": 1e-3,
-        "finetune.batch-size": 4,
+        "finetune.learning-rate": 2e-3,
+        "finetune.batch-size": 8,
         "finetune.max-epochs": 15,
         "finetune.precision": "fp32",
         "few-shot.examples": 20,
@@ -67,7 +67,7 @@ def test_regression_heads(folders, family) -> None:
     texts = [(" ".join(["nome"] * n + ["karo"] * (8 - n)),) for n in ones]
     rows = encode(base.tokenizer, texts, [n / 8 for n in ones], max_length=16)
     data = EncodedSplits(rows, rows, rows, ("",), "regression", "pearson")
-    config = replace(CONFIG, few_shot=replace(CONFIG.few_shot, draws=1, epochs=20))
+    config = replace(CONFIG, few_shot=replace(CONFIG.few_shot, draws=1, epochs=10))
     scores, _ = evaluate(base, body, data, ["frozen", "finetuned", "few-shot"], config, seed=1)
     assert scores["finetuned"] > 0.9
     assert scores["few-shot"] > 0.5

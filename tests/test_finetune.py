@@ -47,12 +47,12 @@ def still(model):
 
 
 def test_it_learns_what_it_is_shown(tiny, start) -> None:
-    train = some(tiny, 40)
+    train = some(tiny, 16)
     model, outcome = run(tiny, start, replace(OPTIONS, max_epochs=40, batch_size=4), train, train)
     assert outcome.dev_score > 0.9
     assert score(model, train, "accuracy", "fp32") == outcome.dev_score
-    assert outcome.examples == 40 * 40
-    assert outcome.steps == 10 * 40
+    assert outcome.examples == 16 * 40
+    assert outcome.steps == 4 * 40
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
@@ -368,7 +368,7 @@ def test_a_constant_schedule_stays_at_the_peak_once_it_has_warmed_up(optimizer) 
 
 
 def test_adafactor_learns_what_it_is_shown(tiny, start) -> None:
-    train = some(tiny, 40)
+    train = some(tiny, 16)
     options = replace(T5, learning_rate=1e-2, max_epochs=40, batch_size=4)
     assert run(tiny, start, options, train, train)[1].dev_score > 0.9
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM
 
 from cold_flower.repository.bases import STATE, Repository
+from tests import in_process
 from tests.test_cli import cold_flower
 from tests.test_model import STARTS
 from tests.test_simulation import MEMORY, SMALL, body_of, rows, simulate
@@ -15,10 +16,14 @@ from tests.test_simulation import MEMORY, SMALL, body_of, rows, simulate
 pytestmark = pytest.mark.usefixtures("in_process")
 
 
-@pytest.fixture
-def finished(in_process: None, tmp_path: Path) -> Path:
-    simulate(tmp_path, "finished", *MEMORY)
-    return tmp_path / "finished"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cwd = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLD_FLOWER_HOME", str(cwd / "home"))
+        patch.setattr("cold_flower.runtime.runner.simulate", in_process.simulate)
+        simulate(cwd, "run", *MEMORY)
+    return cwd / "run"
 
 
 def test_in_two_parts_and_by_reference_a_run_ends_with_the_same_bits(finished, tmp_path) -> None:

@@ -74,18 +74,19 @@ TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
 keys = {
     "recipe": False, "tasks": "travel,music", "attacks": "{music = 'sign-flip'}",
     "finetune.max-examples": 120, "finetune.max-epochs": 1, "finetune.precision": "fp32",
-    "evaluate.protocols": "frozen", "evaluate.max-test-examples": 50,
+    "evaluate.protocols": "frozen", "evaluate.max-test-examples": 50, "probe.epochs": 1,
 }
-node = {"site": sys.argv[1]} if sys.argv[1:] else {"partition-id": 0}
 arrays = records.pack(starting_model(load_base("demo"), seed=0)[1].items())
 config = ConfigRecord({"iteration": 1})
-for kind in (MessageType.QUERY, MessageType.TRAIN, MessageType.EVALUATE):
-    message = Message(RecordDict({"arrays": arrays, "config": config}), 1, kind)
-    message.metadata.__dict__["_message_id"] = "m"
-    reply = app(message, Context(1, 1, node, RecordDict(), Config.from_flat(keys).flat()))
-    assert not reply.has_error(), reply.error.reason
-print("cold_flower.contributors.attacks" in sys.modules)
-"""  # a contributor's process: answers each kind of message, says whether it can do harm
+for node in ({"site": sys.argv[1]}, {"partition-id": 0}):
+    for kind in (MessageType.QUERY, MessageType.TRAIN, MessageType.EVALUATE):
+        message = Message(RecordDict({"arrays": arrays, "config": config}), 1, kind)
+        message.metadata.__dict__["_message_id"] = "m"
+        reply = app(message, Context(1, 1, node, RecordDict(), Config.from_flat(keys).flat()))
+        assert not reply.has_error(), reply.error.reason
+    print("cold_flower.contributors.attacks" in sys.modules)
+"""  # answers each kind of message as a site, then as a simulation that rehearses harm; says whether
+# the code that does it is loaded
 
 
 @pytest.fixture(scope="module")
@@ -295,12 +296,10 @@ def test_dry_run_trains_and_keeps_the_answer(site, arrays, own_home) -> None:
 
 
 def test_a_site_never_loads_what_does_harm(site) -> None:
-    def loaded(*arguments: str) -> str:
-        command = [sys.executable, "-c", LOADED, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    assert loaded(str(site(limits="max-examples = 20\nmin-examples = 20"))) == "False"
-    assert loaded() == "True"  # a simulation that rehearses it
+    path = site(limits="max-examples = 20\nmin-examples = 20")
+    command = [sys.executable, "-c", LOADED, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
 
 
 @pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.EVALUATE])

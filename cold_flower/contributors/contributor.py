@@ -19,7 +19,7 @@ from cold_flower.contributors import tokens
 from cold_flower.contributors.site import Site
 from cold_flower.contributors.trainer import Job, train
 from cold_flower.data import sources
-from cold_flower.data.encode import EncodedSplits, encode
+from cold_flower.data.encode import Encoded, EncodedSplits, encode
 from cold_flower.data.plan import plan
 from cold_flower.data.splits import Splits, check_few_shot, load_splits
 from cold_flower.data.task import Task

@@ -234,29 +234,33 @@ def all_figures(conditions: Sequence[Condition]) -> dict[str, Figure]:
     return figures
 
 
-def drawn(figure: Figure, kind: str) -> bytes:
-    """Return a figure as the bytes of a ``png`` or ``svg`` file."""
-    file = io.BytesIO()
-    figure.savefig(file, format=kind, dpi=150)
-    return file.getvalue()
+def drawn(figure: Figure, kinds: Sequence[str] = KINDS) -> dict[str, bytes]:
+    """Return the bytes of a figure's ``png`` and ``svg`` files, by kind."""
+    files = {}
+    for kind in kinds:
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, dpi=150)
+        files[kind] = file.getvalue()
+        figure.set_layout_engine(None)  # where things are is known now; to find it is most work
+    return files
 
 
-def replace(folder: Path, before: Iterable[str], figures: Mapping[str, Figure]) -> None:
+def replace(folder: Path, before: Iterable[str], images: Mapping[str, Mapping[str, bytes]]) -> None:
     """Write figures into a folder, as PNG and SVG; others that were there before go away.
 
     Args:
         folder: need not be there.
         before: names of the figures that an earlier report put there.
-        figures: by name.
+        images: by name, what `drawn` returns.
     """
     folder.mkdir(exist_ok=True)
     for name in before:
-        if name not in figures and Path(name).name == name:
+        if name not in images and Path(name).name == name:
             for kind in KINDS:
                 (folder / f"{name}.{kind}").unlink(missing_ok=True)
-    for name, figure in figures.items():
-        for kind in KINDS:
-            (folder / f"{name}.{kind}").write_bytes(drawn(figure, kind))
+    for name, files in images.items():
+        for kind, data in files.items():
+            (folder / f"{name}.{kind}").write_bytes(data)
 
 
 def _beside(label: str) -> str:

@@ -15,7 +15,7 @@ from cold_flower.reporting import markup, reference, trained
 from cold_flower.reporting.about import what_was_run
 from cold_flower.reporting.conditions import Condition, conditions
 from cold_flower.reporting.differences import differences
-from cold_flower.reporting.figures import all_figures, drawn, replace
+from cold_flower.reporting.figures import KINDS, all_figures, drawn, replace
 from cold_flower.reporting.markup import STYLE, Cell, table
 from cold_flower.reporting.progress import PHASES
 from cold_flower.reporting.runs import FIGURES, RunDirectory, find
@@ -53,15 +53,15 @@ def write_conditions(
     Raises:
         RunError: it cannot be written.
     """
-    figures = all_figures(compared)
-    images = {name: drawn(figure, "png") for name, figure in figures.items()}
-    page = "".join(_page(compared, images, left_out))
     alone = out.suffix.lower() == ".html" and not out.is_dir()
+    kinds = ("png",) if alone else KINDS
+    images = {name: drawn(figure, kinds) for name, figure in all_figures(compared).items()}
+    page = "".join(_page(compared, images, left_out))
     report = out if alone else out / REPORT
     try:
         report.parent.mkdir(parents=True, exist_ok=True)
         if not alone:
-            replace(out / FIGURES, _figures_of(report), figures)
+            replace(out / FIGURES, _figures_of(report), images)
         temporary = report.with_name(f".{report.name}")
         temporary.write_text(page)
         temporary.replace(report)
@@ -80,7 +80,9 @@ def _figures_of(report: Path) -> list[str]:
 
 
 def _page(
-    compared: Sequence[Condition], images: Mapping[str, bytes], left_out: Sequence[str]
+    compared: Sequence[Condition],
+    images: Mapping[str, Mapping[str, bytes]],
+    left_out: Sequence[str],
 ) -> Iterable[str]:
     config = compared[0].config
     name = html.escape(str(config["experiment"]))
@@ -102,8 +104,8 @@ def _page(
     )
     yield from differences(compared)
     yield "<h2>Figures</h2>"
-    for name, png in images.items():
-        yield f"<h3>{html.escape(name.replace('-', ' '))}</h3>{markup.image(name, png)}"
+    for name, files in images.items():
+        yield f"<h3>{html.escape(name.replace('-', ' '))}</h3>{markup.image(name, files['png'])}"
     yield "<h2>Task by task</h2>"
     for condition in compared:
         yield from _tasks(condition)
