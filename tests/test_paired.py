@@ -63,11 +63,12 @@ def test_two_means_of_other_tasks_by_hand() -> None:
     assert math.isnan(apart(paired(np.array([[1.0]])), found).half)
 
 
-def condition(*seeds, baseline: str = "") -> Condition:
+def condition(*seeds, baseline: str = "", iterations: int = 3) -> Condition:
     """Return a condition of runs whose scores are given: {(iteration, task): value} each."""
     runs = []
     for seed, scores in enumerate(seeds):
-        run = RunDirectory(Path(), {"seed": seed, "baseline": baseline})
+        config = {"seed": seed, "baseline": baseline, "iterations": iterations}
+        run = RunDirectory(Path(), config)
         row = {"protocol": "frozen", "group": "seen"}
         run.__dict__["scores"] = [
             {**row, "iteration": i, "task": task, "value": value}
@@ -90,6 +91,8 @@ def test_curves_are_compared_where_both_are_and_a_level_at_its_own_end() -> None
     curve = condition({(1, "a"): 0.5, (2, "a"): 0.75, (3, "a"): 1.0})
     short = condition({(1, "a"): 0.25, (2, "a"): 0.25})
     union = condition({(0, "a"): 0.0, (1, "a"): 0.5}, baseline="multitask")
-    for one, other, mean in ((curve, short, 0.5), (curve, union, 0.5), (union, curve, -0.5)):
+    once = condition({(0, "a"): 0.0, (1, "a"): 0.5}, iterations=1)
+    pairs = (curve, short, 0.5), (curve, union, 0.5), (union, curve, -0.5), (once, curve, -0.5)
+    for one, other, mean in pairs:
         found = difference(one, other, "seen", "frozen")
         assert found and found.mean == mean

@@ -54,6 +54,7 @@ class Cost:
     length: float | None
     """Of a step, in the plain mean's (the manifest's ``length``); None where nothing is fused."""
     finetunings: float
+    """A baseline on a union counts as one for each dataset."""
     seconds: float
     """From asking for contributions to published bases; evaluations are left out."""
 
@@ -141,7 +142,8 @@ class Comparison:
         for head, lines in self._parts():
             drawn.add_row(head, style="bold")
             for line in lines:
-                drawn.add_row(*_cells(line), end_section=line is lines[-1])
+                cells = self._cells(line)
+                drawn.add_row(f"  {cells[0]}", *cells[1:], end_section=line is lines[-1])
         return drawn
 
     def cost_table(self) -> Table:
@@ -158,6 +160,18 @@ class Comparison:
             lines = [line for line in self.lines if (line.protocol, line.group) == pair]
             one = lines[0]
             yield f"{pair[0]}, {one.tasks} {pair[1]}, from {points(one.start)}", lines
+
+    def _cells(self, line: Line) -> list[str]:
+        against, usual = line.difference, self.conditions[0].last
+        after = "" if line.iteration == usual else f" (iteration {line.iteration})"
+        return [
+            line.condition + after,
+            points(line.gain, sign="+"),
+            points(line.sem_tasks),
+            points(line.sem_seeds),
+            str(against) if against else "",
+            against.verdict if against else "",
+        ]
 
     @property
     def _title(self) -> str:
@@ -176,7 +190,7 @@ class Comparison:
         head = ["", "gain", "± over tasks", "± over seeds", f"above {self.conditions[0].label}", ""]
         rows: list[list[str]] = []
         for name, lines in self._parts():
-            rows += [[name, *[""] * 5], *(_cells(line) for line in lines)]
+            rows += [[name, *[""] * 5], *map(self._cells, lines)]
         costs = markup.table(
             ["", "step length", "finetunings", "seconds"], map(_cost_cells, self.costs)
         )
@@ -232,26 +246,17 @@ def _line(
 
 def _cost(condition: Condition) -> Cost:
     count = len(condition.runs)
-    lengths = [m["length"] for run in condition.runs for m in run.manifests if m.get("length")]
+    manifests = [manifest for run in condition.runs for manifest in run.manifests]
+    lengths = [manifest["length"] for manifest in manifests if manifest.get("length")]
+    trained = sum(len(run.contributions) for run in condition.runs)
+    trained += sum(manifest.get("datasets", 0) for manifest in manifests)
     spent = [run.progress.seconds for run in condition.runs]
     return Cost(
         condition.label,
         sum(lengths) / len(lengths) if lengths else None,
-        sum(len(run.contributions) for run in condition.runs) / count,
+        trained / count,
         sum(seconds["finetune"] + seconds["fuse"] for seconds in spent) / count,
     )
-
-
-def _cells(line: Line) -> list[str]:
-    against = line.difference
-    return [
-        f"  {line.condition}",
-        points(line.gain, sign="+"),
-        points(line.sem_tasks),
-        points(line.sem_seeds),
-        str(against) if against else "",
-        against.verdict if against else "",
-    ]
 
 
 def _cost_cells(cost: Cost) -> list[str]:

@@ -3,7 +3,8 @@
 import html
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,23 +55,30 @@ def write_conditions(
         RunError: it cannot be written.
     """
     alone = out.suffix.lower() == ".html" and not out.is_dir()
+    report = out if alone else out / REPORT
+    with _writing(report):  # said before the figures are drawn
+        report.parent.mkdir(parents=True, exist_ok=True)
     kinds = ("png",) if alone else KINDS
     images = {name: drawn(figure, kinds) for name, figure in all_figures(compared).items()}
     page = "".join(_page(compared, images, left_out))
-    report = out if alone else out / REPORT
-    try:
-        report.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(report):
         if not alone:
             replace(out / FIGURES, _figures_of(report), images)
         temporary = report.with_name(f".{report.name}")
         temporary.write_text(page)
         temporary.replace(report)
+    return report
+
+
+@contextmanager
+def _writing(report: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise RunError(
             f"cannot write the report {report} ({error.strerror}): name another folder, or a file "
             "that ends in .html, with --out (in Python: out=...)"
         ) from error
-    return report
 
 
 def _figures_of(report: Path) -> list[str]:

@@ -53,15 +53,16 @@ class Difference:
 def difference(one: Condition, other: Condition, group: str, protocol: str) -> Difference | None:
     """Return by how much ``one`` scores above ``other`` on the tasks and seeds that both have.
 
-    Two curves are compared at the last iteration that both have; a level (a baseline, or one model)
-    is its own last base.
+    Two curves that are to have as many iterations are compared at the last one that both have now.
+    Others are compared at each one's own end, and so is a level (a baseline, or one model).
 
     Returns:
         The difference; None where no task was scored in every seed of both.
     """
-    last = min(c.last for c in (one, other) if not c.is_level or one.is_level == other.is_level)
+    alike = one.config["iterations"] == other.config["iterations"]
+    last = min(one.last, other.last) if alike and one.is_level == other.is_level else None
     ours, theirs = (
-        scores_at(c, c.last if c.is_level else last, group, protocol) for c in (one, other)
+        scores_at(c, c.last if last is None else last, group, protocol) for c in (one, other)
     )
     return above(ours, theirs)
 

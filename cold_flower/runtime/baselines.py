@@ -61,6 +61,7 @@ def train(config: Config, say: Callable[[str], None]) -> None:
         "rule": config.baseline,
         "options": {"sampling": config.sampling, "loss-scaling": config.loss_scaling},
         "contributors": [],
+        "datasets": len(plan(config).seen),
         "dev-score": dev_score,
     }
     repository.publish(1, 0, Weights(body), manifest)
