@@ -94,17 +94,21 @@ def compared(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cold_flower.runtime.runner.simulate", simulate)
         patch.setenv("COLUMNS", "200")
+
+        def call(lines: list[str]):
+            return cold_flower.compare(
+                "demo",
+                rules=["ties"],
+                stages=["learning-rate=2"],
+                seeds=[0, 1],
+                equal_length=True,
+                settings=SMALL,
+                run_dir=folder,
+                say=lines.append,
+            )
+
         lines: list[str] = []
-        found = cold_flower.compare(
-            "demo",
-            rules=["ties"],
-            stages=["learning-rate=2"],
-            seeds=[0, 1],
-            equal_length=True,
-            settings=SMALL,
-            run_dir=folder,
-            say=lines.append,
-        )
+        found = call(lines)
         assert [line.split(": ")[-1] for line in lines] == [
             line for seed in (0, 1) for line in (
                 "begins",
@@ -113,16 +117,7 @@ def compared(tmp_path_factory):
             )
         ]  # fmt: skip
         again: list[str] = []
-        cold_flower.compare(
-            "demo",
-            rules=["ties"],
-            stages=["learning-rate=2"],
-            seeds=[0, 1],
-            equal_length=True,
-            settings=SMALL,
-            run_dir=folder,
-            say=again.append,
-        )
+        call(again)
         assert [line.split(": ")[-1] for line in again] == ["done before"] * 6
     return found
 

@@ -1,0 +1,59 @@
+"""The paper's claims, computed from the scores that are kept."""
+
+import math
+
+import pytest
+
+from benchmarks import claims, science
+from benchmarks.claims import Claim
+from cold_flower.reporting.paired import Difference
+from cold_flower.repository.journal import SCORES, Journal
+from tests.test_html import make  # noqa: F401 - a fixture
+
+
+def test_verdicts() -> None:
+    def of(mean: float, half: float) -> Difference:
+        return Difference(mean, half / 1.959964, 1e9, 12, 3)
+
+    def verdict(one: Difference | None, *, equal: bool = False) -> str:
+        return Claim("what", "there", one, equal).verdict
+
+    assert verdict(of(0.03, 0.02)) == "yes"
+    assert verdict(of(-0.03, 0.02)) == "no"
+    assert verdict(of(0.01, 0.02)) == "undecided: 2.0 points would have shown"
+    assert verdict(None) == verdict(of(0.03, math.nan)) == "undecided"
+    assert verdict(of(0.01, 0.02), equal=True) == "no difference seen"
+    assert verdict(of(0.03, 0.02), equal=True) == "no"
+    assert Claim("Fig. 4", "+6.73", of(0.03, 0.02)).line == (
+        "| Fig. 4 | +6.73 | +3.0 ± 2.0 | 12, 3 | yes |"
+    )
+    assert Claim("Fig. 4", "+6.73", None).line == "| Fig. 4 | +6.73 | not run |  | undecided |"
+
+
+def test_scores_are_kept_and_read_again(make, tmp_path, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.setattr(science, "SCIENCE", tmp_path / "science")
+    for seed in (0, 1):
+        make(f"seed={seed}", 0.1 * (seed + 1), seed=seed, fusion__rule="ties")
+    make("average", 0.1, seed=0)
+    file = science.keep("trial", [tmp_path / "runs"])
+    assert str(tmp_path) not in file.read_text()
+    runs = science.load("trial")
+    assert len(runs) == 3
+    ties = science.select(runs, "ties", fusion__rule="ties", iterations=2)
+    assert [run.config["seed"] for run in ties.runs] == [0, 1]
+    for run in ties.runs:
+        rows = Journal(tmp_path / "runs" / f"seed={run.config['seed']}").rows(SCORES)
+        assert [{k: row[k] for k in read} for row, read in zip(rows, run.scores, strict=True)] == [
+            dict(read) for read in run.scores
+        ]
+    found = claims.gain(ties, "seen", "frozen", 2)
+    assert found and found.mean == pytest.approx((0.2 + 0.4) / 2)
+    with pytest.raises(ValueError, match="ties: seeds"):
+        science.select(runs, "ties", fusion__rule="dare")
+    with pytest.raises(ValueError, match=r"all: seeds \[0, 0, 1\]"):
+        science.select(sorted(runs, key=lambda run: run.config["seed"]), "all")
+
+
+def test_the_page_shows_what_is_kept() -> None:
+    said = claims.PAGE.read_text().partition(claims.BEGIN)[2].partition(claims.END)[0]
+    assert said.strip() == claims.table().strip()
