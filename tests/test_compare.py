@@ -200,9 +200,9 @@ def test_what_is_printed_drawn_and_handed_to_pandas(compared, tmp_path) -> None:
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "demo: gain over the start in points, after 1 iterations; seeds 0, 1" in done.stdout
+    assert "demo: gain over the start in points, after 1 iterations; seed 0, 1" in done.stdout
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert ["frozen,", "2", "seen,", "from"] in [line[:4] for line in lines]
+    assert ["frozen,", "2", "seen", "from"] in [line[:4] for line in lines]
     assert sum(line[:1] == ["average"] for line in lines) == 5  # four parts, and the cost
     page = (compared.folder / "report.html").read_text()
     assert "<h2>Against average</h2>" in page

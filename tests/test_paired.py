@@ -41,6 +41,8 @@ def test_a_verdict_only_where_the_interval_leaves_0_out() -> None:
     assert paired(rising).verdict == "better"
     assert paired(-rising).verdict == "worse"
     assert paired(rising * 0).verdict == ""
+    alone = paired(np.array([[0.02], [0.021], [0.02]]))
+    assert (alone.mean > alone.half, alone.verdict) == (True, "")  # one seed proves nothing
     assert str(paired(rising * 0)) == "+0.0 ± 0.0"
 
 

@@ -140,7 +140,7 @@ class Comparison:
         for name in ("", "gain", "± over\ntasks", "± over\nseeds", f"above {first},\n95 %", ""):
             drawn.add_column(name, justify="right" if name else "left")
         for head, lines in self._parts():
-            drawn.add_row(head, style="bold")
+            drawn.add_row(*head, style="bold")
             for line in lines:
                 cells = self._cells(line)
                 drawn.add_row(f"  {cells[0]}", *cells[1:], end_section=line is lines[-1])
@@ -155,11 +155,12 @@ class Comparison:
             drawn.add_row(*_cost_cells(cost))
         return drawn
 
-    def _parts(self) -> Iterable[tuple[str, list[Line]]]:
+    def _parts(self) -> Iterable[tuple[tuple[str, str], list[Line]]]:
+        """Yield the lines of each protocol and group, headed by what they are and their start."""
         for pair in dict.fromkeys((line.protocol, line.group) for line in self.lines):
             lines = [line for line in self.lines if (line.protocol, line.group) == pair]
             one = lines[0]
-            yield f"{pair[0]}, {one.tasks} {pair[1]}, from {points(one.start)}", lines
+            yield (f"{pair[0]}, {one.tasks} {pair[1]}", f"from {points(one.start)}"), lines
 
     def _cells(self, line: Line) -> list[str]:
         against, usual = line.difference, self.conditions[0].last
@@ -179,7 +180,7 @@ class Comparison:
         seeds = ", ".join(str(run.config["seed"]) for run in first.runs)
         return (
             f"{first.config['experiment']}: gain over the start in points, after "
-            f"{first.last} iterations; seeds {seeds}"
+            f"{first.last} iterations; seed {seeds}"
         )
 
     def __repr__(self) -> str:
@@ -189,8 +190,8 @@ class Comparison:
         """Show the tables where a notebook shows the last value of a cell."""
         head = ["", "gain", "± over tasks", "± over seeds", f"above {self.conditions[0].label}", ""]
         rows: list[list[str]] = []
-        for name, lines in self._parts():
-            rows += [[name, *[""] * 5], *map(self._cells, lines)]
+        for part, lines in self._parts():
+            rows += [[*part, *[""] * 4], *map(self._cells, lines)]
         costs = markup.table(
             ["", "step length", "finetunings", "seconds"], map(_cost_cells, self.costs)
         )

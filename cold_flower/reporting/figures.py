@@ -156,9 +156,7 @@ def differences(conditions: Sequence[Condition]) -> Figure | None:
         low, high = ax.get_xlim()
         if high - low < LEAST_SPAN:
             ax.set_xlim((low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2)
-    figure.supxlabel(
-        f"points above {first.label}, 95 %; filled: the interval leaves 0 out", fontsize=10
-    )
+    figure.supxlabel(f"points above {first.label}, 95 %; filled: better or worse", fontsize=10)
     return figure
 
 

@@ -40,8 +40,11 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """Return ``better`` or ``worse`` where the interval leaves 0 out, else nothing."""
-        if not abs(self.mean) > self.half:  # nothing is above NaN
+        """Return ``better`` or ``worse`` where the interval leaves 0 out, else nothing.
+
+        One seed proves nothing, so there nothing is said.
+        """
+        if self.seeds < 2 or not abs(self.mean) > self.half:  # nothing is above NaN
             return ""
         return "better" if self.mean > 0 else "worse"
 
