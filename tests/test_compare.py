@@ -45,13 +45,14 @@ def test_variants_differ_from_the_plain_mean_in_what_they_name() -> None:
         "clip = median",
         "finetune.head = keep, fusion.rule = ties, norm = mean",
     ]
-    plain = {"fusion.rule": "average", "fusion.options": "", "fusion.strategy": ""}
-    assert found[0].settings == plain
-    assert found[1].settings == {**plain, "fusion.rule": "ties", "fusion.norm": "mean"}
-    assert found[3].settings == {**plain, "fusion.momentum": 0.5}
+    assert found[0].settings == {"fusion.rule": "average"}
+    assert found[1].settings == {"fusion.rule": "ties", "fusion.norm": "mean"}
+    assert found[3].settings == {"fusion.momentum": 0.5}
     assert found[4].folder == "clip=median"
     free = compare.variants(["ties"], [], [], equal_length=False)
-    assert free[1].settings == {**plain, "fusion.rule": "ties"}
+    assert free[1].settings == {"fusion.rule": "ties"}
+    with pytest.raises(ConfigError, match="no rule is named"):
+        compare.variants([], ["momentum=0.5"], [], equal_length=True)
     assert compare.parse("fusion.rule=ties; fusion.options={density = 0.5};") == {
         "fusion.rule": "ties",
         "fusion.options": "{density = 0.5}",
@@ -77,13 +78,48 @@ def test_wrong_things_are_said_before_anything_starts(tmp_path) -> None:
     for arguments, said in (
         (["--rules", "tise"], "Did you mean 'ties'"),
         (["--rules", "ties", "--set", "fusion.rule=dare"], "fusion.rule is both set for all"),
-        (["--rules", "ties", "--seeds", "two"], "seed is of type int"),
+        (["--rules", "ties", "--seeds", "two"], "--seeds expects FIRST..LAST"),
+        (["--rules", "ties", "--set", "seed=3"], "seed is not set for a comparison"),
+        (["--rules", "ties", "--set", "run-dir=/x"], "run-dir is not set for a comparison"),
         (["--stages", "momentum=2"], "momentum is"),
     ):
         done = cold_flower_command("compare", "demo", *arguments, cwd=tmp_path)
         assert done.returncode == 1
         assert said in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plain_mean_is_plain_whatever_the_experiment_has(tmp_path) -> None:
+    experiment = tmp_path / "mine.toml"
+    experiment.write_text('suite = "demo"\nfusion.momentum = 0.5\nfusion.rule = "ties"\n')
+    variants = compare.variants(["median"], [], [], equal_length=False)
+    settings = {"fusion.clip": "median"}  # what is set for all, all have
+    planned = compare.plan(str(experiment), variants, [0], settings, tmp_path / "runs")
+    fusions = [cell.config.fusion for cell in planned.cells]
+    assert [(f.rule, f.momentum, f.clip) for f in fusions] == [
+        ("average", 0.0, "median"),
+        ("median", 0.0, "median"),
+    ]
+    for seeds in ([], [1, 1]):
+        with pytest.raises(ConfigError, match="needs seeds, each once"):
+            compare.plan("demo", variants, seeds, {}, tmp_path / "runs")
+
+
+def test_a_baseline_takes_a_start_over_too(in_process, tmp_path) -> None:
+    lines: list[str] = []
+    found = cold_flower.compare(
+        "demo",
+        variants=[{"baseline": "multitask"}],
+        seeds=[0],
+        settings={**SMALL, "evaluate.protocols": "frozen"},
+        run_dir=tmp_path,
+        say=lines.append,
+    )
+    assert "its start and the scores of that are those of average/seed=0" in lines[-1]
+    assert [cost.finetunings for cost in found.costs] == [2, 2]  # two datasets either way
+    union = found.lines[1]
+    assert (union.condition, union.iteration) == ("baseline = multitask", 1)
+    assert union.difference and union.gain != 0
 
 
 @pytest.fixture(scope="module")

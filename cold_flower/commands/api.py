@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cold_flower.commands import offline
-from cold_flower.config import PROTOCOLS, Config
+from cold_flower.config import PROTOCOLS, Config, split
 from cold_flower.data.plan import naming_the_recipe
 from cold_flower.errors import ColdFlowerError, ConfigError, RunError
 from cold_flower.models.folder import Folder
@@ -71,8 +71,8 @@ def simulate(
 def compare(
     experiment: AnyPath,
     *,
-    rules: Sequence[str] = (),
-    stages: Sequence[str] = (),
+    rules: str | Sequence[str] = (),
+    stages: str | Sequence[str] = (),
     variants: Sequence[Mapping[str, Any]] = (),
     seeds: Sequence[int] = (0, 1, 2),
     equal_length: bool = False,
@@ -105,7 +105,8 @@ def compare(
     from cold_flower.runtime.runner import Sharing
 
     with one_kind_of_error():
-        compared = comparing.variants(rules, stages, variants, equal_length=equal_length)
+        named, staged = (split(v) if isinstance(v, str) else v for v in (rules, stages))
+        compared = comparing.variants(named, staged, variants, equal_length=equal_length)
         folder = _folder(run_dir) if run_dir else None
         planned = comparing.plan(str(experiment), compared, list(seeds), settings or {}, folder)
         return comparing.run(planned, Sharing(), say, "the same call goes on")

@@ -58,11 +58,11 @@ def compare(
     settings = experiments.parse_settings(set or [])  # a typo is said before torch is loaded
     from cold_flower.reporting.tables import console
     from cold_flower.runtime import compare as comparing
-    from cold_flower.runtime import runner, sweep
+    from cold_flower.runtime import runner
 
     others = [comparing.parse(text) for text in variant or []]
     compared = comparing.variants(split(rules), split(stages), others, equal_length=equal_length)
-    each = sweep.parse([f"seed={seeds}"])["seed"]
+    each = comparing.parse_seeds(seeds)
     planned = comparing.plan(experiment, compared, each, settings, run_dir)
     if dry_run:
         runner.show_cells(planned.cells, runner.Sharing())

@@ -39,8 +39,9 @@ def save(data: EncodedSplits, path: Path) -> None:
 
 def read(path: Path, task: Task) -> EncodedSplits | None:
     """Read a contributor's data; None if they are not there."""
-    try:
+    with suppress(OSError):  # not there, or not ours to touch
         os.utime(path)  # read last: `prune` goes by it
+    try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
             labels = tuple(json.loads(file.metadata()["labels"]))

@@ -102,6 +102,14 @@ class Comparison:
                     f"{other.condition}: {other.finetunings:g} finetunings, {first.condition} "
                     f"{first.finetunings:g}: not the same work"
                 )
+        for group in ("seen", "unseen"):
+            rows = [pick(scores, group=group) for scores in self.conditions[0].scores]
+            of_seeds = [{row["task"] for row in of_seed} for of_seed in rows]
+            if len(common := set.intersection(*of_seeds)) < max(map(len, of_seeds)):
+                said.append(
+                    f"the seeds have other {group} tasks: differences are over the {len(common)} "
+                    "that all have"
+                )
         for condition in self.conditions:
             seeds_of: dict[str, list[str]] = {}
             for run in condition.runs:

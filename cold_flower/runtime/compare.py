@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cold_flower.config import Config
 from cold_flower.errors import ConfigError
 from cold_flower.keys import Scalar
 from cold_flower.reporting.comparison import Comparison, comparison
@@ -12,7 +13,7 @@ from cold_flower.runtime import experiments, runner, sweep
 from cold_flower.runtime.sweep import Cell
 
 PLAIN = "average"
-_RULE = {"fusion.rule": PLAIN, "fusion.options": "", "fusion.strategy": ""}
+_FUSION = {key: value for key, value in Config().flat().items() if key.startswith("fusion.")}
 _NORM, _EQUAL = "fusion.norm", "mean"
 _FIXED = ("seed", "run-dir", "resume")
 
@@ -23,7 +24,8 @@ class Variant:
 
     label: str
     settings: Mapping[str, Scalar]
-    """The keys in which it differs from the experiment."""
+    """The keys that make it. The rest of ``fusion`` is the plain mean's, whatever the experiment
+    has."""
 
     @property
     def folder(self) -> str:
@@ -60,21 +62,25 @@ def variants(
         )
     for other in others:
         given.append((", ".join(f"{key} = {value}" for key, value in other.items()), other))
-    made = [Variant(PLAIN, _RULE)]
+    made = [Variant(PLAIN, {"fusion.rule": PLAIN})]
     for label, keys in given:
         for key in _FIXED:
             if key in keys:
                 raise ConfigError(f"{label!r}: {key} cannot differ between what is compared")
-        settings = {**_RULE, **keys}
         # A stage of the plain mean makes it longer or shorter on purpose.
-        of_rule = settings["fusion.rule"] != PLAIN and not settings["fusion.strategy"]
+        of_rule = keys.get("fusion.rule", PLAIN) != PLAIN and not keys.get("fusion.strategy")
         if equal_length and of_rule and _NORM not in keys:
-            label, settings = f"{label}, norm = {_EQUAL}", {**settings, _NORM: _EQUAL}
-        made.append(Variant(label, settings))
+            label, keys = f"{label}, norm = {_EQUAL}", {**keys, _NORM: _EQUAL}
+        made.append(Variant(label, keys))
     if len(made) == 1:
         raise ConfigError(
             "nothing to compare the plain mean with: name rules (--rules ties,median), stages "
             "(--stages momentum=0.5) or other keys (--variant 'finetune.head=keep')"
+        )
+    if equal_length and not any(variant.settings.get(_NORM) == _EQUAL for variant in made):
+        raise ConfigError(
+            "equal length is about what rules add to the base, and no rule is named: a stage of "
+            "the plain mean keeps its own length"
         )
     for number, variant in enumerate(made):
         for earlier in made[:number]:
@@ -104,6 +110,20 @@ class Planned:
     it is stopped can be paired."""
 
 
+def parse_seeds(text: str) -> list[Scalar]:
+    """Parse ``0..2`` or ``0,3``.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    try:
+        return sweep.parse([f"seed={text}"])["seed"]
+    except ConfigError as error:
+        raise ConfigError(
+            f"--seeds expects FIRST..LAST or numbers with commas, got {text!r}"
+        ) from error
+
+
 def plan(
     experiment: str,
     compared: list[Variant],
@@ -123,6 +143,14 @@ def plan(
     Raises:
         ConfigError, RunError: as for a sweep; a key that is set and differs between variants.
     """
+    for key in _FIXED:
+        if key in settings:
+            raise ConfigError(
+                f"{key} is not set for a comparison: --seeds and --run-dir are there, and the same "
+                "command goes on (in Python: seeds, run_dir)"
+            )
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"a comparison needs seeds, each once; got {[*seeds]}")
     folder = (folder or Path("runs") / f"compare-{Path(experiment).stem}").resolve()
     rows = []
     for variant in compared:
@@ -130,7 +158,7 @@ def plan(
             raise ConfigError(
                 f"{key} is both set for all and what {variant.label!r} is about: leave one out"
             )
-        keys = {**settings, **variant.settings}
+        keys = {**_FUSION, **settings, **variant.settings}
         runs = sweep.cells(experiment, keys, {"seed": seeds}, folder / variant.folder)
         rows.append([replace(run, name=f"{variant.label}, {run.name}") for run in runs])
     in_order = [run for of_seed in zip(*rows, strict=True) for run in of_seed]

@@ -6,6 +6,7 @@ bears on the scores of the start would all measure the same ones.
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from cold_flower.config import Config
@@ -18,7 +19,7 @@ _LATER = (
     *("experiment", "run-dir", "resume", "log", "explicit", "recipe", "keep-iterations"),
     *("iterations", "contributors-per-iteration", "schedule", "quorum", "transport"),
     *("baseline", "sampling", "loss-scaling", "finetune.head", "finetune.proximal-mu"),
-    *("evaluate.every", "wait.nodes", "wait.replies", "finetune.micro-batch-size"),
+    *("evaluate.every", "wait.nodes", "wait.replies"),
 )
 _LATER_ROOMS = ("fusion.", "screen.", "gate.")
 
@@ -46,7 +47,8 @@ def take_over(config: Config, source: Path) -> None:
     """
     run_dir = Path(config.run_dir)
     journal = Journal(run_dir)
-    journal.open(config, made_with())
+    # A baseline first scores its start in a run without iterations, then it trains.
+    journal.open(replace(config, iterations=0) if config.baseline else config, made_with())
     try:
         Repository(run_dir).take_over_start(Repository(source))
         rows = Journal(source).rows(SCORES)

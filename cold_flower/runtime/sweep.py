@@ -112,7 +112,7 @@ def run(
     if to_do := [cell for cell in planned if not cell.done]:
         check_writable(Path(to_do[0].config.run_dir))
     failed = []
-    finished = [cell.config for cell in planned if cell.done]
+    finished: list[Config] = []  # by this command: an earlier one may have had other devices
     for number, cell in enumerate(planned, start=1):
         where = f"{number}/{len(planned)} {cell.name}"
         if cell.done:

@@ -68,9 +68,9 @@ class Simulation(Contributors):
             )
         self._unasked = set(nodes)
         self._nodes: dict[str, int] = {}
-        if checked and len(nodes) == len(planned):
+        made = sorted(grid.get_nodes(), key=lambda node: str(node.registered_at)) if checked else []
+        if made and len(nodes) == len(made) == len(planned):
             # Flower numbers a simulation's nodes as it makes them, so this is who each should be.
-            made = sorted(grid.get_nodes(), key=lambda node: str(node.registered_at))
             self._nodes = dict(zip(planned, (node.node_id for node in made), strict=True))
             cohort = self._drawn(first) if first <= config.iterations else []
             scoring = self.plan.evaluated if config.protocols() else ()
