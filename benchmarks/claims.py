@@ -7,7 +7,7 @@ the tables, and a test keeps the page equal to them.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.results import PAGE
+from benchmarks.results import write
 from benchmarks.science import SCIENCE, load, select
 from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.paired import Difference, above, apart, gain, scores_at
@@ -32,7 +32,7 @@ class Claim:
     def verdict(self) -> str:
         """Return whether it holds: ``undecided`` where the interval has room for either."""
         one = self.ours
-        if one is None or not one.half >= 0:
+        if one is None or one.seeds < 2 or not one.half >= 0:  # one seed proves nothing
             return "undecided"
         if self.equal:
             return "no difference seen" if abs(one.mean) <= one.half else "no"
@@ -113,6 +113,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{table()}{END}{rest.partition(END)[2]}")
+    write(BEGIN, table(), END)

@@ -96,9 +96,13 @@ def _keep(rows: list[Row], date: str) -> None:
         print(against(one, last.get(_same(one))), flush=True)
         known = [*(r for r in known if _same(r) != _same(one)), one]
     file.write_text(json.dumps(known, indent=1) + "\n")
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{table()}{END}{rest.partition(END)[2]}")
+    write(BEGIN, table(), END)
+
+
+def write(begin: str, text: str, end: str) -> None:
+    """Put a text between two marks of the page, in place of what stands there."""
+    before, _, rest = PAGE.read_text().partition(begin)
+    PAGE.write_text(f"{before}{begin}\n{text}{end}{rest.partition(end)[2]}")
 
 
 def against(now: Row, last: Row | None) -> str:

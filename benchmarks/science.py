@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.results import FOLDER, versions
 from cold_flower.config import Config
+from cold_flower.identity import code_sha256
 from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.runs import RunDirectory, find
 from cold_flower.repository.journal import CONFIG
@@ -108,8 +109,6 @@ def _run(run: RunDirectory) -> dict[str, Any]:
 def _commit(run: Path) -> str:
     """Return the commit whose code a run had, as far as it is this checkout's; else its hash."""
     code: Mapping[str, Any] = json.loads((run / CONFIG).read_text())
-    from cold_flower.identity import code_sha256
-
     if code.get("code") == code_sha256():
         git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from benchmarks import claims, science
+from benchmarks import claims, results, science
 from benchmarks.claims import Claim
 from cold_flower.reporting.paired import Difference
 from cold_flower.repository.journal import SCORES, Journal
@@ -21,6 +21,7 @@ def test_verdicts() -> None:
     assert verdict(of(0.03, 0.02)) == "yes"
     assert verdict(of(-0.03, 0.02)) == "no"
     assert verdict(of(0.01, 0.02)) == "undecided: 2.0 points would have shown"
+    assert verdict(Difference(0.03, 0.001, 11.0, 12, 1)) == "undecided"  # of one seed
     assert verdict(None) == verdict(of(0.03, math.nan)) == "undecided"
     assert verdict(of(0.01, 0.02), equal=True) == "no difference seen"
     assert verdict(of(0.03, 0.02), equal=True) == "no"
@@ -55,5 +56,5 @@ def test_scores_are_kept_and_read_again(make, tmp_path, monkeypatch) -> None:  #
 
 
 def test_the_page_shows_what_is_kept() -> None:
-    said = claims.PAGE.read_text().partition(claims.BEGIN)[2].partition(claims.END)[0]
+    said = results.PAGE.read_text().partition(claims.BEGIN)[2].partition(claims.END)[0]
     assert said.strip() == claims.table().strip()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SAME_LENGTH = 0.1  # steps whose lengths differ by no more than this share count as equally long
 
+_COSTS = ("", "step length", "finetunings", "seconds")
+
 
 @dataclass(frozen=True)
 class Line:
@@ -72,7 +74,7 @@ class Comparison:
         """Return every condition's gain under each protocol, on each group."""
         first = self.conditions[0]
         found = []
-        for group, protocol in dict.fromkeys(p for c in self.conditions for p in columns(c.rows)):
+        for group, protocol in columns([row for c in self.conditions for row in c.rows]):
             for condition in self.conditions:
                 against = None
                 if condition is not first:
@@ -157,7 +159,7 @@ class Comparison:
     def cost_table(self) -> Table:
         """Draw what each condition took, a mean over its seeds."""
         drawn = Table(title="Cost of a seed", title_justify="left", box=box.SIMPLE_HEAD)
-        for name in ("", "step length", "finetunings", "seconds"):
+        for name in _COSTS:
             drawn.add_column(name, justify="right" if name else "left")
         for cost in self.costs:
             drawn.add_row(*_cost_cells(cost))
@@ -200,9 +202,7 @@ class Comparison:
         rows: list[list[str]] = []
         for part, lines in self._parts():
             rows += [[*part, *[""] * 4], *map(self._cells, lines)]
-        costs = markup.table(
-            ["", "step length", "finetunings", "seconds"], map(_cost_cells, self.costs)
-        )
+        costs = markup.table(_COSTS, map(_cost_cells, self.costs))
         return f"<p>{html.escape(self._title)}</p>{markup.table(head, rows)}{costs}"
 
 

@@ -127,7 +127,7 @@ def differences(conditions: Sequence[Condition]) -> Figure | None:
     """
     first, *others = conditions
     found = {}
-    for group, protocol in dict.fromkeys(p for c in conditions for p in columns(c.rows)):
+    for group, protocol in columns([row for c in conditions for row in c.rows]):
         of = {c.label: difference(c, first, group, protocol) for c in others}
         if paired := {label: one for label, one in of.items() if one}:
             found[group, protocol] = paired
@@ -226,8 +226,7 @@ def all_figures(conditions: Sequence[Condition]) -> dict[str, Figure]:
     if len(conditions) > 1:
         if (against := differences(conditions)) is not None:
             figures["differences"] = against
-        pairs = {pair: None for c in conditions for pair in columns(c.rows)}
-        for group, protocol in pairs:
+        for group, protocol in columns([row for c in conditions for row in c.rows]):
             figures[f"compare-{protocol}-{group}"] = compare(conditions, group, protocol)
     return figures
 
