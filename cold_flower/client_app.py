@@ -208,10 +208,14 @@ def train(message: Message, context: Context, site: Site | None) -> RecordDict:
     base = _base(message, me)
     iteration = int(asked.get("iteration", asked.get("server-round", 1)))
     seed = int(asked.get("seed", me.config.seed))
-    run, abandoned = str(asked.get("run", "")), asked.get("abandoned", ())
+    more = {
+        "run": str(asked.get("run", "")),
+        "abandoned": asked.get("abandoned", ()),
+        "scored": bool(asked.get(records.SCORE)),
+    }
 
     def finetune(who: Contributor, start: State) -> tuple[dict[str, Tensor], Metrics]:
-        return who.finetune(start, iteration=iteration, seed=seed, run=run, abandoned=abandoned)
+        return who.finetune(start, iteration=iteration, seed=seed, **more)
 
     claims: dict[str, Any] = {}
     if me.config.attacks and not site:  # a rehearsal; a site never loads what does harm

@@ -43,6 +43,8 @@ class Inbox(Grid):
         screen: judges the contributions of an iteration together, once all have arrived: takes
             the base's fingerprint, the candidates and what they measure.
         say: called with a line at each arrival.
+        more: returns what else the train messages of an iteration hold under ``config``, by
+            contributor.
         reference: returns which published iteration is the base; messages then carry that number
             instead of arrays, and contributors leave their bodies in ``folder`` (`Store.offer`).
     """
@@ -59,6 +61,7 @@ class Inbox(Grid):
         window: int = 0,
         screen: Screening | None = None,
         say: Callable[[str], None] = lambda line: None,
+        more: Callable[[], Mapping[str, Mapping[str, str]]] = dict,
         reference: Callable[[], int] | None = None,
     ) -> None:
         self._grid = grid
@@ -69,6 +72,7 @@ class Inbox(Grid):
         self._window = window
         self._screen = screen
         self._say = say
+        self._more = more
         self._reference = reference
         self.iteration = first - 1
         """The iteration whose contributions are in `contributions`."""
@@ -98,7 +102,10 @@ class Inbox(Grid):
         arrays = listed[0].content.array_records[records.ARRAYS]
         base = fingerprint(records.unpack(arrays))
         names = {member.node: name for name, member in self._participants.members.items()}
-        asked = {names[m.metadata.dst_node_id]: self._stamped(m, base) for m in listed}
+        more, asked = self._more(), {}
+        for message in listed:
+            name = names[message.metadata.dst_node_id]
+            asked[name] = self._stamped(message, base, more.get(name, {}))
         self.contributions = self._already_here(asked, base)
         self._collect(asked, records.template_of(arrays), base, timeout)
         self._check_quorum(self._judge(base, Weights(records.Tensors(arrays))))
@@ -152,10 +159,10 @@ class Inbox(Grid):
     def _store(self) -> Store:
         return Store(self._folder, self.iteration)
 
-    def _stamped(self, message: Message, base: str) -> Message:
+    def _stamped(self, message: Message, base: str, more: Mapping[str, str]) -> Message:
         """Copy a message with iteration and base in its config; the arrays are shared."""
         config = records.config_of(message.content, records.CONFIG)
-        config |= {"iteration": self.iteration, "base": base}
+        config |= {"iteration": self.iteration, "base": base, **more}
         content = RecordDict()
         if self._reference:
             config[records.REFERENCE] = self._reference()

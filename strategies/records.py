@@ -19,14 +19,17 @@ ARRAYS = "arrays"  # ArrayRecord: the body, float32
 CONFIG = "config"  # ConfigRecord to a contributor: iteration, base, seed, ...
 REFERENCE = "reference"  # in CONFIG, instead of arrays: the published iteration that is the base
 PROXIMAL_MU = "proximal-mu"  # in CONFIG: of the proximal term; Flower's FedProx names it so
+SCORE = "score"  # in CONFIG of a train message: also the score of the base under finetuned
 EXPLICIT = "explicit"  # in CONFIG: keys that the user set, so that no suite's recipe does
 METRICS = "metrics"  # MetricRecord from a contributor
 CONTRIBUTOR = "contributor"  # ConfigRecord: answer to a query
 CONTRIBUTION = "contribution"  # ConfigRecord beside a trained body
 FACTS = ("device", "visible-gpus", "worker", "stopped")  # in the above: for the record only
+SCORED = ("finetuned", "num-test-examples")  # in METRICS of a contribution, where SCORE asks
 LISTED = (
     *("num-examples", "train-loss", "seconds", "steps"),
     *("dev-start", "dev-accuracy", "dev-majority", "improving"),
+    *SCORED,
 )
 """All that METRICS holds beside a trained body; nothing else of a contributor is sent."""
 TRAINED = ("dev-start", "dev-accuracy", "dev-majority", "improving", "stopped")

@@ -68,6 +68,7 @@ def test_a_gain_table_pairs_tasks() -> None:
 def test_what_was_not_measured_is_blank() -> None:
     """A protocol that an iteration was not scored under; an error that a metric or one task lacks."""
     few = [*ROWS, {**ROWS[0], "protocol": "finetuned"}]
+    assert [line[1] for line in score_cells(ROWS[:-2]).lines] == ["40.0", "60.0 (1 of 2)"]
     assert summary(few, 2) == "frozen seen 60.0 (+20.0), frozen unseen 30.0 (-10.0)"
     assert summary(few, 1) == ""
     about = {"group": "seen", "metric": "pearson", "n_test": 100, "iteration": 0}

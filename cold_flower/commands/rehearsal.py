@@ -146,7 +146,9 @@ def _finetune(site: Site, me: Contributor, config: Config) -> Iterator[str]:
     few = len(me.splits().dev) < site.limits.min_test_examples
     stays = records.OF_DEV if few else ()
     made_on = [name for name in records.FACTS if name not in stays]
-    yield f"  metrics: {', '.join(name for name in records.LISTED if name not in stays)}"
+    always = [name for name in records.LISTED if name not in (*stays, *records.SCORED)]
+    yield f"  metrics: {', '.join(always)}"
+    yield f"  where a run has evaluate.reuse: {', '.join(records.SCORED)}"
     yield f"  contribution: contributor, iteration, base, {', '.join(made_on)}"
     yield "once, when asked who this is: name, task, metric, examples, tokens, unknown, cut,"
     yield "  protocol, versions, code, model, device, visible-gpus, worker"

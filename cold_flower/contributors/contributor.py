@@ -32,8 +32,8 @@ from cold_flower.models.classifier import classifier
 from cold_flower.models.heads import Heads
 from cold_flower.seeds import derive
 from cold_flower.training import probe, protocols
-from cold_flower.training.finetune import finetune
-from cold_flower.training.scoring import DivergedError, knowing_nothing
+from cold_flower.training.finetune import Outcome, finetune
+from cold_flower.training.scoring import DivergedError, knowing_nothing, score
 from strategies.records import OF_DEV
 
 IDLE = 256  # contributors without work whose tokenised data are kept
@@ -116,6 +116,7 @@ class Contributor:
         seed: int,
         run: str = "",
         abandoned: Collection[int] = (),
+        scored: bool = False,
     ) -> tuple[dict[str, Tensor], Metrics]:
         """Finetune from ``body`` on the own task; return the new body and its metrics.
 
@@ -123,35 +124,55 @@ class Contributor:
         fresh; with ``finetune.head = probe`` it is then trained on the frozen body (LP-FT: Kumar et
         al. 2022, arXiv 2202.10054); with ``keep`` it is that of an earlier iteration of ``run``
         that is not ``abandoned``, by a rollback.
+
+        With ``evaluate.reuse`` it is the finetuning that scores ``body`` (section 4.3: the same
+        procedure), with its draws; ``scored``: the score on test is among the metrics then.
         """
         heads.check(self.base, self.config.finetune.head)
         if self.site and self.site.trainer:
             return self._own_trainer(self.site, body, iteration=iteration, seed=seed)
-        data = self.splits(iteration)
+        data, kept = self.splits(iteration), Heads(self._folder, run)
+        if self.config.evaluate.reuse:
+            draws = derive(self._evaluation(seed), "finetuned")
+            model, outcome = protocols.finetuned(self.base, body, data, self.config, draws)
+        else:
+            model, outcome = self._own_draws(body, data, kept, iteration, seed, abandoned)
+        if self.site:  # a clock may have stopped it early
+            self.site.check(train=outcome.examples)
+        if self.config.finetune.head == "keep":
+            kept.save(iteration, model)
+        metrics = {"num-examples": len(data.train), "train-loss": outcome.train_loss}
+        if scored and self.config.evaluate.reuse:
+            precision = self.config.finetune.precision
+            metrics["finetuned"] = score(model, data.test, data.metric, precision)
+            metrics["num-test-examples"] = len(data.test)
+        facts = {"steps": outcome.steps, **outcome.facts()}
+        return body_of(model), metrics | self._facts(facts, len(data.dev))
+
+    def _own_draws(
+        self,
+        body: State,
+        data: EncodedSplits,
+        kept: Heads,
+        iteration: int,
+        seed: int,
+        abandoned: Collection[int],
+    ) -> tuple[Any, Outcome]:
+        """Finetune with draws that are this iteration's alone."""
         derived = derive(seed, iteration, self.name, "train")
         model = classifier(
             self.base, body, labels=data.labels, kind=data.kind, seed=derive(derived, "head")
         )
-        options, kept = self.config.finetune, Heads(self._folder, run)
+        options = self.config.finetune
         if options.head == "probe":
             options = self._probe(model, data.train, derived)
         elif options.head == "keep":
             kept.load_into(model, iteration, abandoned)
+        seed = derive(derived, "run")
         outcome = finetune(
-            model,
-            data.train,
-            data.dev,
-            options=options,
-            metric=data.metric,
-            seed=derive(derived, "run"),
+            model, data.train, data.dev, options=options, metric=data.metric, seed=seed
         )
-        if self.site:  # a clock may have stopped it early
-            self.site.check(train=outcome.examples)
-        if options.head == "keep":
-            kept.save(iteration, model)
-        metrics = {"num-examples": len(data.train), "train-loss": outcome.train_loss}
-        facts = {"steps": outcome.steps, **outcome.facts()}
-        return body_of(model), metrics | self._facts(facts, len(data.dev))
+        return model, outcome
 
     def _probe(self, model: Any, train: Encoded, derived: int) -> Finetune:
         """Train the head on the frozen body; return the recipe, with the time that is left."""
@@ -229,8 +250,7 @@ class Contributor:
             data = replace(data, test=data.dev)
         if "few-shot" in chosen:
             check_few_shot(self.task, self.config, len(data.train))
-        # The same draws at every iteration: then only the body makes the difference.
-        derived = derive(seed, self.name, "evaluate")
+        derived = self._evaluation(seed)
         try:
             scores, facts = protocols.evaluate(self.base, body, data, chosen, self.config, derived)
         except DivergedError:
@@ -239,6 +259,13 @@ class Contributor:
             # A candidate that computes NaN has the lowest score there is: the gate leaves it.
             scores, facts = dict.fromkeys(chosen, -1.0 if data.metric == "pearson" else 0.0), {}
         return {"num-examples": len(data.test), **scores}, self._facts(facts, len(data.dev))
+
+    def _evaluation(self, seed: int) -> int:
+        """Return the seed of an evaluation's draws: the same at every iteration.
+
+        Then only the body makes the difference.
+        """
+        return derive(seed, self.name, "evaluate")
 
     def _facts(self, facts: Mapping[str, float | str], dev: int) -> Metrics:
         """Return facts of a finetuning as they may leave: none of a site's few dev rows."""

@@ -75,20 +75,26 @@ def score_cells(rows: Sequence[Row], *, trained: bool = True) -> Cells:
     """Return mean scores in points, a line per base and a column per group and protocol.
 
     The totals are the gain of the last iteration over the start: its mean over tasks and the
-    standard error of that mean. ``trained``: see `summary`.
+    standard error of that mean. ``trained``: see `summary`. Where scores of a base are missing, its
+    mean says of how many tasks it is.
     """
     pairs, iterations = columns(rows), sorted({row["iteration"] for row in rows})
+    tasks = {
+        (group, protocol): len({r["task"] for r in pick(rows, group=group, protocol=protocol)})
+        for group, protocol in pairs
+    }
     head = ["base"]
-    for group, protocol in pairs:
-        tasks = {row["task"] for row in pick(rows, group=group, protocol=protocol)}
-        head.append(f"{protocol}\n{len(tasks)} {_group(group, trained)}")
+    head += [f"{protocol}\n{tasks[g, protocol]} {_group(g, trained)}" for g, protocol in pairs]
     lines = []
     for iteration in iterations:
         line = [str(iteration) if iteration else "start"]
         for group, protocol in pairs:
             picked = pick(rows, iteration=iteration, group=group, protocol=protocol)
             mean = mean_and_sem([row["value"] for row in picked])[0]
-            line.append(points(mean))
+            of = tasks[group, protocol]
+            line.append(
+                points(mean) + (f" ({len(picked)} of {of})" if 0 < len(picked) < of else "")
+            )
         lines.append(line)
     totals = []
     if len(iterations) > 1 and iterations[0] == 0:

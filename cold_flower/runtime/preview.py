@@ -92,8 +92,10 @@ def cost(config: Config, checked: Checked, left: Ahead, parameters: int) -> Cost
     trained = sum(checked.train[name] for names in cohorts for name in names)
     every, last = config.evaluate.every, config.iterations
     bases = sum(evaluated(base, every=every, last=last) for base in left.evaluated_bases)
-    evaluations = bases * len(plan.evaluated) * len(config.protocols())
+    reused = _reused(config, checked, left) if config.evaluate.reuse else []
+    evaluations = bases * len(plan.evaluated) * len(config.protocols()) - len(reused)
     trained_on, forward = _evaluation(config, checked)
+    saved = config.finetune.max_epochs * sum(checked.train[name] for name in reused)
     bodies = 2 * contributions + evaluations  # sent: there and back, or there alone
     validations = candidates = 0
     if config.gate.protocol and cohorts:
@@ -108,7 +110,7 @@ def cost(config: Config, checked: Checked, left: Ahead, parameters: int) -> Cost
         trained * config.finetune.max_epochs,
         trained if config.finetune.head == "probe" else 0,
         evaluations,
-        bases * trained_on,
+        bases * trained_on - saved,
         bases * forward,
         validations,
         candidates,
@@ -186,6 +188,19 @@ def _cohorts(config: Config, checked: Checked, left: Ahead) -> list[list[str]]:
             seed=config.seed,
         )
         for iteration in left.iterations
+    ]
+
+
+def _reused(config: Config, checked: Checked, left: Ahead) -> list[str]:
+    """Return whose contributions say a finetuned score, a name for each that they say."""
+    every, last = config.evaluate.every, config.iterations
+    bases = set(left.evaluated_bases)
+    return [
+        name
+        for iteration, names in zip(left.iterations, _cohorts(config, checked, left), strict=True)
+        if iteration - 1 in bases and evaluated(iteration - 1, every=every, last=last)
+        for name in names
+        if name in checked.plan.evaluated
     ]
 
 

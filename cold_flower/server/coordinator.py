@@ -28,6 +28,7 @@ from cold_flower.repository.journal import (
     run_id,
 )
 from cold_flower.repository.provenance import was_fused
+from cold_flower.server import reuse
 from cold_flower.server.evaluation import Evaluation
 from cold_flower.server.manifest import accepted_norms, add_norms, contribution_rows, describe
 from cold_flower.server.participants import Contributors
@@ -55,6 +56,7 @@ class Coordinator:
 
     def __init__(self, config: Config, run_dir: Path, grid: Grid) -> None:
         by_reference.check(config)
+        reuse.check(config)
         self._config = config
         self._journal = Journal(run_dir)
         self._say = self._journal.say
@@ -97,6 +99,7 @@ class Coordinator:
             window=workers + 1 if workers else 0,
             screen=screen(config),
             say=self._say_of_finetuning,
+            more=self._more,
             reference=(lambda: self._head) if config.transport == "shared-dir" else None,
         )
         self._gate = self._make_gate() if config.gate.protocol else None
@@ -146,13 +149,28 @@ class Coordinator:
         """Publish what the round made, then evaluate it if that is due."""
         iteration = self._first - 1 + server_round if server_round else self._head
         if server_round:
+            self._complete(self._head)
             self._publish(iteration, arrays)
-        manifest = self._repository.manifest(iteration)
+        sha256 = self._repository.manifest(iteration)["sha256"]
         if self._evaluation.due(iteration):
-            self._evaluation.evaluate(iteration, arrays, manifest["sha256"])
-        if server_round or self._first == 1:  # a resumed run has logged its first base before
-            rows = self._journal.where(SCORES, "iteration", iteration)
-            self._tracker.log(iteration, rows, manifest.get("contributors", []))
+            self._evaluation.evaluate(iteration, arrays, sha256)
+        # A resumed run has logged its first base before.
+        if (server_round or self._first == 1) and not self._evaluation.to_come(iteration):
+            self._log(iteration)
+
+    def _complete(self, iteration: int) -> None:
+        """Take from the contributions what scores of their base were to come; ask for the rest."""
+        if not self._evaluation.to_come(iteration):
+            return
+        sha256 = self._repository.manifest(iteration)["sha256"]
+        body = records.pack(self._repository.body(iteration).items())
+        self._evaluation.complete(iteration, body, sha256, self._inbox.contributions.values())
+        self._log(iteration)
+
+    def _log(self, iteration: int) -> None:
+        rows = self._journal.where(SCORES, "iteration", iteration)
+        rows_of = self._repository.manifest(iteration).get("contributors", [])
+        self._tracker.log(iteration, rows, rows_of)
 
     @property
     def _head(self) -> int:
@@ -234,6 +252,12 @@ class Coordinator:
             lambda: records.pack(body.items()),
             f"the current base {self._head}, to compare with",
         )
+
+    def _more(self) -> dict[str, dict[str, str]]:
+        """Return what train messages ask for beside a contribution, by contributor."""
+        return {
+            name: {records.SCORE: reuse.REUSED} for name in self._evaluation.to_come(self._head)
+        }
 
     def _say_of_finetuning(self, line: str) -> None:
         iteration, arrived = self._inbox.iteration, self._inbox.contributions.values()

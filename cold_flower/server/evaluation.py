@@ -5,7 +5,7 @@ or an evaluation that was cut off, costs nothing again.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,9 @@ from cold_flower.data.schedule import evaluated
 from cold_flower.reporting.tables import summary
 from cold_flower.repository.journal import SCORES, VALIDATION, Journal
 from cold_flower.server.participants import Contributors, longest_first
+from cold_flower.server.reuse import REUSED
 from strategies import records
+from strategies.contributions import Contribution
 from strategies.errors import Refused, RunStopped
 from strategies.exchange import exchange, reason_of
 from strategies.participants import Member
@@ -80,27 +82,70 @@ class Evaluation:
     def evaluate(self, iteration: int, arrays: ArrayRecord, sha256: str) -> None:
         """Score one base; the rows are in the journal as soon as each reply is there.
 
+        Left out is what the next contributions will say (`to_come`): see `complete`.
+
         Raises:
             RunStopped: a contributor did not answer, or not as it should.
         """
         self._participants.refresh()
-        self._reuse(iteration, sha256)
-        plan, known = self._participants.plan, self._known(iteration)
-        protocols = [p for p in COSTLY_FIRST if p in self._config.protocols()]
-        there = self._participants.there
-        due = {
-            name: missing
-            for name in plan.evaluated
-            if name in there
-            and (missing := [p for p in protocols if (plan.tasks[name].name, p) not in known])
-        }
-        if not due:
-            return
+        self._copy(iteration, sha256)
+        due, follow = self._missing(iteration), self.to_come(iteration)
+        for name in follow:
+            due[name].remove(REUSED)
         model = _Model(iteration, sha256, arrays)
-        self._ask(model, due, f"evaluating {iteration}")
-        rows = [row for i in {0, iteration} for row in self._journal.where(SCORES, "iteration", i)]
-        scores = summary(rows, iteration)
-        self._say(model, f"base {iteration}: {scores}", scores=scores)
+        if due := {name: missing for name, missing in due.items() if missing}:
+            self._ask(model, due, f"evaluating {iteration}")
+            self._tell(model, follow)
+
+    def to_come(self, iteration: int) -> list[str]:
+        """Return whose contribution from this iteration's base will say its finetuned score.
+
+        With ``evaluate.reuse``: those of the next cohort whose score is due and not known.
+        """
+        config = self._config
+        if not config.evaluate.reuse or not self.due(iteration) or iteration >= config.iterations:
+            return []
+        due = self._missing(iteration)
+        cohort = self._participants.cohort(iteration + 1)
+        return [name for name in cohort if REUSED in due.get(name, ())]
+
+    def complete(
+        self, iteration: int, arrays: ArrayRecord, sha256: str, given: Iterable[Contribution]
+    ) -> None:
+        """Take the finetuned scores that contributions from a base came with; ask for the rest.
+
+        What screening says of a body says nothing of these. One that cannot be is asked for, too.
+
+        Raises:
+            RunStopped: as `evaluate`.
+        """
+        model, missing = _Model(iteration, sha256, arrays), self._missing(iteration)
+        for one in given:
+            if REUSED not in one.metrics or REUSED not in missing.get(one.name, ()):
+                continue
+            size = one.metrics.get("num-test-examples", 0)
+            scores = {REUSED: one.metrics[REUSED], records.EXAMPLES: size}
+            try:
+                rows = self._rows(model, one.name, [REUSED], scores, {**one.metrics, **one.facts})
+            except Refused as reason:
+                self._say(model, f"the score that {one.name} sent is left out: {reason}")
+            else:
+                self._journal.append(SCORES, rows)
+        if due := self._missing(iteration):
+            self._ask(model, due, f"evaluating {iteration}, what did not come with a contribution")
+        self._tell(model)
+
+    def _tell(self, model: _Model, follow: Sequence[str] = ()) -> None:
+        """Say a base's mean scores, but for finetuned ones of which some ``follow``."""
+        i = model.iteration
+        rows = [row for n in {0, i} for row in self._journal.where(SCORES, "iteration", n)]
+        if not follow:
+            scores = summary(rows, i)
+            self._say(model, f"base {i}: {scores}", scores=scores)
+            return
+        known = summary([row for row in rows if row["protocol"] != REUSED], i)
+        says = f"{REUSED} of {len(follow)} tasks comes with the next contributions"
+        self._say(model, f"base {i}: {', '.join(filter(None, (known, says)))}")
 
     def validate(
         self, iteration: int, sha256: str, arrays: Callable[[], ArrayRecord], what: str
@@ -136,7 +181,7 @@ class Evaluation:
                 scores[row["contributor"]] = row["value"]
         return dict(sorted(scores.items()))
 
-    def _reuse(self, iteration: int, sha256: str) -> None:
+    def _copy(self, iteration: int, sha256: str) -> None:
         """Copy the rows of an earlier iteration with the same base."""
         if self._config.partition.fresh:
             return  # every iteration is evaluated with training examples of its own
@@ -144,6 +189,18 @@ class Evaluation:
         same = {(r["task"], r["protocol"]): r for r in self._journal.where(SCORES, "base", sha256)}
         copies = [{**row, "iteration": iteration} for k, row in same.items() if k not in known]
         self._journal.append(SCORES, copies)
+
+    def _missing(self, iteration: int) -> dict[str, list[str]]:
+        """Return the protocols under which a base has no score yet, by contributor."""
+        plan, known = self._participants.plan, self._known(iteration)
+        protocols = [p for p in COSTLY_FIRST if p in self._config.protocols()]
+        there = self._participants.there
+        return {
+            name: missing
+            for name in plan.evaluated
+            if name in there
+            and (missing := [p for p in protocols if (plan.tasks[name].name, p) not in known])
+        }
 
     def _known(self, iteration: int) -> set[tuple[str, str]]:
         """Return the tasks and protocols under which an iteration's base has its scores."""
@@ -210,30 +267,47 @@ class Evaluation:
             raise Refused("no reply" if reply is None else reason_of(reply))
         records.check_size(reply.content)
         metrics = records.metrics_of(reply.content)
-        size = int(metrics.pop(records.EXAMPLES))
         stated = records.config_of(reply.content, records.CONTRIBUTOR)
+        rows = self._rows(model, member.name, asked, metrics, stated)
+        seconds = stated.get("seconds")
+        return rows, seconds if isinstance(seconds, float) and 0 <= seconds < math.inf else 0.0
+
+    def _rows(
+        self,
+        model: _Model,
+        name: str,
+        asked: Sequence[str],
+        metrics: Mapping[str, float],
+        stated: Mapping[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Return the rows of a contributor's scores; ``stated``: of a finetuning, if it trained.
+
+        Raises:
+            Refused: not those that were asked for, or one that cannot be.
+        """
         trained = {key.replace("-", "_"): v for key, v in records.trained(stated).items()}
         plan = self._participants.plan
-        task = plan.tasks[member.name]
-        _check_scores(metrics, asked, task.metric)
-        rows = [
+        task, size = plan.tasks[name], int(metrics[records.EXAMPLES])
+        if not 1 <= size <= records.MOST_EXAMPLES:
+            raise Refused(f"measured on {size} examples")
+        scores = {key: value for key, value in metrics.items() if key != records.EXAMPLES}
+        _check_scores(scores, asked, task.metric)
+        return [
             {
                 "iteration": model.iteration,
                 "task": task.name,
                 "protocol": protocol,
-                "group": "unseen" if member.name in plan.unseen else "seen",
+                "group": "unseen" if name in plan.unseen else "seen",
                 "metric": task.metric,
                 "value": value,
                 "n_test": size,
                 "seed": self._config.seed,
                 "base": model.sha256,
-                **({"contributor": member.name} if model.candidate else {}),
+                **({"contributor": name} if model.candidate else {}),
                 **(trained if protocol == "finetuned" else {}),
             }
-            for protocol, value in metrics.items()
+            for protocol, value in scores.items()
         ]
-        seconds = stated.get("seconds")
-        return rows, seconds if isinstance(seconds, float) and 0 <= seconds < math.inf else 0.0
 
     def _say(self, model: _Model, line: str, **event: Any) -> None:
         iteration = model.iteration

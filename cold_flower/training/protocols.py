@@ -53,7 +53,8 @@ def evaluate(
         arguments = base, body, data, config, derive(seed, name)
         try:
             if name == "finetuned":
-                scores[name], outcome = finetuned(*arguments)
+                model, outcome = finetuned(*arguments)
+                scores[name] = score(model, data.test, data.metric, config.finetune.precision)
                 facts = outcome.facts()
             else:
                 scores[name] = {"frozen": frozen, "few-shot": few_shot}[name](*arguments)
@@ -78,14 +79,14 @@ def frozen(base: Base, body: State, data: EncodedSplits, config: Config, seed: i
 
 def finetuned(
     base: Base, body: State, data: EncodedSplits, config: Config, seed: int
-) -> tuple[float, Outcome]:
-    """Finetune everything from this body, with a contributor's recipe; score on test."""
+) -> tuple[Any, Outcome]:
+    """Finetune everything from this body, with a contributor's recipe; return the model."""
     model = _model(base, body, data, seed)
     options = replace(config.finetune, proximal_mu=0.0)
     outcome = finetune(
         model, data.train, data.dev, options=options, metric=data.metric, seed=derive(seed, "run")
     )
-    return score(model, data.test, data.metric, options.precision), outcome
+    return model, outcome
 
 
 def few_shot(base: Base, body: State, data: EncodedSplits, config: Config, seed: int) -> float:

@@ -1,0 +1,177 @@
+"""``evaluate.reuse``: a contribution is the finetuned evaluation of its base."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cold_flower.config import Config
+from cold_flower.contributors.contributor import Contributor
+from cold_flower.data.plan import plan
+from cold_flower.data.schedule import cohort
+from cold_flower.errors import ConfigError
+from cold_flower.repository.bases import Repository
+from cold_flower.repository.journal import PROGRESS, SCORES, load_config
+from cold_flower.runtime import experiments, preview
+from cold_flower.server import reuse
+from strategies import records
+from strategies.contributions import Contribution
+from tests.test_evaluation import ARRAYS, Fixture
+from tests.test_simulation import body_of, rows, simulate
+
+KEYS = {
+    "tasks": "market,music,travel,weather",
+    "unseen": "weather",
+    "evaluate.protocols": "frozen,finetuned",
+    "contributors-per-iteration": 2,
+    "iterations": 2,
+    "evaluate.reuse": True,
+}
+SETTINGS = [
+    part
+    for key, value in KEYS.items()
+    for part in ("--set", f"{key}={str(value).lower() if isinstance(value, bool) else value}")
+]
+
+
+def by_task(run: Path) -> list[dict]:
+    return sorted(rows(run, SCORES), key=lambda r: (r["iteration"], r["task"], r["protocol"]))
+
+
+def next_cohort(config: Config, iteration: int) -> list[str]:
+    size, schedule = config.contributors_per_iteration, config.schedule
+    seen = plan(config).seen
+    return cohort(seen, iteration + 1, size=size, schedule=schedule, seed=config.seed)
+
+
+def test_what_came_with_a_contribution_is_what_an_evaluation_says(in_process, tmp_path) -> None:
+    simulate(tmp_path, "run", *SETTINGS)
+    run = tmp_path / "run"
+    found = by_task(run)
+    assert len(found) == 3 * 4 * 2  # every base, task and protocol, each once
+    assert len({(r["iteration"], r["task"], r["protocol"]) for r in found}) == len(found)
+    config = Config.from_flat(load_config(run))
+    evaluated = [e["line"] for e in rows(run, PROGRESS) if e.get("phase") == "evaluate"]
+    assert sum("finetuned 0." in line for line in evaluated if "/" in line) == 3 * 4 - 2 * 2
+    assert "finetuned of 2 tasks comes with the next contributions" in evaluated[7]
+    whole = plan(config)
+    for iteration in (0, 1):
+        for name in next_cohort(config, iteration):
+            me = Contributor(config, whole.names.index(name), run / "contributors")
+            body = Repository(run).body(iteration)
+            base = dict(body.items())
+            scores, facts = me.evaluate(base, ["finetuned"], iteration=iteration, seed=0)
+            row = next(
+                r
+                for r in found
+                if (r["iteration"], r["task"], r["protocol"]) == (iteration, name, "finetuned")
+            )
+            assert row["value"] == scores["finetuned"]
+            assert row["n_test"] == scores["num-examples"]
+            assert row["group"] == "seen"
+            for key, value in facts.items():
+                assert row[key.replace("-", "_")] == value, key
+    given = {(r["iteration"], r["contributor"]): r for r in rows(run, "contributions.jsonl")}
+    assert all("finetuned" in row for row in given.values())
+
+    simulate(tmp_path, "parts", *SETTINGS, "--set", "iterations=1")
+    first = [r for r in rows(tmp_path / "parts", SCORES) if r["iteration"] == 1]
+    assert len(first) == 8  # the last base: nothing follows
+    simulate(tmp_path, "parts", *SETTINGS, "--resume")
+    assert by_task(tmp_path / "parts") == found
+    assert [body_of(tmp_path / "parts", i) for i in range(3)] == [body_of(run, i) for i in range(3)]
+
+
+def test_every_second_base_and_nothing_that_is_known(tmp_path) -> None:
+    run = Fixture(tmp_path, **{**KEYS, "evaluate.every": 2, "iterations": 4})
+    follow = run.evaluation.to_come
+    assert follow(1) == follow(3) == follow(4) == []
+    assert len(follow(0)) == len(follow(2)) == 2
+    asked = run.evaluate(2)
+    names = follow(2)
+    assert not {(name, "finetuned") for name in names} & {*asked}
+    assert len(asked) == 4 * 2 - 2
+    good, wrong = names
+    scores = {"num-examples": 60, "num-test-examples": 40, "finetuned": 0.75, "seconds": 1.0}
+    given = [
+        Contribution(good, "refused", "norm", metrics=scores),
+        Contribution(wrong, metrics={**scores, "finetuned": 1.5}),
+    ]
+    before = len(run.grid.sent)
+    run.evaluation.complete(2, ARRAYS, "a", given)
+    again = [run.names[m.metadata.dst_node_id] for m in run.grid.sent[before:]]
+    assert again == [wrong]
+    told = [event["line"] for event in run.events]
+    assert (
+        f"the score that {wrong} sent is left out: finetuned is 1.5, which no accuracy can be"
+        in (told)
+    )
+    assert told[-1].startswith("base 2: frozen seen 25.0, finetuned seen 58.3")  # 75, 50, 50
+    assert follow(2) == []
+    of_good = [r for r in run.journal.rows(SCORES) if r["task"] == good]
+    assert [r["value"] for r in of_good if r["protocol"] == "finetuned"] == [0.75]
+    before, given = (
+        len(run.grid.sent),
+        [Contribution(wrong, metrics={**scores, "num-test-examples": 0})],
+    )
+    run.evaluation.complete(0, ARRAYS, "b", given)
+    assert any(event["line"].endswith("measured on 0 examples") for event in run.events)
+    assert len(run.grid.sent) - before == 8  # nothing of base 0 was known, and nothing is now
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"finetune.head": "keep"}, "with finetune.head as set here it is not"),
+        ({"finetune.proximal-mu": 0.1}, "with finetune.proximal-mu or fusion.strategy"),
+        ({"partition.kind": "shards", "partition.fresh": True}, "with partition.fresh"),
+        ({"attacks": "{music = 'nan'}"}, "with attacks"),
+        ({"baseline": "multitask"}, "with baseline"),
+        ({"gate.protocol": "frozen"}, "what the gate rejected once would come again"),
+        ({"evaluate.protocols": "frozen"}, "evaluate.protocols = 'frozen' does not ask for"),
+        (
+            {
+                "fusion.strategy": "flwr.serverapp.strategy:FedProx",
+                "fusion.options": "{proximal_mu = 0.1}",
+            },
+            "with finetune.proximal-mu or fusion.strategy",
+        ),
+    ],
+)
+def test_where_a_contribution_is_not_the_evaluation_it_is_refused(keys, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        reuse.check(Config.from_flat({**KEYS, **keys}))
+
+
+def test_the_cost_is_that_of_fewer_finetunings(tmp_path) -> None:
+    costs = []
+    for reused in (False, True):
+        settings = {**KEYS, "evaluate.reuse": reused, "run-dir": str(tmp_path / "none")}
+        config = experiments.configure("demo", settings)
+        checked = experiments.check(config)
+        costs.append(preview.cost(config, checked, preview.ahead(config, checked), 1000))
+    plain, fewer = costs
+    assert plain.evaluations - fewer.evaluations == 4  # two of base 0, two of base 1
+    epochs = config.finetune.max_epochs
+    names = [name for i in (0, 1) for name in next_cohort(config, i)]
+    trained = sum(checked.train[name] for name in names)
+    assert plain.trained_on - fewer.trained_on == epochs * trained
+    assert replace(plain, evaluations=0, trained_on=0, messages=0) == replace(
+        fewer, evaluations=0, trained_on=0, messages=0
+    )
+
+
+def test_a_score_leaves_only_where_it_is_asked_for(tiny) -> None:
+    from cold_flower.models.starting import starting_model
+
+    me = Contributor(
+        Config.from_flat({**KEYS, "finetune.max-epochs": 1, "finetune.max-examples": 40}), 1
+    )
+    body = starting_model(tiny, seed=0)[1]
+    for scored in (False, True):
+        _, metrics = me.finetune(body, iteration=1, seed=0, scored=scored)
+        assert ("finetuned" in metrics, "num-test-examples" in metrics) == (scored, scored)
+        assert metrics.keys() - {"stopped"} <= {*records.LISTED}
+    same, _ = me.finetune(body, iteration=7, seed=0)
+    other, _ = me.finetune(body, iteration=1, seed=0)
+    assert all(tensor.equal(other[name]) for name, tensor in same.items())  # an evaluation's draws
