@@ -76,7 +76,7 @@ def peak(config: Config) -> float:
     from flwr.app import ConfigRecord, Context, Message, RecordDict
     from flwr.supercore.task_identity import TaskIdentity
 
-    from cold_flower import client_app
+    from cold_flower import answers
     from strategies import records
 
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
@@ -87,7 +87,7 @@ def peak(config: Config) -> float:
     )
     del body
     context = Context(1, 1, {"partition-id": 0}, RecordDict(), dict(config.flat()))
-    reply = client_app.train(Message(content, 1, "train"), context)
+    reply = answers.train(Message(content, 1, "train"), context)
     if reply.has_error():
         raise SystemExit(reply.error.reason)
     return peak_bytes()
