@@ -50,8 +50,8 @@ class Contribution:
         """Open the body; a refused one, too, if it had the right form."""
         if self.path is None:
             raise ValueError(f"{self.name} is {self.verdict}: no body to read")
-        examples = int(self.metrics[records.EXAMPLES])
-        return Weights(self.path, name=self.name, examples=examples)
+        examples, steps = (int(self.metrics.get(key, 0)) for key in (records.EXAMPLES, "steps"))
+        return Weights(self.path, name=self.name, examples=examples, steps=steps)
 
 
 class Store:

@@ -30,7 +30,9 @@ def body(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tenso
 
 
 def contributions(n: int, dtype: torch.dtype = torch.float32) -> list[Weights]:
-    return [Weights(body(i + 1, dtype), name=f"c{i}", examples=i + 1) for i in range(n)]
+    return [
+        Weights(body(i + 1, dtype), name=f"c{i}", examples=i + 1, steps=9 + i) for i in range(n)
+    ]
 
 
 # Options to test besides the defaults; a rule that is not named here is tested with its defaults.
@@ -43,6 +45,11 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
     "ties": [{"density": 1.0, "scale": 0.5}, {"density": 0.9}],
     "breadcrumbs": [{"density": 0.5, "gamma": 0.3, "scale": 1.0}],
     "dare": [{"then": "ties", "density": 0.4}, {"drop": 0.9}, {"then": "ties"}],
+    "della": [{"then": "ties", "density": 0.3}, {"epsilon": 0.0}, {"density": 0.9, "epsilon": 0.1}],
+    "iso_c": [{"scale": 0.5}],
+    "tsv": [{"scale": 0.5}],
+    "pcb": [{"ratio": 1.0}, {"ratio": 0.5, "scale": 0.3}],
+    "consensus": [{"threshold": 1.5, "scale": 1.0}, {"agree": 1}],
 }
 Case = tuple[str, dict[str, object]]
 CASES: list[Case] = [(rule, chosen) for rule in names() for chosen in [{}, *OPTIONS.get(rule, [])]]
@@ -83,13 +90,13 @@ class TestEveryRule:
 
     def test_leaves_its_inputs_alone(self, rule: Case) -> None:
         base, others = body(0), [body(i) for i in range(1, 6)]
-        fuse(rule, Weights(base), [Weights(o, name=f"c{i}") for i, o in enumerate(others)])
+        fuse(rule, Weights(base), [Weights(o, name=f"c{i}", steps=1) for i, o in enumerate(others)])
         assert same_bits(base, body(0))
         assert all(same_bits(o, body(i)) for i, o in enumerate(others, start=1))
 
     def test_returns_the_base_when_all_equal_it(self, rule: Case) -> None:
         base = body(0)
-        equal = [Weights(body(0), name=f"c{i}") for i in range(7)]
+        equal = [Weights(body(0), name=f"c{i}", steps=i + 1) for i in range(7)]
         assert same_bits(fuse(rule, Weights(base), equal), base)
 
     def test_order_does_not_matter_to_the_last_bit(self, rule: Case) -> None:
@@ -111,6 +118,7 @@ class TestEveryRule:
                 {k: t.float() if t.is_floating_point() else t for k, t in w.items()},
                 name=w.name,
                 examples=w.examples,
+                steps=w.steps,
             )
             for w in halves
         ]
@@ -138,7 +146,7 @@ class TestEveryRule:
             assert all(torch.isfinite(t).all() for t in fused.values())
 
     def test_identical_contributions_move_the_base_finitely(self, rule: Case) -> None:
-        same = [Weights(body(1), name=f"c{i}") for i in range(5)]
+        same = [Weights(body(1), name=f"c{i}", steps=i + 1) for i in range(5)]
         fused = fuse(rule, Weights(body(0)), same)
         assert all(torch.isfinite(t).all() for t in fused.values())
         if rule[0] in {"average", "median", "trimmed_mean", "model_stock", *BY_DISTANCE}:
@@ -148,7 +156,7 @@ class TestEveryRule:
         def wide(seed: int) -> Weights:
             draw = torch.Generator().manual_seed(seed)
             made = {k: torch.randn(s, generator=draw) for k, s in (("w", (3, 2801)), ("b", (9,)))}
-            return Weights(made, name=f"c{seed}", examples=seed)
+            return Weights(made, name=f"c{seed}", examples=seed, steps=seed)
 
         found = []
         for block in (1 << 18, 16 * 3, 1000):
@@ -176,8 +184,8 @@ class TestEveryRule:
             return made | {"count": torch.tensor(3)}
 
         base, n = model(), data.draw(st.integers(2, 7))
-        given_ = [Weights(model(), name=f"c{i}", examples=i + 1) for i in range(n - 1)]
-        given_.append(Weights(dict(base), name="b"))  # one that did not move
+        given_ = [Weights(model(), name=f"c{i}", examples=i + 1, steps=i + 1) for i in range(n - 1)]
+        given_.append(Weights(dict(base), name="b", steps=7))  # one that did not move
         if n < least(rule):
             with pytest.raises(FusionError, match=f"got {n}"):
                 fuse(rule, Weights(base), given_)
@@ -212,7 +220,9 @@ def peaks(fuse: fusion.Rule, monkeypatch) -> list[int]:
     for n in (5, 12):
         base = {"w": torch.randn(60, 100), "v": torch.randn(60, 100)}
         given = [
-            Weights({k: t + torch.randn(t.shape) for k, t in base.items()}, name=f"{i:02d}")
+            Weights(
+                {k: t + torch.randn(t.shape) for k, t in base.items()}, name=f"{i:02d}", steps=i + 1
+            )
             for i in range(n)
         ]
         with Live() as live:

@@ -11,9 +11,8 @@ from peft.utils import merge_utils
 
 from strategies.errors import FusionError
 from strategies.fusion import Weights, load
-from strategies.fusion._deltas import Difference
 from strategies.fusion._options import share
-from strategies.fusion.dare import CHUNK, Thinned
+from strategies.fusion.dare import CHUNK, DRAWS, draws
 from strategies.fusion.weighted_average import capped
 
 Rows = list[list[float]]
@@ -250,12 +249,12 @@ def test_pefts_dare_with_our_draws(n: int, monkeypatch) -> None:
 
     def masks():
         for i, vector in enumerate(vectors):
-            thinned = Thinned(Difference(Weights({}), Weights({}, name=f"c{i}")), 0.7, seed=5)
-            yield torch.cat([thinned.mask("w", 0), thinned.mask("w", 1)])[: len(vector)]
+            drawn = draws(5, f"c{i}", "w", slice(0, len(vector)))
+            yield (drawn >= int(0.7 * DRAWS)).float()
 
     for then, merge in (("average", merge_utils.dare_linear), ("ties", merge_utils.dare_ties)):
-        draws = masks()
-        monkeypatch.setattr(torch, "bernoulli", lambda _, draws=draws: next(draws))
+        drawn = masks()
+        monkeypatch.setattr(torch, "bernoulli", lambda _, drawn=drawn: next(drawn))
         expected = merge(vectors, one, 1 - 0.7)
         if then == "average":
             expected = expected / n
@@ -272,17 +271,17 @@ def test_dare_keeps_its_share_and_a_contributors_mask_its_own() -> None:
     assert 0.005 < (both > 6).float().mean() < 0.02  # independent: both kept in 1 of 100
 
 
-def test_dares_mask_is_of_seed_contributor_tensor_and_chunk() -> None:
-    zeros = {"v": torch.zeros(1), "w": torch.zeros(1)}
+def test_draws_are_of_seed_contributor_tensor_and_place() -> None:
+    def drawn(seed=0, name="a", key="v", start=0) -> tuple[int, ...]:
+        return tuple(draws(seed, name, key, slice(start, start + 64)).tolist())
 
-    def mask(seed: int = 0, name: str = "a", key: str = "v", number: int = 0) -> tuple[float, ...]:
-        difference = Difference(Weights(zeros), Weights(zeros, name=name))
-        return tuple(Thinned(difference, 0.5, seed).mask(key, number)[:64].tolist())
-
-    assert mask() == mask()
-    others = [mask(seed=1), mask(name="b"), mask(key="w"), mask(number=1)]
-    assert len({mask(), *others}) == 5
-    assert all(0 < sum(one) < 64 for one in others)
+    assert drawn() == drawn()
+    others = [drawn(seed=1), drawn(name="b"), drawn(key="w"), drawn(start=CHUNK)]
+    assert len({drawn(), *others}) == 5
+    assert all(0 <= min(one) < DRAWS / 2 <= max(one) < DRAWS for one in others)
+    whole = draws(0, "a", "v", slice(0, 3 * CHUNK))
+    cut = slice(CHUNK - 7, 2 * CHUNK + 7)
+    assert torch.equal(draws(0, "a", "v", cut), whole[cut])
 
 
 def test_dares_scale_is_the_length_of_the_step() -> None:

@@ -159,7 +159,7 @@ class _United(Weights):
     def __init__(
         self, whole: Weights, rows: Tensor, of_base: Tensor, means: Mapping[str, Tensor]
     ) -> None:
-        self.name, self.examples = whole.name, whole.examples
+        self.name, self.examples, self.steps = whole.name, whole.examples, whole.steps
         self._whole, self._means, self._rows = whole, means, rows
         # A token that the base lacks has one row everywhere, so that no rule moves it.
         self._own = (rows >= 0) & (of_base >= 0)

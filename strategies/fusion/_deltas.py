@@ -75,7 +75,7 @@ class Clipped(Weights):
     """
 
     def __init__(self, base: Weights, whole: Weights, factor: float) -> None:
-        self.name, self.examples = whole.name, whole.examples
+        self.name, self.examples, self.steps = whole.name, whole.examples, whole.steps
         self.base, self.whole, self.factor = base, whole, factor
 
     def keys(self) -> list[str]:
@@ -243,17 +243,17 @@ def magnitude(delta: Delta, counts: Mapping[str, int], k: int) -> float:
     with one_thread():
         for part in bits():
             uppers += torch.bincount(part >> 16, minlength=len(uppers))
-        upper, k = _find(uppers, k)
+        upper, k = find(uppers, k)
         for part in bits():
             own = part.numpy()  # its masks are three times as fast
             beside = torch.from_numpy(own[own >> 16 == upper] & 0xFFFF)
             lowers += torch.bincount(beside, minlength=len(lowers))
-    lower, _ = _find(lowers, k)
+    lower, _ = find(lowers, k)
     return torch.tensor(upper << 16 | lower, dtype=torch.int32).view(torch.float32).item()
 
 
-def _find(counts: Tensor, k: int) -> tuple[int, int]:
-    """Return which value the k-th largest has, and its place among those of this value."""
+def find(counts: Tensor, k: int) -> tuple[int, int]:
+    """Return from counts by value the k-th largest, and its place among those of this value."""
     at_least = counts.flip(0).cumsum(0)  # of the largest value first
     place = int(torch.searchsorted(at_least, k))
     value = len(counts) - 1 - place

@@ -46,6 +46,7 @@ class Weights:
         source: tensors by name, or a safetensors file.
         name: the contributor's name; empty for a base.
         examples: how many training examples stand behind it.
+        steps: how many optimizer steps made it of its base; 0 where that is not known.
         stored_as: maps the names seen here to the names in ``source``; by default
             every tensor under its own name.
     """
@@ -56,10 +57,12 @@ class Weights:
         *,
         name: str = "",
         examples: int = 1,
+        steps: int = 0,
         stored_as: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.examples = examples
+        self.steps = steps
         self._source: Any = (
             safe_open(source, framework="pt") if isinstance(source, Path) else source
         )

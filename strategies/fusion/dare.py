@@ -29,6 +29,7 @@ from strategies.fusion._weights import Weights
 from strategies.fusion.ties import merge
 
 CHUNK = 1 << 13  # numbers of a tensor whose draws have a seed of their own; part of the result
+DRAWS = 2**31
 
 
 def dare(
@@ -59,17 +60,22 @@ class Thinned:
     def read(self, key: str, span: slice, out: Tensor | None = None) -> Tensor:
         """Return what is left of d there."""
         block = self._delta.read(key, span, out)
-        for number in range(span.start // CHUNK, -(-span.stop // CHUNK)):
-            first = number * CHUNK
-            start, stop = max(span.start, first), min(span.stop, first + CHUNK)
-            mask = self.mask(key, number)[start - first : stop - first]
-            block[start - span.start : stop - span.start].mul_(mask)
-        return block.div_(1 - self._drop)
+        stays = draws(self._seed, self.name, key, span) >= int(self._drop * DRAWS)
+        return block.mul_(stays).div_(1 - self._drop)
 
-    def mask(self, key: str, number: int) -> Tensor:
-        """Return 1 where a number of this chunk stays and 0 where it is dropped: [CHUNK]."""
-        place = f"{self._seed}\n{self.name}\n{key}\n{number}".encode()
+
+def draws(seed: int, name: str, key: str, span: slice) -> Tensor:
+    """Return an int32 from 0 to `DRAWS` - 1 for each number of a contributor's tensor there.
+
+    They do not depend on where the span begins or ends.
+    """
+    drawn = torch.empty(span.stop - span.start, dtype=torch.int32)
+    for number in range(span.start // CHUNK, -(-span.stop // CHUNK)):
+        place = f"{seed}\n{name}\n{key}\n{number}".encode()
         own = int.from_bytes(hashlib.sha256(place).digest()[:7])
         generator = torch.Generator().manual_seed(own)
-        draws = torch.empty(CHUNK, dtype=torch.int32).random_(generator=generator)  # 31 bits
-        return torch.ge(draws, int(self._drop * 2**31), out=torch.empty(CHUNK))
+        chunk = torch.empty(CHUNK, dtype=torch.int32).random_(generator=generator)  # 31 bits
+        first = number * CHUNK
+        start, stop = max(span.start, first), min(span.stop, first + CHUNK)
+        drawn[start - span.start : stop - span.start] = chunk[start - first : stop - first]
+    return drawn
