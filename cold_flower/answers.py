@@ -51,7 +51,7 @@ def _answer(handle: Handler) -> Callable[[Message, Context], Message]:
             if site is None:
                 content = handle(message, context, None)
             else:
-                egress = Egress(site.name, dry_run=site.dry_run)
+                egress = Egress(site.name, dry_run=site.dry_run, statistics=split(site.statistics))
                 with site.within_limits():
                     if site.app:
                         content = _own_app(site, message, context)
@@ -207,6 +207,7 @@ def train(message: Message, context: Context, site: Site | None) -> RecordDict:
         "run": str(asked.get("run", "")),
         "abandoned": asked.get("abandoned", ()),
         "scored": bool(asked.get(records.SCORE)),
+        "statistic": str(asked.get(records.STATISTIC, "")),
     }
 
     def finetune(who: Contributor, start: State) -> tuple[dict[str, Tensor], Metrics]:
@@ -233,7 +234,8 @@ def train(message: Message, context: Context, site: Site | None) -> RecordDict:
     if records.REFERENCE not in asked:
         return records.train_reply(body.items(), listed, stated)
     store = Store(Path(me.config.run_dir) / INCOMING, iteration)
-    mine = Contribution(me.name, metrics=listed, facts=records.facts(stated))
+    kind = str(asked.get(records.STATISTIC, ""))
+    mine = Contribution(me.name, metrics=listed, facts=records.facts(stated), statistic=kind)
     stated["sha256"] = store.offer(mine, body, stated["base"])
     return records.train_reply(None, listed, stated)
 

@@ -19,13 +19,13 @@ from strategies.fusion import (
     Fingerprint,
     Template,
     Weights,
-    fingerprint,
     is_finite,
     read_metadata,
     write_safetensors,
 )
+from strategies.fusion._statistics import check_values, prefix
 from strategies.names import NAME
-from strategies.screening import check_template
+from strategies.screening import check_form
 
 INCOMING = "incoming"  # the folder, in a run directory
 
@@ -45,13 +45,28 @@ class Contribution:
     """How its finetuning ended, and what it was computed on: see `records.FACTS`."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """What screening measured."""
+    statistic: str = ""
+    """Which one of its data lies beside the body (`strategies.fusion._statistics`)."""
 
     def weights(self) -> Weights:
-        """Open the body; a refused one, too, if it had the right form."""
+        """Open the body, with its statistic; a refused one, too, if it had the right form."""
         if self.path is None:
             raise ValueError(f"{self.name} is {self.verdict}: no body to read")
         examples, steps = (int(self.metrics.get(key, 0)) for key in (records.EXAMPLES, "steps"))
-        return Weights(self.path, name=self.name, examples=examples, steps=steps)
+        names = {key: key for key in Weights(self.path).keys()}  # noqa: SIM118 - no dict
+        before, statistic = prefix(self.statistic), None
+        if before:
+            beside = {k.removeprefix(before): k for k in names if k.startswith(before)}
+            names = {key: key for key in names if key not in beside.values()}
+            statistic = Weights(self.path, name=self.name, stored_as=beside)
+        return Weights(
+            self.path,
+            name=self.name,
+            examples=examples,
+            steps=steps,
+            statistic=statistic,
+            stored_as=names,
+        )
 
 
 class Store:
@@ -86,22 +101,26 @@ class Store:
 
         Args:
             stated: what its message says, without sha256.
-            body: its tensors, in the order of the template.
-            template: the base's form.
+            body: its tensors, in the order of the template, with those of a statistic.
+            template: their form (`check_form`).
             base: the base's fingerprint.
 
         Raises:
-            Refused: a tensor holds NaN or infinity; the body is in quarantine then.
+            Refused: a tensor holds NaN or infinity, a statistic a negative square; the body is in
+                quarantine then.
         """
         path, metadata, hashed = self._path(stated.name), _metadata(stated, base), Fingerprint()
         faulty: list[str] = []
-        items = hashed.passing(_noting(body, faulty))
+        items = hashed.passing(_noting(body, faulty, stated.statistic, template))
         write_safetensors(path, template, items, metadata, durable=False)
-        self._check_finite(stated.name, faulty)
-        return self._sealed(replace(stated, sha256=hashed.hexdigest()))
+        self._check_sound(stated.name, faulty)
+        sha256 = hashed.hexdigest(without=prefix(stated.statistic))
+        return self._sealed(replace(stated, sha256=sha256), hashed.hexdigest())
 
     def offer(self, stated: Contribution, body: Mapping[str, Tensor], base: str) -> str:
         """Leave a body for the server to `take`; called by a contributor. Return its sha256.
+
+        With ``stated.statistic`` the tensors of one lie beside it, under its prefix.
 
         Raises:
             Refused: the server waits for no body of this iteration any more.
@@ -111,7 +130,7 @@ class Store:
         path, metadata, hashed = self._offered(stated.name), _metadata(stated, base), Fingerprint()
         template = Weights(body).template()
         write_safetensors(path, template, hashed.passing(body.items()), metadata, durable=False)
-        return hashed.hexdigest()
+        return hashed.hexdigest(without=prefix(stated.statistic))
 
     def take(self, stated: Contribution, template: Template, base: str) -> Contribution:
         """Check a body that was left here, and keep it.
@@ -130,36 +149,44 @@ class Store:
             raise Refused(f"it left no body in {offered.parent}")
         try:
             weights, metadata = Weights(offered), read_metadata(offered)
-            form = {
+            given = {
                 key: (str(dtype).removeprefix("torch."), shape)
                 for key, (dtype, shape) in weights.template().items()
             }
         except (SafetensorError, KeyError, ValueError) as error:
             raise Refused(f"its file cannot be read: {error}") from error
-        check_template(form, template)
+        form, hashed = check_form(given, template, stated.statistic), Fingerprint()
         faulty: list[str] = []
-        sha256 = fingerprint(_noting(((key, weights.get(key)) for key in template), faulty))
+        items = ((key, weights.get(key)) for key in form)
+        for _ in hashed.passing(_noting(items, faulty, stated.statistic, form)):
+            pass
         if faulty:
             offered.replace(self._path(stated.name))
-        self._check_finite(stated.name, faulty)
+        self._check_sound(stated.name, faulty)
+        sha256 = hashed.hexdigest(without=prefix(stated.statistic))
         if (sha256, metadata) != (stated.sha256, _metadata(stated, base)):
             raise Refused("its file is not what its message says")
         offered.replace(self._path(stated.name))
-        return self._sealed(stated)
+        return self._sealed(stated, hashed.hexdigest())
 
     def find(self, name: str, base: str) -> Contribution | None:
         """Return what was put there for this base, whole, before a run was stopped."""
-        path = self._path(name)
+        path, hashed = self._path(name), Fingerprint()
         try:
             metadata, sha256 = read_metadata(path), self._sha256_of(name).read_text()
-            if metadata.get("base") != base or fingerprint(Weights(path).items()) != sha256:
+            if metadata.get("base") != base:
+                return None
+            for _ in hashed.passing(Weights(path).items()):
+                pass
+            if hashed.hexdigest() != sha256:
                 return None
             return Contribution(
                 name,
                 metrics=json.loads(metadata["metrics"]),
-                sha256=sha256,
+                sha256=hashed.hexdigest(without=prefix(metadata["statistic"])),
                 path=path,
                 facts=json.loads(metadata["facts"]),
+                statistic=metadata["statistic"],
             )
         except (OSError, SafetensorError, ValueError, KeyError):  # in pieces: asked for again
             return None
@@ -181,15 +208,15 @@ class Store:
         """Delete what is there."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _check_finite(self, name: str, faulty: list[str]) -> None:
-        """Put a body aside whose ``faulty`` tensors hold NaN or infinity."""
+    def _check_sound(self, name: str, faulty: list[str]) -> None:
+        """Put a body aside of which a tensor is ``faulty``."""
         if faulty:
             self.quarantine(name)
-            raise Refused(f"{faulty[0]} holds NaN or infinity")
+            raise Refused(faulty[0])
 
-    def _sealed(self, contribution: Contribution) -> Contribution:
-        """Write the sha256 beside a body that is here: now it counts."""
-        self._sha256_of(contribution.name).write_text(contribution.sha256)
+    def _sealed(self, contribution: Contribution, sha256: str) -> Contribution:
+        """Write the sha256 of all its tensors beside a body that is here: now it counts."""
+        self._sha256_of(contribution.name).write_text(sha256)
         return replace(contribution, path=self._path(contribution.name))
 
     def _sha256_of(self, name: str) -> Path:
@@ -205,11 +232,19 @@ class Store:
         return self._folder / f"{name}.safetensors"
 
 
-def _noting(body: Iterable[tuple[str, Tensor]], faulty: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """Pass tensors through; append the names of those that hold NaN or infinity."""
+def _noting(
+    body: Iterable[tuple[str, Tensor]], faulty: list[str], statistic: str, form: Template
+) -> Iterator[tuple[str, Tensor]]:
+    """Pass tensors through; append what is wrong with one, such as NaN or infinity."""
+    before = prefix(statistic)
     for name, tensor in body:
-        if not is_finite(tensor):
-            faulty.append(name)
+        if before and name.startswith(before):
+            try:
+                check_values(statistic, name.removeprefix(before), tensor, form)
+            except Refused as reason:
+                faulty.append(str(reason))
+        elif not is_finite(tensor):
+            faulty.append(f"{name} holds NaN or infinity")
         yield name, tensor
 
 
@@ -219,4 +254,5 @@ def _metadata(stated: Contribution, base: str) -> dict[str, str]:
         "base": base,
         "metrics": json.dumps(dict(stated.metrics), sort_keys=True),
         "facts": json.dumps(dict(stated.facts), sort_keys=True),
+        "statistic": stated.statistic,
     }

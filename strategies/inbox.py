@@ -43,6 +43,7 @@ class Inbox(Grid):
         screen: judges the contributions of an iteration together, once all have arrived: takes
             the base's fingerprint, the candidates and what they measure.
         say: called with a line at each arrival.
+        statistic: of the contributors' data, which the rule needs beside bodies; empty for none.
         more: returns what else the train messages of an iteration hold under ``config``, by
             contributor.
         reference: returns which published iteration is the base; messages then carry that number
@@ -61,6 +62,7 @@ class Inbox(Grid):
         window: int = 0,
         screen: Screening | None = None,
         say: Callable[[str], None] = lambda line: None,
+        statistic: str = "",
         more: Callable[[], Mapping[str, Mapping[str, str]]] = dict,
         reference: Callable[[], int] | None = None,
     ) -> None:
@@ -72,6 +74,7 @@ class Inbox(Grid):
         self._window = window
         self._screen = screen
         self._say = say
+        self._statistic = statistic
         self._more = more
         self._reference = reference
         self.iteration = first - 1
@@ -163,6 +166,8 @@ class Inbox(Grid):
         """Copy a message with iteration and base in its config; the arrays are shared."""
         config = records.config_of(message.content, records.CONFIG)
         config |= {"iteration": self.iteration, "base": base, **more}
+        if self._statistic:
+            config[records.STATISTIC] = self._statistic
         content = RecordDict()
         if self._reference:
             config[records.REFERENCE] = self._reference()
@@ -224,11 +229,13 @@ class Inbox(Grid):
                 if stated.get(key) != value:
                     got = records.text_of(stated.get(key))
                     raise Refused(f"{key} is {got!r}, expected {value!r}")
-            one = Contribution(name, metrics=metrics, facts=records.facts(stated))
+            kind = self._statistic
+            one = Contribution(name, metrics=metrics, facts=records.facts(stated), statistic=kind)
             if self._reference:
                 one = replace(one, sha256=str(stated.get("sha256", "")))
                 return self._store.take(one, template, base)
-            return self._store.put(one, records.body_of(reply.content, template), template, base)
+            form, body = records.body_of(reply.content, template, kind)
+            return self._store.put(one, body, form, base)
         except Refused as reason:
             return Contribution(name, "refused", records.text_of(reason, 500))
 

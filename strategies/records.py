@@ -10,7 +10,7 @@ from torch import Tensor
 
 from strategies.errors import Refused
 from strategies.fusion import Template
-from strategies.screening import check_template
+from strategies.screening import check_form
 
 PROTOCOL = 1
 """Version of the messages; a contributor that speaks another is refused."""
@@ -20,6 +20,7 @@ CONFIG = "config"  # ConfigRecord to a contributor: iteration, base, seed, ...
 REFERENCE = "reference"  # in CONFIG, instead of arrays: the published iteration that is the base
 PROXIMAL_MU = "proximal-mu"  # in CONFIG: of the proximal term; Flower's FedProx names it so
 SCORE = "score"  # in CONFIG of a train message: also the score of the base under finetuned
+STATISTIC = "statistic"  # in CONFIG of a train message: also send it, its tensors prefixed
 EXPLICIT = "explicit"  # in CONFIG: keys that the user set, so that no suite's recipe does
 METRICS = "metrics"  # MetricRecord from a contributor
 CONTRIBUTOR = "contributor"  # ConfigRecord: answer to a query
@@ -30,6 +31,7 @@ LISTED = (
     *("num-examples", "train-loss", "seconds", "steps"),
     *("dev-start", "dev-accuracy", "dev-majority", "improving"),
     *SCORED,
+    "statistic-seconds",
 )
 """All that METRICS holds beside a trained body; nothing else of a contributor is sent."""
 TRAINED = ("dev-start", "dev-accuracy", "dev-majority", "improving", "stopped")
@@ -141,24 +143,28 @@ def most(form: tuple[torch.dtype, tuple[int, ...]]) -> int:
     return dtype.itemsize * math.prod(shape) + HEADER
 
 
-def body_of(content: RecordDict, expected: Template) -> Iterator[tuple[str, Tensor]]:
-    """Check a train reply's form, then yield its tensors in the base's order.
+def body_of(
+    content: RecordDict, expected: Template, statistic: str = ""
+) -> tuple[Template, Iterator[tuple[str, Tensor]]]:
+    """Check a train reply's form; return the form, and what yields its tensors in that order.
 
-    Each Array is dropped from the record as it is decoded, so that a reply is never
-    held twice.
+    These are the base's and then, under its prefix, the statistic that was asked for. Each Array is
+    dropped from the record as it is decoded, so that a reply is never held twice.
 
     Raises:
-        Refused: no ``arrays`` or ``metrics`` record, or a body of another form.
+        Refused: no ``arrays`` or ``metrics`` record, a body or a statistic of another form.
     """
     if set(content.array_records) != {ARRAYS}:
         got = text_of(sorted(content.array_records))
         raise Refused(f"expected one ArrayRecord {ARRAYS!r}, got {got}")
     record = content.array_records[ARRAYS]
-    check_template({n: (a.dtype, tuple(a.shape)) for n, a in record.items()}, expected)
-    for name, form in expected.items():
-        if (size := len(record[name].data)) > most(form):
-            raise Refused(f"{name} comes in {size} bytes, expected at most {most(form)}")
-    return ((name, tensor_of(record.pop(name))) for name in expected)
+    form = check_form(
+        {n: (a.dtype, tuple(a.shape)) for n, a in record.items()}, expected, statistic
+    )
+    for name, one in form.items():
+        if (size := len(record[name].data)) > most(one):
+            raise Refused(f"{name} comes in {size} bytes, expected at most {most(one)}")
+    return form, ((name, tensor_of(record.pop(name))) for name in form)
 
 
 def metrics_of(content: RecordDict) -> dict[str, float]:

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+import torch
 from torch import Tensor
 
 from strategies.diagnostics import Diagnosis
 from strategies.errors import FusionError, Refused
 from strategies.fusion import Template, is_finite
+from strategies.fusion._statistics import check_form as check_statistic
+from strategies.fusion._statistics import prefix
 from strategies.names import unknown
 
 LIES = 4.0  # how much the steps it says to have taken may excuse a contributor's norm, at most
@@ -47,6 +50,29 @@ def check_template(given: Mapping[str, tuple[str, tuple[int, ...]]], expected: T
             raise Refused(f"{name} has shape {got_shape}, the base has {shape}")
         if got_dtype != wanted:
             raise Refused(f"{name} is {got_dtype}, expected {wanted}")
+
+
+def check_form(
+    given: Mapping[str, tuple[str, tuple[int, ...]]], expected: Template, statistic: str
+) -> Template:
+    """Refuse a body, or a statistic beside it, of another form; return the form of both.
+
+    Args:
+        given: as `check_template` takes it.
+        expected: the body's.
+        statistic: that was asked for beside it; empty for none.
+    """
+    before = prefix(statistic)
+    beside = {name for name in given if before and name.startswith(before)}
+    check_template({name: form for name, form in given.items() if name not in beside}, expected)
+    if not statistic:
+        return expected
+    found = {name: given[name] for name in sorted(beside)}
+    if odd := [name for name, (dtype, _) in found.items() if dtype != "float32"]:
+        raise Refused(f"{odd[0][:80]} is {found[odd[0]][0]}, expected float32")
+    form: Template = {name: (torch.float32, shape) for name, (_, shape) in found.items()}
+    check_statistic(statistic, {n.removeprefix(before): f for n, f in form.items()}, expected)
+    return expected | form
 
 
 def finite(items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

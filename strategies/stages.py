@@ -156,6 +156,7 @@ def staged(
                 yield key, tensor
 
     fuse.min_contributions = getattr(rule, "min_contributions", 1)  # type: ignore[attr-defined]
+    fuse.statistic = getattr(rule, "statistic", "")  # type: ignore[attr-defined]
     return fuse
 
 

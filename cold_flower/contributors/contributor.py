@@ -31,9 +31,10 @@ from cold_flower.models.body import State, body_of
 from cold_flower.models.classifier import classifier
 from cold_flower.models.heads import Heads
 from cold_flower.seeds import derive
-from cold_flower.training import probe, protocols
+from cold_flower.training import probe, protocols, statistics
 from cold_flower.training.finetune import Outcome, finetune
 from cold_flower.training.scoring import DivergedError, knowing_nothing, score
+from strategies.fusion._statistics import prefix
 from strategies.records import OF_DEV
 
 IDLE = 256  # contributors without work whose tokenised data are kept
@@ -117,6 +118,7 @@ class Contributor:
         run: str = "",
         abandoned: Collection[int] = (),
         scored: bool = False,
+        statistic: str = "",
     ) -> tuple[dict[str, Tensor], Metrics]:
         """Finetune from ``body`` on the own task; return the new body and its metrics.
 
@@ -127,10 +129,18 @@ class Contributor:
 
         With ``evaluate.reuse`` it is the finetuning that scores ``body`` (section 4.3: the same
         procedure), with its draws; ``scored``: the score on test is among the metrics then.
+
+        ``statistic``: of the own training data, which the fusion rule needs; its tensors are under
+        its prefix among the body's.
+
+        Raises:
+            ConfigError: the site does not let that statistic leave, or the model has none.
         """
         heads.check(self.base, self.config.finetune.head)
+        if statistic and self.site:
+            self.site.check_statistic(statistic)
         if self.site and self.site.trainer:
-            return self._own_trainer(self.site, body, iteration=iteration, seed=seed)
+            return self._own_trainer(self.site, body, statistic, iteration=iteration, seed=seed)
         data, kept = self.splits(iteration), Heads(self._folder, run)
         if self.config.evaluate.reuse:
             draws = derive(self._evaluation(seed), "finetuned")
@@ -146,8 +156,29 @@ class Contributor:
             precision = self.config.finetune.precision
             metrics["finetuned"] = score(model, data.test, data.metric, precision)
             metrics["num-test-examples"] = len(data.test)
-        facts = {"steps": outcome.steps, **outcome.facts()}
-        return body_of(model), metrics | self._facts(facts, len(data.dev))
+        trained, facts = body_of(model), {"steps": outcome.steps, **outcome.facts()}
+        if statistic:
+            started = time.perf_counter()
+            trained |= self._statistic(statistic, trained, model, data, derive(seed, iteration))
+            metrics["statistic-seconds"] = time.perf_counter() - started
+        return trained, metrics | self._facts(facts, len(data.dev))
+
+    def _statistic(
+        self, kind: str, body: State, model: Any, data: EncodedSplits, seed: int
+    ) -> dict[str, Tensor]:
+        """Return a statistic of the finetuned model on the training data, under its prefix."""
+        plain = classifier(
+            self.base, body, labels=data.labels, kind=data.kind, seed=seed, plain=True
+        )
+        plain.load_state_dict(heads.head_of(model), strict=False)
+        found = statistics.statistic(
+            kind,
+            plain,
+            data.train,
+            regression=data.kind == "regression",
+            seed=derive(seed, self.name, "statistic"),
+        )
+        return {prefix(kind) + name: tensor for name, tensor in found.items()}
 
     def _own_draws(
         self,
@@ -192,7 +223,7 @@ class Contributor:
         return replace(options, max_seconds=max(end - time.perf_counter(), LITTLE))
 
     def _own_trainer(
-        self, site: Site, body: State, *, iteration: int, seed: int
+        self, site: Site, body: State, statistic: str, *, iteration: int, seed: int
     ) -> tuple[dict[str, Tensor], Metrics]:
         """Have the site's own trainer work; no head is kept for it."""
         data = load_splits(self.task, self.config)
@@ -219,6 +250,7 @@ class Contributor:
             options=options,
             iteration=iteration,
             seed=derive(derived, "run"),
+            statistic=statistic,
         )
         trained, metrics = train(site.trainer, site.path.parent, job)
         return trained, self._facts(metrics, len(data.dev))

@@ -11,7 +11,7 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from cold_flower.data.task import METRIC_OF
 from cold_flower.errors import ColdFlowerError, ConfigError, LimitError, ModelError, SiteError
 from cold_flower.identity import ROOT, code_sha256, home, timestamp
 from strategies import records
-from strategies.fusion import fingerprint
+from strategies.errors import Refused
+from strategies.fusion import Fingerprint, Template, fingerprint
+from strategies.fusion._statistics import prefix
+from strategies.screening import check_form
 
 SENT, ERRORS = "sent.jsonl", "errors.log"
 # They speak of the run's keys, the model and the GPU, not of data.
@@ -67,10 +70,13 @@ class Egress:
     Args:
         name: of the site; empty where its site.toml cannot be used, and only an error leaves.
         dry_run: whether answers stay here.
+        statistics: which of its data may leave beside a body.
     """
 
-    def __init__(self, name: str = "", *, dry_run: bool = False) -> None:
-        self._name, self._dry_run = name, dry_run
+    def __init__(
+        self, name: str = "", *, dry_run: bool = False, statistics: Collection[str] = ()
+    ) -> None:
+        self._name, self._dry_run, self._statistics = name, dry_run, statistics
         self._folder = home() / name
 
     @property
@@ -91,7 +97,12 @@ class Egress:
         """
         self.check(kind, content, received)
         asked = records.config_of(received, records.CONFIG)
-        bodies = content.array_records.values()
+        statistic = str(asked.get(records.STATISTIC, "")) if kind == "train" else ""
+        before, hashed = prefix(statistic), Fingerprint()
+        for body in content.array_records.values():
+            for _ in hashed.passing(records.unpack(body)):
+                pass
+        sha256 = hashed.hexdigest(without=before) if content.array_records else ""
         size, kept = records.size_of(content), self._dry_run and kind != "query"
         self._append(
             {
@@ -99,7 +110,8 @@ class Egress:
                 **{key: asked[key] for key in ("run", "iteration") if key in asked},
                 "sent": not kept,
                 "bytes": size,
-                "sha256": "".join(fingerprint(records.unpack(body)) for body in bodies),
+                "sha256": sha256,
+                **({"statistic": statistic} if statistic else {}),
                 **records.values_of(content),
             }
         )
@@ -109,7 +121,8 @@ class Egress:
     def check(self, kind: str, content: Any, received: Any) -> None:
         """Check that an answer holds nothing but what may leave; arguments as of `release`.
 
-        A body leaves in the answer to train alone, and with the names and shapes of the base.
+        A body leaves in the answer to train alone, and with the names and shapes of the base;
+        beside it a statistic that was asked for, if the site lets it leave.
 
         Raises:
             SiteError: naming what may not.
@@ -122,19 +135,30 @@ class Egress:
         base = ""
         if kind == "train":
             sent, body = received.array_records[records.ARRAYS], given[records.ARRAYS]
-            form = records.template_of(sent)
-            if records.template_of(body) != form:
-                raise SiteError("the trained body is not of the base's names and shapes: not sent")
+            asked = records.config_of(received, records.CONFIG)
+            form = self._form(body, sent, str(asked.get(records.STATISTIC, "")))
             if larger := [
                 name for name, a in body.items() if len(a.data) > records.most(form[name])
             ]:
                 raise SiteError(f"{larger[0]} holds more bytes than its shape needs: not sent")
-            asked = records.config_of(received, records.CONFIG)
             base = str(asked.get("base") or fingerprint(records.unpack(sent)))
         for name, values in (*content.metric_records.items(), *content.config_records.items()):
             if name not in allowed:
                 raise SiteError(f"a record called {name[:80]!r}: not sent")
             self._check_values(kind, values, allowed[name], base)
+
+    def _form(self, body: Any, base: Any, statistic: str) -> Template:
+        """Return names, dtypes and shapes of what leaves: the base's, and a statistic's."""
+        if statistic and statistic not in self._statistics:
+            raise SiteError(f"a statistic, {statistic}, which site.toml does not name: not sent")
+        given = {name: (a.dtype, tuple(a.shape)) for name, a in body.items()}
+        try:
+            form = check_form(given, records.template_of(base), statistic)
+        except Refused as reason:
+            raise SiteError(
+                f"the trained body is not of the base's names and shapes ({reason}): not sent"
+            ) from reason
+        return form
 
     def _check_values(
         self, kind: str, values: Mapping[str, Any], allowed: Container[str], base: str

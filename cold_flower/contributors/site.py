@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower import keys, toml
-from cold_flower.config import YEAR, Config, Finetune, Partition
+from cold_flower.config import YEAR, Config, Finetune, Partition, split
 from cold_flower.data.task import Task
 from cold_flower.errors import ConfigError, LimitError, SiteError
 from strategies.names import NAME, unknown
 
-_DEFAULTS = {"name": "", "base-model": "", "trainer": "", "app": "", "dry-run": False}
+_DEFAULTS = {
+    "name": "",
+    "base-model": "",
+    "trainer": "",
+    "app": "",
+    "dry-run": False,
+    "statistics": "",
+}
 _KEYS = (*_DEFAULTS, "task", "limits")
 _PURPOSE = {"train": "to train on", "test": "to test on", "dev": "in the dev split"}
 
@@ -62,7 +69,21 @@ class Site:
     """``module:app``, a Flower ClientApp of the site's own that answers instead of ours."""
     dry_run: bool = False
     """Do everything, send nothing but the answer to the query."""
+    statistics: str = ""
+    """Which statistics of its data may leave, comma-separated, of `KINDS`; by default none."""
     limits: Limits = Limits()
+
+    def check_statistic(self, kind: str) -> None:
+        """Check that a statistic of this site's data may leave.
+
+        Raises:
+            LimitError: it may not.
+        """
+        if kind not in split(self.statistics):
+            raise LimitError(
+                f"the run's fusion rule asks for a statistic of the data, {kind}, which this site "
+                f'does not let leave; statistics = "{kind}" in its own site.toml would'
+            )
 
     def apply(self, config: Config) -> Config:
         """Return a run's configuration as this site carries it out.
@@ -118,13 +139,13 @@ class Site:
         Raises:
             LimitError: there are fewer.
         """
-        for split, count in rows.items():
+        for rows_of, count in rows.items():
             key, least = ("min-examples", self.limits.min_examples)
-            if split != "train":
+            if rows_of != "train":
                 key, least = ("min-test-examples", self.limits.min_test_examples)
             if count < least:
                 raise LimitError(
-                    f"fewer than limits.{key} = {least} examples {_PURPOSE[split]} at this site; "
+                    f"fewer than limits.{key} = {least} examples {_PURPOSE[rows_of]} at this site; "
                     "whether fewer may do is for its own site.toml to say"
                 )
 
@@ -207,8 +228,18 @@ def load_site(path: Path) -> Site:
         trainer=values["trainer"],
         app=values["app"],
         dry_run=values["dry-run"],
+        statistics=_statistics(path, values["statistics"]),
         limits=_limits(path, table.get("limits", {})),
     )
+
+
+def _statistics(path: Path, text: str) -> str:
+    from strategies.fusion._statistics import KINDS  # imports torch
+
+    for kind in split(text):
+        if kind not in KINDS:
+            raise SiteError(f"site file {path}: {unknown('statistic', kind, KINDS)}")
+    return text
 
 
 def _task(path: Path, name: str, table: dict[str, Any]) -> Task:

@@ -16,7 +16,9 @@ from cold_flower.config import Finetune
 from cold_flower.contributors.own_code import called, imported
 from cold_flower.data.rows import Rows
 from cold_flower.errors import SiteError
+from strategies.errors import Refused
 from strategies.fusion import is_finite
+from strategies.fusion._statistics import check_form, prefix
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class Job:
     """The run's recipe, the site's limits applied."""
     iteration: int
     seed: int
+    statistic: str = ""
+    """Of the training data, which the run's fusion rule needs beside the body (``fisher``,
+    ``gram``, ``gram-full``: `cold_flower.training.statistics`); its tensors go among the body's,
+    as ``fisher.NAME`` or ``gram.NAMES``."""
 
 
 def train(name: str, beside: Path, job: Job) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -56,6 +62,7 @@ def train(name: str, beside: Path, job: Job) -> tuple[dict[str, Tensor], dict[st
     match called(name, trainer, job, beside=beside):
         case (Mapping() as state, Mapping() as metrics):
             body = {key: _like(before, state, key, name) for key, before in job.body.items()}
+            body |= _statistic(state, job, name)
             numbers = {str(key): _finite(key, value, name) for key, value in metrics.items()}
             return body, {"num-examples": len(job.train), **numbers}
         case outcome:
@@ -82,6 +89,23 @@ def _like(before: Tensor, state: Mapping[str, Any], key: str, name: str) -> Tens
     if not is_finite(after):
         raise SiteError(f"trainer {name!r}: {key} holds NaN or infinity: did it diverge?")
     return after.contiguous()
+
+
+def _statistic(state: Mapping[str, Any], job: Job, name: str) -> dict[str, Tensor]:
+    """Return the tensors of the statistic that was asked for."""
+    before = prefix(job.statistic)
+    if not before:
+        return {}
+    found = {key: value for key, value in state.items() if key.startswith(before)}
+    tensors = {k: v.detach().float().cpu() for k, v in found.items() if isinstance(v, Tensor)}
+    form = {k.removeprefix(before): (v.dtype, tuple(v.shape)) for k, v in tensors.items()}
+    body = {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in job.body.items()}
+    try:
+        check_form(job.statistic, form, body)
+    except Refused as reason:
+        asked = f"asked for a statistic ({job.statistic})"
+        raise SiteError(f"trainer {name!r}, {asked}: {reason}") from reason
+    return {key: tensor.contiguous() for key, tensor in tensors.items()}
 
 
 def _finite(key: object, value: Any, name: str) -> float:

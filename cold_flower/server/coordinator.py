@@ -35,7 +35,7 @@ from cold_flower.server.participants import Contributors
 from cold_flower.server.simulation import WINDOW, Simulation
 from cold_flower.server.sites import Sites
 from cold_flower.server.stock import memory_lost, proximal_mu
-from cold_flower.server.strategy import screen, strategy
+from cold_flower.server.strategy import screen, statistic, strategy
 from strategies import records
 from strategies.contributions import INCOMING
 from strategies.fusion import Weights, fingerprint
@@ -99,6 +99,7 @@ class Coordinator:
             window=workers + 1 if workers else 0,
             screen=screen(config),
             say=self._say_of_finetuning,
+            statistic=statistic(config),
             more=self._more,
             reference=(lambda: self._head) if config.transport == "shared-dir" else None,
         )

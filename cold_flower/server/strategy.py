@@ -60,6 +60,13 @@ def check(config: Config) -> None:
         raise ConfigError(f"fusion.strategy replaces rule and stages: leave {keys} alone")
 
 
+def statistic(config: Config) -> str:
+    """Return which statistic of the contributors' data the rule needs; empty for none."""
+    if config.fusion.strategy:
+        return ""
+    return str(load(config.fusion.rule, **config.rule_options()).statistic)  # type: ignore[attr-defined]
+
+
 def screen(config: Config) -> Screen | None:
     """Return what judges contributions; None if nothing but their form is checked.
 

@@ -8,7 +8,8 @@ A rule is one file ``strategies/fusion/<name>.py`` holding a function of that na
 Its keyword-only parameters (but ``seed``) are its options, and their annotations say what
 they may be (`_options`). ``given`` arrives sorted by contributor name, non-empty, with the
 base's keys and shapes: `load` sees to it. A rule that needs more than one contribution has
-an attribute ``min_contributions``: the number, or a function of the options that returns it.
+an attribute ``min_contributions``: the number, or a function of the options that returns it. One
+that needs a statistic of the contributors' data has an attribute ``statistic`` (`_statistics`).
 """
 
 import importlib
@@ -22,6 +23,7 @@ from torch import Tensor
 from strategies.errors import FusionError
 from strategies.fusion._options import accepts
 from strategies.fusion._options import check as check_option
+from strategies.fusion._statistics import kind_of
 from strategies.fusion._weights import (
     DTYPES,
     Fingerprint,
@@ -84,7 +86,8 @@ def load(name: str, **chosen: object) -> Rule:
 
     The result is called as ``rule(base, given, seed=...)``; it checks ``given``
     (number, names, keys, shapes) and hands it to the rule sorted by name, so that the
-    order of arrival cannot matter. Its ``min_contributions`` says how many it needs.
+    order of arrival cannot matter. Its ``min_contributions`` says how many it needs, its
+    ``statistic`` what beside bodies, if anything.
 
     Raises:
         FusionError: no such rule, or an option that it does not have or that cannot be this.
@@ -101,9 +104,10 @@ def load(name: str, **chosen: object) -> Rule:
         raise FusionError(
             f"fusion rule {name} cannot be called as rule(base, given, *, seed, <options>): {error}"
         ) from error
+    everything = {key: option.default for key, option in known.items()} | chosen
+    kind = kind_of(rule, everything)
     least = getattr(rule, "min_contributions", 1)
     if callable(least):
-        everything = {key: option.default for key, option in known.items()} | chosen
         least = least(**everything)
         name = f"{name} ({', '.join(f'{k} = {v}' for k, v in everything.items())})"
 
@@ -112,9 +116,15 @@ def load(name: str, **chosen: object) -> Rule:
     ) -> Iterator[tuple[str, Tensor]]:
         ordered = sorted(given, key=lambda weights: weights.name)
         _check(name, base, ordered, least)
+        if kind and (silent := [one.name for one in ordered if not one.statistic]):
+            raise FusionError(
+                f"fusion rule {name} needs a statistic of the data, {kind}, which {len(silent)} of "
+                f"{len(given)} contributions come without: {', '.join(silent)}"
+            )
         return _as_promised(name, base, rule(base, ordered, seed=seed, **chosen))
 
     checked.min_contributions = least  # type: ignore[attr-defined]  # a function has any
+    checked.statistic = kind  # type: ignore[attr-defined]
     return checked
 
 

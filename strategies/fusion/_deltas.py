@@ -76,6 +76,7 @@ class Clipped(Weights):
 
     def __init__(self, base: Weights, whole: Weights, factor: float) -> None:
         self.name, self.examples, self.steps = whole.name, whole.examples, whole.steps
+        self.statistic = whole.statistic
         self.base, self.whole, self.factor = base, whole, factor
 
     def keys(self) -> list[str]:

@@ -47,6 +47,7 @@ class Weights:
         name: the contributor's name; empty for a base.
         examples: how many training examples stand behind it.
         steps: how many optimizer steps made it of its base; 0 where that is not known.
+        statistic: what it says of its data, where the rule asks for it (`_statistics`).
         stored_as: maps the names seen here to the names in ``source``; by default
             every tensor under its own name.
     """
@@ -58,11 +59,13 @@ class Weights:
         name: str = "",
         examples: int = 1,
         steps: int = 0,
+        statistic: "Weights | None" = None,
         stored_as: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.examples = examples
         self.steps = steps
+        self.statistic = statistic
         self._source: Any = (
             safe_open(source, framework="pt") if isinstance(source, Path) else source
         )
@@ -151,9 +154,12 @@ class Fingerprint:
                     ahead -= size
             self._digests += [future.result() for _, future in waiting]
 
-    def hexdigest(self) -> str:
-        """Return the sha256 of what has passed."""
-        return hashlib.sha256(b"".join(digest for _, digest in sorted(self._digests))).hexdigest()
+    def hexdigest(self, without: str = "") -> str:
+        """Return the sha256 of what has passed, ``without`` names that begin so."""
+        counted = [
+            d for name, d in sorted(self._digests) if not without or not name.startswith(without)
+        ]
+        return hashlib.sha256(b"".join(counted)).hexdigest()
 
 
 class SafetensorsWriter:
