@@ -41,7 +41,7 @@ def together(density: float, epsilon: float, then: str, scale: float) -> int:
     if not 0 < density - epsilon <= density + epsilon <= 1:
         raise FusionError(
             f"fusion rule della: density {density} -+ epsilon {epsilon} are probabilities above 0, "
-            "at most 1"
+            "at most 1: lower epsilon"
         )
     return 1
 
