@@ -6,7 +6,8 @@ each finetunes it fully on its own dataset, and a fusion rule makes the next bas
 returns. Flower's own loop (`Strategy.start`) runs it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from logging import INFO
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -18,6 +19,7 @@ from strategies import records
 from strategies.fusion import Rule, Weights
 from strategies.gate import Gate
 from strategies.inbox import Inbox
+from strategies.waiting import told
 
 
 class ColDFusion(Strategy):
@@ -31,15 +33,23 @@ class ColDFusion(Strategy):
         seed: handed to the rule, for those that draw.
         gate: has each candidate validated before it is the next base; an iteration without a
             candidate that passes leaves the base as it is.
+        say: called with a line, ``done`` and ``of`` (tensors), every ten seconds of a fuse.
     """
 
     def __init__(
-        self, fuse: Rule, *, inbox: Inbox, seed: int = 0, gate: Gate | None = None
+        self,
+        fuse: Rule,
+        *,
+        inbox: Inbox,
+        seed: int = 0,
+        gate: Gate | None = None,
+        say: Callable[..., object] = lambda line, done, of: None,
     ) -> None:
         self._fuse = fuse
         self._inbox = inbox
         self._seed = seed
         self._gate = gate
+        self._say = say
         self._base = ArrayRecord()
 
     def configure_train(
@@ -59,7 +69,9 @@ class ColDFusion(Strategy):
 
         def make(names: Iterable[str]) -> ArrayRecord:
             given = [accepted[name].weights() for name in names]
-            return records.pack(self._fuse(base, given, seed=self._seed))
+            begin = partial(self._fuse, base, given, seed=self._seed)
+            with told(begin, len(base.keys()), self._say) as fused:
+                return records.pack(fused)
 
         def suspects() -> list[str]:
             far = dict(zip(accepted, self._inbox.diagnosis(base).without, strict=True))

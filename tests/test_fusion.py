@@ -3,6 +3,7 @@
 import sys
 import weakref
 from functools import reduce
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from strategies import fusion
 from strategies.errors import FusionError
 from strategies.fusion import Weights, _deltas, load, names
+from strategies.fusion._statistics import pack
 from strategies.names import absolute
 
 
@@ -46,6 +48,8 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
     "breadcrumbs": [{"density": 0.5, "gamma": 0.3, "scale": 1.0}],
     "dare": [{"then": "ties", "density": 0.4}, {"drop": 0.9}, {"then": "ties"}],
     "della": [{"then": "ties", "density": 0.3}, {"epsilon": 0.0}, {"density": 0.9, "epsilon": 0.1}],
+    "fisher": [{"eps": 1e-3}, {"normalise": False}],
+    "regmean": [{"gram": "full"}, {"gram": "full", "alpha": 0.9}],
     "iso_c": [{"scale": 0.5}],
     "tsv": [{"scale": 0.5}],
     "pcb": [{"ratio": 1.0}, {"ratio": 0.5, "scale": 0.3}],
@@ -59,7 +63,24 @@ every_case = pytest.mark.parametrize("rule", CASES, ids=lambda case: f"{case[0]}
 
 def fuse(rule: str | Case, base: Weights, given: list[Weights]) -> dict[str, torch.Tensor]:
     name, chosen = (rule, {}) if isinstance(rule, str) else rule
-    return dict(load(name, **chosen)(base, given, seed=3))
+    loaded = load(name, **chosen)
+    for one in given:
+        if loaded.statistic and not one.statistic:
+            one.statistic = Weights(statistic(loaded.statistic, base, one.name))
+    return dict(loaded(base, given, seed=3))
+
+
+def statistic(kind: str, base: Weights, name: str) -> dict[str, torch.Tensor]:
+    """Draw what a contributor of this name might say of its data."""
+    generator, found = torch.Generator().manual_seed(crc32(name.encode())), {}
+    for key, (dtype, shape) in base.template().items():
+        if kind == "fisher" and dtype.is_floating_point:
+            found[key] = torch.randn(shape, generator=generator) ** 4
+        elif kind != "fisher" and len(shape) == 2 and key != "row":  # not of all
+            inputs = torch.randn(9, shape[1], generator=generator)
+            gram = inputs.T @ inputs / 9
+            found[key] = gram.diagonal() if kind == "gram" else pack(gram)
+    return found
 
 
 def least(rule: Case) -> int:
@@ -225,6 +246,8 @@ def peaks(fuse: fusion.Rule, monkeypatch) -> list[int]:
             )
             for i in range(n)
         ]
+        for one in given if fuse.statistic else []:
+            one.statistic = Weights(statistic(fuse.statistic, Weights(base), one.name))
         with Live() as live:
             for _ in fuse(Weights(Decoded(base)), given, seed=1):
                 pass

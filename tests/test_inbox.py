@@ -1,6 +1,8 @@
 """The inbox: cohort, screening, deadlines, quorum, dead workers, what is on disk."""
 
 import math
+import threading
+import time
 
 import flwr.serverapp.strategy as strategies_of_flower
 import httpx
@@ -12,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from cold_flower.config import Config
 from cold_flower.server import stock
-from strategies import exchange, records
+from strategies import exchange, records, waiting
 from strategies.cold_fusion import ColDFusion
 from strategies.contributions import Contribution, Store
 from strategies.diagnostics import diagnose
@@ -452,6 +454,65 @@ def test_the_gate_leaves_the_base_as_it_is_or_one_contribution_out(tmp_path) -> 
     made, judged = run(tmp_path / "c", worst=0.5)
     assert made == {}  # Flower's result of a run without a new base
     assert not judged.accepted
+
+
+def test_a_fuse_that_takes_long_says_how_far_it_is(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(waiting, "EVERY", 0.001)
+    said = []
+
+    def hear(words: str) -> None:
+        until = time.monotonic() + 60
+        while not any(line.startswith(words) for line in said):
+            assert time.monotonic() < until, words
+            time.sleep(0.001)
+
+    def slow(base, given, *, seed):
+        hear("fusing: 0 of 2 tensors, ")  # it reads all models before it returns
+        return passing(base)
+
+    def passing(base):
+        for done, item in enumerate(base.items(), start=1):
+            yield item
+            hear(f"fusing: {done} of 2 tensors, ")
+
+    _, inbox = make(tmp_path)
+    strategy = ColDFusion(slow, inbox=inbox, say=lambda line, done, of: said.append(line))
+    strategy.start(inbox, records.pack(BASE.items()), num_rounds=1)
+    assert not [one for one in threading.enumerate() if "tell" in one.name]
+
+
+@pytest.mark.parametrize("whose", ["the rule's", "the reader's"])
+def test_nothing_is_said_after_a_fuse_that_failed(whose: str) -> None:
+    def rule():
+        yield "w", torch.zeros(1)
+        raise FusionError("the rule's")
+
+    with (
+        pytest.raises(FusionError, match=whose),
+        waiting.told(rule, 2, lambda line, done, of: None) as fused,
+    ):
+        for _ in fused:
+            if whose == "the reader's":
+                raise FusionError(whose)
+    assert not [one for one in threading.enumerate() if "tell" in one.name]
+
+
+def test_a_rule_is_told_the_steps_that_a_contributor_says(tmp_path) -> None:
+    def client(message, **more):
+        name = NAMES[message.metadata.dst_node_id]
+        steps = {} if name in more else {"steps": STEP[name]}
+        return trained(message, metrics={"num-examples": 10, **steps})
+
+    def fuse(folder, **more):
+        _, inbox = make(folder, lambda message: client(message, **more))
+        strategy = ColDFusion(load("fednova"), inbox=inbox)
+        made = strategy.start(inbox, records.pack(BASE.items()), num_rounds=1)
+        return dict(records.unpack(made.arrays))["w"]
+
+    # each added as much as it took steps, 3 in the mean: what a step added is 1
+    assert torch.equal(fuse(tmp_path / "a"), torch.full((2, 2), 3.0))
+    with pytest.raises(FusionError, match=r"which 1 of 3 contributions do not say: bob\."):
+        fuse(tmp_path / "b", bob="silent")
 
 
 def test_what_a_site_gave_before_a_stop_counts_though_it_is_away(tmp_path) -> None:

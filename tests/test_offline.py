@@ -279,6 +279,27 @@ def test_options_are_toml_or_text() -> None:
         offline.parse_options(["beta"])
 
 
+def test_a_fuse_that_takes_long_says_how_far_it_is(base, finetuned, tmp_path, monkeypatch) -> None:
+    model = finetuned("a", 0.5)  # before the patch: it takes a while
+    monkeypatch.setattr("strategies.waiting.EVERY", 0.0001)
+    done = cold_flower("fuse", "tsv", "--base", str(base), "--out", "x", model, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, *_, last = done.stdout.splitlines()
+    of = sum(key.startswith("roberta.") for key in load_file(base / "model.safetensors"))
+    assert first.startswith("fusing: 0 of ")
+    assert f" of {of} tensors, 0 s" in first
+    assert last.startswith("1 models fused by tsv: ")
+
+
+def test_models_on_a_disk_have_no_steps(base, finetuned, tmp_path) -> None:
+    models = [finetuned("a", 0.5), finetuned("b", 0.25)]
+    done = cold_flower("fuse", "fednova", "--base", str(base), "--out", "x", *models, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "which 2 of 2 contributions do not say: " in done.stderr
+    assert "a model on a disk has none: take average" in " ".join(done.stderr.split())
+    assert not (tmp_path / "x").exists()
+
+
 def test_an_unknown_option_lists_the_valid_ones(base, tmp_path) -> None:
     done = cold_flower(
         "fuse", "average", "--base", str(base), "--out", "x", "--option", "beta=1", str(base),

@@ -51,6 +51,18 @@ def test_time_goes_to_the_phase_it_was_spent_in() -> None:
     assert "start 10 s, finetune 20 s, fuse 3 s, evaluate 11 s" in phases(progress, 2)
 
 
+def test_tensors_count_while_a_fuse_takes_long() -> None:
+    progress = after(7)
+    progress.take(
+        {"time": 142.0, "line": "x", "phase": "fuse", "iteration": 1, "done": 45, "of": 104}
+    )
+    assert (progress.phase, progress.done, progress.of) == ("fuse", 45, 104)
+    for event in EVENTS[7:]:
+        progress.take(event)
+    assert (progress.done, progress.of) == (0, 2)
+    assert (progress.seconds, progress.busy) == (after(9).seconds, after(9).busy)
+
+
 def test_the_time_left_is_what_phases_took_so_far() -> None:
     assert after(1).left(104.0) is None
     assert after(3).left(114.0) is None  # nothing is known of finetuning

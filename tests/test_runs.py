@@ -26,12 +26,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cwd / "run"
 
 
-def test_in_two_parts_and_by_reference_a_run_ends_with_the_same_bits(finished, tmp_path) -> None:
+def test_in_two_parts_and_by_reference_a_run_ends_with_the_same_bits(
+    finished, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("strategies.waiting.EVERY", 0.0001)
     settings = [*MEMORY, "--set", "transport=shared-dir"]
     short = simulate(tmp_path, "run", *settings, "--set", "iterations=1")
     assert "iteration 1" in short.stdout
     longer = simulate(tmp_path, "run", *settings, "--resume")
     assert "iteration 2 published" in longer.stdout
+    told = [
+        event for event in rows(tmp_path / "run", "progress.jsonl") if "fusing: " in event["line"]
+    ]
+    assert {(event["phase"], event["iteration"]) for event in told} == {("fuse", 1), ("fuse", 2)}
+    assert told[0]["line"] in short.stdout
     assert "iteration 1 published" not in longer.stdout  # that was the other run
     run = tmp_path / "run"
     assert [body_of(run, i) for i in range(3)] == [body_of(finished, i) for i in range(3)]

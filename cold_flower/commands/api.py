@@ -240,6 +240,7 @@ def fuse(
     vocabulary: str = "base",
     allow_tokenizer: bool = False,
     say: Callable[[str], object] = warnings.warn,
+    progress: Callable[[str], object] = lambda line: None,
 ) -> Path:
     """Fuse finetuned models that lie on a disk; return the folder of the fused one.
 
@@ -256,6 +257,7 @@ def fuse(
             by row all the same, or by token with ``union``.
         say: takes a line for each tensor that not every model has, and for what of the base's
             folder is not carried along.
+        progress: takes a line every ten seconds, such as ``print``.
 
     Raises:
         ColdFlowerError: models that do not fit, by key, token or tensor; a rule or option that is
@@ -282,6 +284,7 @@ def fuse(
                 vocabulary=vocabulary,
                 allow_tokenizer=allow_tokenizer,
                 say=say,
+                progress=progress,
             )
         for key in left:
             say(f"{key}: not in every model, left as the base's")

@@ -52,5 +52,6 @@ def fuse(
             vocabulary=vocabulary,
             allow_tokenizer=allow_tokenizer,
             say=typer.echo,
+            progress=typer.echo,
         )
     typer.echo(f"{len(model)} models fused by {rule}: {folder}")

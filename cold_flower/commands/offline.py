@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cold_flower.models.folder import WEIGHTS, Folder, is_tied_name
 from cold_flower.repository.provenance import CARD, TAG
 from strategies.errors import FusionError
 from strategies.fusion import Rule, Template, Weights, is_finite, write_safetensors
+from strategies.waiting import told
 
 VOCABULARIES = ("base", "union")
 
@@ -97,6 +99,7 @@ def fuse(
     vocabulary: str = "base",
     allow_tokenizer: bool = False,
     say: Callable[[str], object] = warnings.warn,
+    progress: Callable[[str], object] = lambda line: None,
 ) -> list[str]:
     """Fuse the models' bodies into a copy of the base; return tensors left as the base's.
 
@@ -113,6 +116,7 @@ def fuse(
         vocabulary: ``base``, or ``union`` where models added tokens (`Union`).
         allow_tokenizer: whether models may have other tokenizers than the base.
         say: takes a line for what is not carried along.
+        progress: takes a line every ten seconds.
 
     Raises:
         ModelError, FusionError: models that do not fit, by key, token or tensor; NaN, by file and
@@ -136,18 +140,21 @@ def fuse(
     stored = {key: [name] for key, name in body.items()}
     for alias, name in base.tied.items():
         stored[base.named(name)].append(alias)
-    fused = {name for names in stored.values() for name in names}
-    heads = {key: form for key, form in base.template.items() if key not in fused}
+    shared = {name for names in stored.values() for name in names}
+    heads = {key: form for key, form in base.template.items() if key not in shared}
     if union:
         heads = {key: union.widened(form) for key, form in heads.items()}
     template = {name: form for key, form in theta.template().items() for name in stored[key]}
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for key, tensor in rule(theta, given, seed=seed):
+    def tensors(body: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for key, tensor in body:
             for name in stored[key]:
                 yield name, tensor
         for key, (_, shape) in heads.items():
             yield key, union.padded(base[key], shape) if union else base[key]
+
+    def tell(line: str, **_: int) -> None:
+        progress(line)
 
     template |= heads
     _check_space(template, out)
@@ -159,7 +166,8 @@ def fuse(
         if union:
             union.write(temporary)
         (temporary / CARD).write_text(card)
-        write_safetensors(temporary / WEIGHTS, template, tensors(), {"format": "pt"})
+        with told(partial(rule, theta, given, seed=seed), len(stored), tell) as fused:
+            write_safetensors(temporary / WEIGHTS, template, tensors(fused), {"format": "pt"})
         temporary.chmod(0o755)  # mkdtemp makes it private
         temporary.rename(out)
     except BaseException:

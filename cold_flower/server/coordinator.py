@@ -120,7 +120,7 @@ class Coordinator:
         if abandoned := self._repository.abandoned():
             train["abandoned"] = abandoned
         self._say(self._introduction(), iterations=config.iterations)
-        chosen = strategy(config, self._inbox, self._repository, self._gate)
+        chosen = strategy(config, self._inbox, self._repository, self._gate, self._say_of_fusing)
         if warning := memory_lost(chosen, self._first):
             self._say(warning)
         with trackers.open(config, self._journal.run_dir, run) as self._tracker:
@@ -259,6 +259,9 @@ class Coordinator:
         return {
             name: {records.SCORE: reuse.REUSED} for name in self._evaluation.to_come(self._head)
         }
+
+    def _say_of_fusing(self, line: str, done: int, of: int) -> None:
+        self._say(line, phase="fuse", iteration=self._inbox.iteration, done=done, of=of)
 
     def _say_of_finetuning(self, line: str) -> None:
         iteration, arrived = self._inbox.iteration, self._inbox.contributions.values()

@@ -1,5 +1,6 @@
 """Which Flower strategy fuses: ours with a fusion rule, or one that the user names."""
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 from flwr.serverapp.strategy import Strategy
@@ -18,9 +19,20 @@ from strategies.stages import Stages, staged
 
 
 def strategy(
-    config: Config, inbox: Inbox, repository: Repository, gate: Gate | None = None
+    config: Config,
+    inbox: Inbox,
+    repository: Repository,
+    gate: Gate | None,
+    say: Callable[..., object],
 ) -> Strategy:
     """Return ColDFusion with the chosen rule and stages, or the Flower strategy that is named.
+
+    Args:
+        config: the run's.
+        inbox: of its contributions.
+        repository: of its bases.
+        gate: validates each candidate, if there is one.
+        say: takes a line, ``done`` and ``of`` (tensors), while a fuse takes long.
 
     Raises:
         ConfigError: ``fusion.strategy`` names no Flower strategy that can fuse here.
@@ -36,7 +48,7 @@ def strategy(
         before=repository.state,
         after=lambda: inbox.state,
     )
-    return ColDFusion(fuse, inbox=inbox, seed=config.seed, gate=gate)
+    return ColDFusion(fuse, inbox=inbox, seed=config.seed, gate=gate, say=say)
 
 
 def check(config: Config) -> None:

@@ -160,9 +160,10 @@ def fuse(
             continue
         fused, start = torch.empty(shape, dtype=dtype), theta.ravel()
         flat = fused.view(-1)
-        for span in spans(len(flat), len(given)):
-            step = combine(key, stack.read(key, span))
-            flat[span] = narrow(start[span].float() + step, dtype)
+        with one_thread():
+            for span in spans(len(flat), len(given)):
+                step = combine(key, stack.read(key, span))
+                flat[span] = narrow(start[span].float() + step, dtype)
         yield key, fused
 
 

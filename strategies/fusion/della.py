@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Literal
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -40,7 +41,7 @@ def together(density: float, epsilon: float, then: str, scale: float) -> int:
     if not 0 < density - epsilon <= density + epsilon <= 1:
         raise FusionError(
             f"fusion rule della: density {density} -+ epsilon {epsilon} are probabilities above 0, "
-            "at most 1"
+            "at most 1: lower epsilon"
         )
     return 1
 
@@ -97,10 +98,21 @@ class Ranked:
         width = self._widths[key]
         first, stop = span.start // width * width, -(-span.stop // width) * width
         rows = self._delta.read(key, slice(first, stop)).view(-1, width)
-        order = rows.abs().argsort(dim=1, stable=True)
         by_rank = self._chances(width).expand(rows.shape)
-        chances = torch.empty(rows.shape, dtype=torch.float64).scatter_(1, order, by_rank)
+        chances = torch.empty(rows.shape, dtype=torch.float64).scatter_(1, order(rows), by_rank)
         cut = slice(span.start - first, span.stop - first)
         chance = chances.view(-1)[cut]
         stays = draws(self._seed, self.name, key, span) >= (1 - chance) * DRAWS
         return torch.div(rows.view(-1)[cut].mul_(stays), chance.float(), out=out)
+
+
+def order(rows: Tensor) -> Tensor:
+    """Return the places of each row's numbers, the smallest magnitude first; not beyond 2^31.
+
+    Magnitudes are ordered as their bits are. With the place below them all differ, so that
+    numpy's fastest sort is stable: a sixth of the time of torch's.
+    """
+    keys = rows.abs().view(torch.int32).numpy().astype(numpy.int64) << 32
+    keys |= numpy.arange(rows.shape[1])
+    keys.sort(axis=1)
+    return torch.from_numpy(keys & 0xFFFFFFFF)

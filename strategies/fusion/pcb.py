@@ -19,6 +19,7 @@ each balance what the smallest that stays has; the paper, and this file, do neit
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from typing import Annotated
 
 import torch
@@ -48,50 +49,53 @@ def pcb(
 
     with one_thread():
         smallest, largest = extremes(blocks(), n)
-    width = torch.where(largest > smallest, largest - smallest, math.inf)
 
-    def balances(block: Tensor) -> Tensor:
-        """Return each contributor's balance / exp(n), of which n may be large; 0 for below 0."""
+    def balances(block: Tensor) -> Iterator[Tensor]:
+        """Yield each contributor's balance / exp(n), of which n may be large; 0 for below 0."""
         together = total([block[0].clone(), *block[1:]])
-        size = ((block.abs() - smallest) / width).square_()
-        return (
-            (size - 1).mul_(n).exp_().mul_(torch.tanh(block * together)).clamp_(min=0).abs_()
-        )  # no -0
+        for row, low, high in zip(block, smallest, largest, strict=True):
+            size = row.abs().sub_(low).div_(high - low if high > low else 1.0)
+            balance = size.square_().sub_(1).mul_(n).exp_().mul_((row * together).tanh_())
+            yield balance.clamp_(min=0).abs_()  # abs, for -0 is not 0 by its bits
 
     numbers = sum(counts.values())
-    least = torch.zeros(n, 1)
+    least = [0.0] * n
     if numbers:
         with one_thread():
             stays = max(1, share(ratio, numbers))
             least = kth_largest(lambda: map(balances, blocks()), n, stays)
 
     def balanced(_: str, block: Tensor) -> Tensor:
-        weights = balances(block)
-        weights.mul_(weights >= least)
-        most = weights.amax(dim=0)
-        weights /= most.where(most > 0, 1.0)  # the largest is 1: nothing is divided by less
-        whole = total([weights[0].clone(), *weights[1:]]).clamp_(min=1)
-        return total(weights.mul_(block)).div_(whole).mul_(scale)
+        weights = [
+            weight.mul_(weight >= bound)
+            for weight, bound in zip(balances(block), least, strict=True)
+        ]
+        most = reduce(torch.maximum, weights)
+        most = most.where(most > 0, 1.0)
+        for row, weight in zip(block, weights, strict=True):
+            row.mul_(weight.div_(most))  # the largest is 1: no sum is divided by less
+        return total(block).div_(total(weights).clamp_(min=1)).mul_(scale)
 
     return fuse(base, moved, balanced)
 
 
-def extremes(blocks: Iterator[Tensor], n: int) -> tuple[Tensor, Tensor]:
-    """Return each row's smallest and largest magnitude over all blocks: [n, 1] each."""
-    smallest, largest = torch.full((n, 1), math.inf), torch.zeros(n, 1)
+def extremes(blocks: Iterator[Tensor], n: int) -> tuple[list[float], list[float]]:
+    """Return each row's smallest and largest magnitude over all blocks."""
+    smallest, largest = [math.inf] * n, [0.0] * n
     for block in blocks:
-        low, high = block.abs_().aminmax(dim=1, keepdim=True)
-        smallest, largest = torch.minimum(smallest, low), torch.maximum(largest, high)
+        for i, row in enumerate(block):
+            low, high = row.abs_().aminmax()
+            smallest[i], largest[i] = min(smallest[i], low.item()), max(largest[i], high.item())
     return smallest, largest
 
 
-def kth_largest(blocks: Callable[[], Iterator[Tensor]], n: int, k: int) -> Tensor:
-    """Return the k-th largest of each row of all blocks together, exactly: [n, 1].
+def kth_largest(blocks: Callable[[], Iterator[Iterator[Tensor]]], n: int, k: int) -> list[float]:
+    """Return the k-th largest of each row of all blocks together, exactly.
 
     Numbers from 0 on are ordered as their bits are; each pass finds eight more of them.
 
     Args:
-        blocks: begins a pass over all blocks [n, numbers].
+        blocks: begins a pass over all blocks, each of n rows.
         n: rows.
         k: from 1 to as many as there are numbers in a row.
     """
@@ -99,10 +103,11 @@ def kth_largest(blocks: Callable[[], Iterator[Tensor]], n: int, k: int) -> Tenso
     for shift in (24, 16, 8, 0):
         counts = torch.zeros(n, 256, dtype=torch.int64)
         for block in blocks():
-            for i, bits in enumerate(block.view(torch.int32)):
-                beside = bits[bits >> shift + 8 == known[i]] if shift < 24 else bits
+            for i, row in enumerate(block):
+                bits = row.view(torch.int32).numpy()  # its masks are faster
+                beside = torch.from_numpy(bits[bits >> shift >> 8 == known[i]])
                 counts[i] += torch.bincount(beside >> shift & 255, minlength=256)
         for i in range(n):
             value, places[i] = find(counts[i], places[i])
             known[i] = known[i] << 8 | value
-    return torch.tensor(known, dtype=torch.int32).view(torch.float32).unsqueeze(1)
+    return torch.tensor(known, dtype=torch.int32).view(torch.float32).tolist()

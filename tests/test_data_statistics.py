@@ -1,0 +1,286 @@
+"""Statistics of the contributors' data: computed, sent, checked, kept, fused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MessageType
+from torch import nn
+
+from cold_flower.config import Config
+from cold_flower.contributors.contributor import Contributor
+from cold_flower.contributors.site import load_site
+from cold_flower.data.encode import Encoded
+from cold_flower.errors import ConfigError, SiteError
+from cold_flower.models.classifier import classifier
+from cold_flower.models.starting import starting_model
+from cold_flower.repository.bases import Repository
+from cold_flower.training.statistics import statistic
+from strategies import records
+from strategies.errors import FusionError, Refused
+from strategies.fusion import Weights, fingerprint, load
+from strategies.fusion import _statistics as forms
+from tests.test_client_app import RUN
+from tests.test_simulation import body_of as body_file
+from tests.test_simulation import rows, simulate
+from tests.test_site import arrays, log, send, site  # noqa: F401 - fixtures
+
+
+class Logistic(nn.Module):
+    """Three weights: the logit of class 1 is the sum of its tokens' weights, of class 0 it is 0."""
+
+    def __init__(self, weights: list[float]) -> None:
+        super().__init__()
+        self.base_model = nn.Embedding.from_pretrained(torch.tensor(weights)[:, None], freeze=False)
+        self.device = torch.device("cpu")
+
+    def forward(self, input_ids, attention_mask):
+        logit = (self.base_model(input_ids)[..., 0] * attention_mask).sum(1)
+        return SimpleNamespace(logits=torch.stack([torch.zeros_like(logit), logit], 1))
+
+
+def encoded(texts: list[list[int]]) -> Encoded:
+    lengths = torch.tensor([0, *map(len, texts)]).cumsum(0)
+    ids = torch.tensor([token for text in texts for token in text], dtype=torch.int32)
+    empty = torch.empty(0, dtype=torch.uint8)
+    return Encoded(ids, empty, lengths, torch.zeros(len(texts), dtype=torch.long))
+
+
+def test_the_fisher_information_of_three_weights_is_known() -> None:
+    """Of one example p (1 - p) x^2, x the tokens counted; the mean over them, y drawn from p."""
+    weights, texts = [0.5, -1.0, 0.3], [[0], [0, 1], [2, 2], [0, 1, 2]]
+    found = statistic(
+        "fisher", Logistic(weights), encoded(texts * 500), regression=False, seed=1, examples=2000
+    )
+    counts = np.array([[text.count(k) for k in range(3)] for text in texts], float)
+    p = 1 / (1 + np.exp(-counts @ np.array(weights)))
+    expected = (p * (1 - p) * (counts**2).T).mean(1)
+    assert found.keys() == {"weight"}
+    assert found["weight"][:, 0].numpy() == pytest.approx(expected, rel=0.1)
+    # The square of a batch's gradient would be another thing: it is 0 in expectation, and grows.
+    again = statistic("fisher", Logistic(weights), encoded(texts * 500), regression=False, seed=1)
+    assert not torch.equal(again["weight"], found["weight"])  # 256 of them
+    regression = statistic("fisher", Logistic(weights), encoded(texts), regression=True, seed=1)
+    assert regression["weight"][:, 0].numpy() == pytest.approx((counts**2).mean(0))
+
+
+def task(tiny, index: int = 0, **keys):
+    me = Contributor(Config.from_flat({**RUN, **keys}), index)
+    data, body = me.splits(), starting_model(tiny, seed=0)[1]
+    model = classifier(tiny, body, labels=data.labels, kind=data.kind, seed=3, plain=True)
+    return me, data, body, model
+
+
+def test_grams_are_of_tokens_alone_and_shared_by_who_reads_the_same(tiny) -> None:
+    _, data, body, model = task(tiny)
+    grams = statistic("gram-full", model, data.train, regression=False, seed=0)
+    together = {name for names in grams for name in names.split(",")}
+    matrices = {n for n, t in body.items() if t.dim() == 2 and "embeddings" not in n}
+    assert together == matrices
+    (shared,) = (names for names in grams if "layer.0.attention.self.query.weight" in names)
+    assert [n.split(".")[-2] for n in shared.split(",")] == ["query", "key", "value"]
+    # Without padding, an example at a time, by hooks of our own.
+    name = next(n for n in grams if n.endswith("layer.0.output.dense.weight"))
+    layer = model.base_model.get_submodule(name.removesuffix(".weight"))
+    seen: list[torch.Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0][0].detach()))
+    with torch.no_grad():
+        for index in range(len(data.train)):
+            model(**data.train.batch([index]))
+    hook.remove()
+    x = torch.cat(seen)
+    assert len(set(map(len, seen))) > 1  # so some were padded above
+    whole = forms.unpack(grams[name], x.shape[1])
+    torch.testing.assert_close(whole, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
+    some = statistic("gram", model, data.train, regression=False, seed=0)
+    assert some.keys() == grams.keys()
+    torch.testing.assert_close(some[name], whole.diagonal(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(some[shared], grams[shared])
+    for kind, found in (("gram-full", grams), ("gram", some)):
+        form = {key: (t.dtype, tuple(t.shape)) for key, t in found.items()}
+        template = Weights(body).template()
+        forms.check_form(kind, form, template)
+        for key, tensor in found.items():
+            forms.check_values(kind, key, tensor, template)
+
+
+def test_a_statistic_is_of_the_finetuned_model_and_its_own_head(tiny) -> None:
+    me, _, body, _ = task(tiny)
+    trained, metrics = me.finetune(body, iteration=1, seed=0, statistic="fisher")
+    plain, _ = me.finetune(body, iteration=1, seed=0)
+    assert all(trained[key].equal(tensor) for key, tensor in plain.items())
+    beside = {key for key in trained if key.startswith("fisher.")}
+    assert {key.removeprefix("fisher.") for key in beside} == plain.keys()
+    assert any(trained[key].abs().sum() > 0 for key in beside)
+    assert 0 < metrics["statistic-seconds"] < 60
+    again, _ = me.finetune(body, iteration=1, seed=0, statistic="fisher")
+    assert all(again[key].equal(trained[key]) for key in beside)
+    with pytest.raises(ConfigError, match="no statistic 'hessian': there are fisher, gram"):
+        me.finetune(body, iteration=1, seed=0, statistic="hessian")
+
+
+def weights(name: str, matrix: torch.Tensor, **found: torch.Tensor) -> Weights:
+    return Weights({"w": matrix}, name=name, statistic=Weights(found))
+
+
+def test_fisher_by_hand() -> None:
+    base = Weights({"w": torch.zeros(3)})
+    a = weights("a", torch.tensor([1.0, 1, 1]), w=torch.tensor([1.0, 3, 0]))
+    b = weights("b", torch.tensor([3.0, 3, 3]), w=torch.tensor([1.0, 1, 2]))
+    fused = dict(load("fisher", eps=1e-9, normalise=False)(base, [a, b]))["w"]
+    assert fused.tolist() == pytest.approx([2.0, 1.5, 3.0])
+    equal = dict(
+        load("fisher", eps=0.5)(base, [a, weights("c", b.get("w"), w=a.statistic.get("w"))])
+    )
+    assert equal["w"].tolist() == [2.0, 2.0, 2.0]  # the mean, whatever they are
+    loud = weights("b", b.get("w"), w=1000 * b.statistic.get("w"))
+    normal = load("fisher", eps=1e-9)
+    quiet, louder = (dict(normal(base, [a, other]))["w"] for other in (b, loud))
+    assert quiet.tolist() == pytest.approx(louder.tolist())
+    with pytest.raises(
+        FusionError, match="needs a statistic of the data, fisher, which 1 of 2 .*: z"
+    ):
+        normal(base, [a, Weights({"w": torch.zeros(3)}, name="z")])
+
+
+def test_regmean_is_least_squares_on_the_union() -> None:
+    random = np.random.default_rng(0)
+    inputs = [random.normal(size=(n, 4)) @ random.normal(size=(4, 4)) for n in (30, 30, 30)]
+    layers = [random.normal(size=(3, 4)) for _ in inputs]
+    outputs = [x @ w.T for x, w in zip(inputs, layers, strict=True)]
+    union, *_ = np.linalg.lstsq(np.concatenate(inputs), np.concatenate(outputs), rcond=None)
+    base = Weights({"w": torch.tensor(random.normal(size=(3, 4)), dtype=torch.float32)})
+    given = [
+        weights(
+            str(i),
+            torch.tensor(w, dtype=torch.float32),
+            w=forms.pack(torch.tensor(x.T @ x / len(x), dtype=torch.float32)),
+        )
+        for i, (x, w) in enumerate(zip(inputs, layers, strict=True))
+    ]
+    fused = dict(load("regmean", gram="full", alpha=1.0)(base, given))["w"]
+    assert fused.numpy() == pytest.approx(union.T, abs=2e-3)
+    # Of the diagonal alone: each input's weights by how large it is for each.
+    squares = np.stack([(x**2).mean(0) for x in inputs])
+    expected = sum(s * w for s, w in zip(squares, layers, strict=True)) / squares.sum(0)
+    for alpha, kind in ((0.0, "full"), (0.1, "diagonal-ffn")):
+        some = given
+        if kind != "full":
+            some = [
+                weights(one.name, one.get("w"), w=forms.diagonal(one.statistic.get("w"), 4))
+                for one in given
+            ]
+        fused = dict(load("regmean", gram=kind, alpha=alpha)(base, some))["w"]
+        assert fused.numpy() == pytest.approx(expected, abs=2e-3)
+
+
+BODY = {"m": (torch.float32, (2, 3)), "b": (torch.float32, (2,)), "p": (torch.int64, (4,))}
+FLOAT = torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        ("fisher", {}, "it sent no fisher statistic"),
+        ("fisher", {"m": (2, 3)}, "missing fisher of 'b'"),
+        ("fisher", {"m": (2, 3), "b": (2,), "p": (4,)}, "unexpected fisher of 'p'"),
+        ("fisher", {"m": (3, 2), "b": (2,)}, r"fisher of m has shape \(3, 2\), not \(2, 3\)"),
+        ("gram", {"b": (2,)}, "a gram of 'b', which is no matrix"),
+        ("gram", {"m,m": (3,)}, "or has one already"),
+        ("gram", {"m": (3, 3)}, r"gram of m has shape \(3, 3\), the layer reads 3"),
+    ],
+)
+def test_a_statistic_of_another_form_is_refused(kind, given, said) -> None:
+    with pytest.raises(Refused, match=said):
+        forms.check_form(kind, {key: (FLOAT, shape) for key, shape in given.items()}, BODY)
+
+
+def test_what_no_statistic_can_be_is_refused() -> None:
+    good = torch.tensor([1.0, -2, 0, 3, 0, 5])  # off the diagonal anything may stand
+    forms.check_values("gram", "m", good, BODY)
+    assert forms.diagonal(good, 3).tolist() == [1, 3, 5]
+    assert forms.unpack(good, 3).tolist() == [[1, -2, 0], [-2, 3, 0], [0, 0, 5]]
+    assert torch.equal(forms.pack(forms.unpack(good, 3)), good)
+    for tensor, said in ((-good, "negative square"), (good / 0, "NaN or infinity")):
+        with pytest.raises(Refused, match=said):
+            forms.check_values("gram", "m", tensor, BODY)
+    with pytest.raises(Refused, match="fisher of b holds a negative square"):
+        forms.check_values("fisher", "b", torch.tensor([1.0, -1e-9]), BODY)
+
+
+@pytest.mark.parametrize("rule", ["fisher", "regmean"])
+def test_it_travels_by_message_and_by_reference_and_through_a_resume(
+    rule, in_process, tmp_path
+) -> None:
+    chosen = ["--set", f"fusion.rule={rule}", "--set", "fusion.clip=median"]
+    simulate(tmp_path, "run", *chosen)
+    simulate(tmp_path, "ref", *chosen, "--set", "transport=shared-dir", "--set", "iterations=1")
+    simulate(tmp_path, "ref", *chosen, "--set", "transport=shared-dir", "--resume")
+    simulate(tmp_path, "plain", "--set", "iterations=1")
+    runs = [tmp_path / name for name in ("run", "ref", "plain")]
+    bases = [[body_file(run, i) for i in range(3)] for run in runs[:2]]
+    assert bases[0] == bases[1]
+    assert body_file(runs[2], 1) != bases[0][1]
+    # What is known of a body does not depend on what came beside it.
+    mine, plain = (
+        {
+            r["contributor"]: r["sha256"]
+            for r in rows(run, "contributions.jsonl")
+            if r["iteration"] == 1
+        }
+        for run in (runs[0], runs[2])
+    )
+    assert mine == plain
+    given = Repository(runs[0]).manifest(1)["contributors"]
+    assert all(row["statistic-seconds"] > 0 for row in given)
+
+
+def test_a_text_to_text_model_has_no_grams(folders, tmp_path) -> None:
+    from cold_flower.models.base import load_base
+
+    base = load_base(str(folders("t5", "T5ForConditionalGeneration")))
+    me = Contributor(Config.from_flat({**RUN, "base-model": base.name}), 0)
+    body = starting_model(base, seed=0)[1]
+    with pytest.raises(ConfigError, match="no grams of text-to-text models"):
+        me.finetune(body, iteration=1, seed=0, statistic="gram")
+    trained, _ = me.finetune(body, iteration=1, seed=0, statistic="fisher")
+    assert {k.removeprefix("fisher.") for k in trained if k.startswith("fisher.")} == body.keys()
+
+
+def ask(path, arrays, kind: str):
+    config = ConfigRecord({"iteration": 3, "run": "r", "base": "b", "statistic": kind})
+    return send(MessageType.TRAIN, {"arrays": arrays, "config": config}, path)
+
+
+OWN = """
+def silent(job):
+    return job.body, {}
+
+def own(job):
+    found = {f"fisher.{k}": t.square() for k, t in job.body.items()} if job.statistic else {}
+    return {**job.body, **found}, {}
+"""
+
+
+def test_a_site_decides_what_leaves(site, arrays, own_home, tmp_path) -> None:  # noqa: F811
+    said = "LimitError: the run's fusion rule asks for a statistic of the data, fisher, which this "
+    refused = ask(site(), arrays, "fisher")
+    assert str(refused.error.reason).startswith(said + "site does not let leave; statistics = ")
+    assert str(ask(site('statistics = "gram"'), arrays, "fisher").error.reason).startswith(said)
+    allowed = site('statistics = "fisher, gram"')
+    answer = ask(allowed, arrays, "fisher")
+    record = answer.content.array_records["arrays"]
+    assert len(record) == 2 * len(arrays)
+    row = log(own_home)[-1]
+    assert row["statistic"] == "fisher"
+    body = {name: record[name] for name in arrays}
+    assert row["sha256"] == fingerprint(records.unpack(ArrayRecord(body)))
+    (tmp_path / "own_statistic.py").write_text(OWN)
+    top = 'statistics = "fisher"\ntrainer = "own_statistic:{}"'
+    silent = ask(site(top.format("silent")), arrays, "fisher")
+    assert silent.has_error()
+    assert "it sent no fisher statistic" in (own_home / "clinic-a" / "errors.log").read_text()
+    assert not ask(site(top.format("own")), arrays, "fisher").has_error()
+    with pytest.raises(SiteError, match="Did you mean 'fisher'"):
+        load_site(site('statistics = "fischer"'))
