@@ -192,6 +192,12 @@ def test_della_keeps_large_changes_more_often_and_what_is_expected() -> None:
     assert found.mean() == pytest.approx(rows.mean(), rel=0.01)
 
 
+def test_della_keeps_the_share_of_rows_of_one_number() -> None:
+    found = step("della", [{"w": np.ones((20_000, 1), np.float32)}], density=0.5)["w"]
+    assert (found != 0).mean() == pytest.approx(0.5, abs=0.02)
+    assert set(found.ravel().tolist()) == {0.0, 2.0}
+
+
 @pytest.mark.parametrize(("density", "epsilon"), [(0.1, 0.15), (0.15, 0.15), (0.9, 0.15)])
 def test_della_wants_probabilities(density: float, epsilon: float) -> None:
     with pytest.raises(FusionError, match=f"density {density} -. epsilon {epsilon} are prob"):
@@ -261,6 +267,11 @@ def test_equal_contributors_own_everything_up_to_three_and_nothing_from_four() -
     own = {"w": np.array([1, -2, 3], np.float32)}
     close(step("consensus", [own] * 3, scale=1.0)["w"], 3 * own["w"])
     assert not step("consensus", [own] * 4, scale=1.0)["w"].any()
+
+
+def test_who_is_just_as_large_as_the_threshold_owns_nothing() -> None:
+    given_ = [{"w": np.array(d, np.float32)} for d in ([1, 1.1], [2, 2])]
+    close(step("consensus", given_, threshold=0.5, scale=1.0)["w"], np.array([0, 3.1]))
 
 
 def test_consensus_needs_as_many_as_are_to_agree() -> None:
