@@ -16,7 +16,7 @@ from cold_flower.errors import ColdFlowerError
 from cold_flower.identity import __version__
 
 if TYPE_CHECKING:
-    from cold_flower.commands.api import compare, evaluate, fuse, simulate, tune
+    from cold_flower.commands.api import compare, evaluate, fuse, simulate, statistics, tune
     from cold_flower.data.suite import Suite, load_suite
     from cold_flower.reporting.run import Gain, Run, open_run
 
@@ -32,11 +32,12 @@ __all__ = [
     "load_suite",
     "open_run",
     "simulate",
+    "statistics",
     "tune",
 ]
 
 _HOMES = {
-    "cold_flower.commands.api": ("compare", "evaluate", "fuse", "simulate", "tune"),
+    "cold_flower.commands.api": ("compare", "evaluate", "fuse", "simulate", "statistics", "tune"),
     "cold_flower.data.suite": ("Suite", "load_suite"),
     "cold_flower.reporting.run": ("Gain", "Run", "open_run"),
 }

@@ -27,11 +27,12 @@ CONTRIBUTOR = "contributor"  # ConfigRecord: answer to a query
 CONTRIBUTION = "contribution"  # ConfigRecord beside a trained body
 FACTS = ("device", "visible-gpus", "worker", "stopped")  # in the above: for the record only
 SCORED = ("finetuned", "num-test-examples")  # in METRICS of a contribution, where SCORE asks
+SECONDS = "statistic-seconds"  # in it, where STATISTIC asks
 LISTED = (
     *("num-examples", "train-loss", "seconds", "steps"),
     *("dev-start", "dev-accuracy", "dev-majority", "improving"),
     *SCORED,
-    "statistic-seconds",
+    SECONDS,
 )
 """All that METRICS holds beside a trained body; nothing else of a contributor is sent."""
 TRAINED = ("dev-start", "dev-accuracy", "dev-majority", "improving", "stopped")

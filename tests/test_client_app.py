@@ -76,7 +76,7 @@ def test_training_without_a_query_and_without_our_keys(arrays, tiny) -> None:
     assert set(reply.metric_records) == {"metrics"}
     assert set(reply.array_records["arrays"]) == set(arrays)
     metrics = records.metrics_of(reply)
-    assert metrics.keys() == {*records.LISTED} - {*records.SCORED}
+    assert metrics.keys() == {*records.LISTED} - {*records.SCORED, records.SECONDS}
     assert metrics["num-examples"] == 24
     stated = records.config_of(reply, "contribution")
     base = fingerprint(records.unpack(arrays))

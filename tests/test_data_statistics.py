@@ -24,7 +24,7 @@ from strategies.fusion import _statistics as forms
 from tests.test_client_app import RUN
 from tests.test_simulation import body_of as body_file
 from tests.test_simulation import rows, simulate
-from tests.test_site import arrays, log, send, site  # noqa: F401 - fixtures
+from tests.test_site import arrays, log, send, site  # noqa: F401 - two are fixtures
 
 
 class Logistic(nn.Module):
@@ -124,6 +124,13 @@ def weights(name: str, matrix: torch.Tensor, **found: torch.Tensor) -> Weights:
     return Weights({"w": matrix}, name=name, statistic=Weights(found))
 
 
+def test_a_rule_says_what_it_needs() -> None:
+    kinds = {"fisher": {}, "gram": {"gram": "diagonal-ffn"}, "gram-full": {"gram": "full"}}
+    for kind, chosen in kinds.items():
+        assert load("fisher" if kind == "fisher" else "regmean", **chosen).statistic == kind
+    assert load("average").statistic == ""
+
+
 def test_fisher_by_hand() -> None:
     base = Weights({"w": torch.zeros(3)})
     a = weights("a", torch.tensor([1.0, 1, 1]), w=torch.tensor([1.0, 3, 0]))
@@ -185,7 +192,11 @@ FLOAT = torch.float32
         ("fisher", {}, "it sent no fisher statistic"),
         ("fisher", {"m": (2, 3)}, "missing fisher of 'b'"),
         ("fisher", {"m": (2, 3), "b": (2,), "p": (4,)}, "unexpected fisher of 'p'"),
-        ("fisher", {"m": (3, 2), "b": (2,)}, r"fisher of m has shape \(3, 2\), not \(2, 3\)"),
+        (
+            "fisher",
+            {"m": (3, 2), "b": (2,)},
+            r"fisher of m has shape \(3, 2\), the tensor has \(2, 3\)",
+        ),
         ("gram", {"b": (2,)}, "a gram of 'b', which is no matrix"),
         ("gram", {"m,m": (3,)}, "or has one already"),
         ("gram", {"m": (3, 3)}, r"gram of m has shape \(3, 3\), the layer reads 3"),
@@ -236,21 +247,9 @@ def test_it_travels_by_message_and_by_reference_and_through_a_resume(
     assert all(row["statistic-seconds"] > 0 for row in given)
 
 
-def test_a_text_to_text_model_has_no_grams(folders, tmp_path) -> None:
-    from cold_flower.models.base import load_base
-
-    base = load_base(str(folders("t5", "T5ForConditionalGeneration")))
-    me = Contributor(Config.from_flat({**RUN, "base-model": base.name}), 0)
-    body = starting_model(base, seed=0)[1]
-    with pytest.raises(ConfigError, match="no grams of text-to-text models"):
-        me.finetune(body, iteration=1, seed=0, statistic="gram")
-    trained, _ = me.finetune(body, iteration=1, seed=0, statistic="fisher")
-    assert {k.removeprefix("fisher.") for k in trained if k.startswith("fisher.")} == body.keys()
-
-
-def ask(path, arrays, kind: str):
+def ask(path, body, kind: str):
     config = ConfigRecord({"iteration": 3, "run": "r", "base": "b", "statistic": kind})
-    return send(MessageType.TRAIN, {"arrays": arrays, "config": config}, path)
+    return send(MessageType.TRAIN, {"arrays": body, "config": config}, path)
 
 
 OWN = """

@@ -211,6 +211,7 @@ def test_memory_does_not_grow_with_the_contributions(tmp_path, rule, monkeypatch
         made.append(after)
         return fuse(base, given, seed=seed)
 
+    around.statistic = load(rule[0], **rule[1]).statistic
     few, many = peaks(around, monkeypatch)
     assert many < few + 20_000  # bytes; a tensor of a contribution has 24,000
 

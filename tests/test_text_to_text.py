@@ -10,7 +10,7 @@ from cold_flower.config import Config, Finetune
 from cold_flower.contributors.contributor import Contributor
 from cold_flower.data.encode import EncodedSplits, encode
 from cold_flower.data.suite import load_suite
-from cold_flower.errors import ModelError, TaskError
+from cold_flower.errors import ConfigError, ModelError, TaskError
 from cold_flower.models.base import load_base
 from cold_flower.models.body import body_of, prefix_of
 from cold_flower.models.classifier import classifier
@@ -23,6 +23,7 @@ from cold_flower.training.finetune import finetune
 from cold_flower.training.probe import train_lm_head
 from cold_flower.training.protocols import evaluate
 from cold_flower.training.scoring import autocast, logits_of
+from cold_flower.training.statistics import statistic
 from strategies.fusion import Weights, fingerprint
 from tests.test_encode import some
 
@@ -269,3 +270,14 @@ def test_that_is_said_before_anything_starts_and_at_a_contributor(base, tmp_path
 def test_a_t5_without_a_decoder_is_refused(folders) -> None:
     with pytest.raises(ModelError, match=r"T5EncoderModel.*a checkpoint of T5ForConditional"):
         load_base(str(folders("t5", "T5EncoderModel")))
+
+
+def test_its_data_have_a_fisher_information_and_no_grams(base, body) -> None:
+    """A class is drawn by its words' likelihood; the tied head counts with the embedding."""
+    data = some(base, 4)
+    found = statistic("fisher", fresh_model(base, body), data, regression=False, seed=0)
+    assert found.keys() == body.keys()
+    assert all((tensor >= 0).all() and tensor.shape == body[k].shape for k, tensor in found.items())
+    assert found["shared.weight"].sum() > 0
+    with pytest.raises(ConfigError, match="no grams of text-to-text models"):
+        statistic("gram", fresh_model(base, body), data, regression=False, seed=0)

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cold_flower.commands import offline
+from cold_flower.commands import data_statistics, offline
 from cold_flower.config import PROTOCOLS, Config, split
 from cold_flower.data.plan import naming_the_recipe
-from cold_flower.errors import ColdFlowerError, ConfigError, RunError
+from cold_flower.errors import ColdFlowerError, ConfigError, ModelError, RunError
 from cold_flower.models.folder import Folder
 from cold_flower.reporting.against import check as check_against
 from cold_flower.reporting.run import Run, open_run
@@ -24,7 +24,7 @@ from cold_flower.runtime import experiments
 from cold_flower.runtime.processes import stoppable
 from cold_flower.runtime.writable import check_writable
 from strategies.errors import StrategyError
-from strategies.fusion import load
+from strategies.fusion import Weights, load, write_safetensors
 from strategies.names import unknown
 
 if TYPE_CHECKING:
@@ -236,6 +236,7 @@ def fuse(
     models: Sequence[AnyPath],
     out: AnyPath,
     options: Mapping[str, Any] | None = None,
+    statistics: Sequence[AnyPath] = (),
     seed: int = 0,
     vocabulary: str = "base",
     allow_tokenizer: bool = False,
@@ -250,6 +251,8 @@ def fuse(
         models: folders or models of the hub; their bodies are fused.
         out: the folder to write; it must not exist.
         options: of the rule.
+        statistics: folders that `statistics` made, of each model's data and in their order, where
+            the rule needs them.
         seed: for rules that draw, such as dare.
         vocabulary: ``base``, or ``union``: models added tokens, embeddings are fused by token (the
             mean over the models that have it), and the fused model has all tokens.
@@ -271,6 +274,8 @@ def fuse(
         combine = load(rule, **chosen)
         flags = ["--vocabulary", vocabulary] if vocabulary != "base" else []
         flags += ["--allow-tokenizer"] if allow_tokenizer else []
+        for one in statistics:
+            flags += ["--statistics", str(one)]
         card = offline.card(rule, chosen, str(base), names, seed, flags)
         theta, given = Folder(str(base)), [Folder(name) for name in names]
         with stoppable():
@@ -281,6 +286,7 @@ def fuse(
                 folder,
                 card,
                 seed,
+                statistics=[Path(one) for one in statistics],
                 vocabulary=vocabulary,
                 allow_tokenizer=allow_tokenizer,
                 say=say,
@@ -288,6 +294,45 @@ def fuse(
             )
         for key in left:
             say(f"{key}: not in every model, left as the base's")
+    return folder
+
+
+def statistics(
+    model: AnyPath,
+    *,
+    suite: AnyPath,
+    task: str,
+    kind: str,
+    out: AnyPath,
+    examples: int = 0,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Compute what a fusion rule needs of a finetuned model's data; return the folder.
+
+    Args:
+        model: a classifier, saved with its head: a folder, or a model of the hub.
+        suite: a built-in one, or a suite file.
+        task: of the suite, that the model was finetuned on.
+        kind: ``fisher``, ``gram`` or ``gram-full``.
+        out: the folder to write; it must not exist.
+        examples: of train at most; 0 is the kind's own number.
+        settings: keys and values, such as ``{"finetune.max-length": 128}``.
+
+    Raises:
+        ColdFlowerError: no such task or kind, a model without a head or of other classes.
+    """
+    folder = _folder(out)
+    if folder.exists():
+        raise ModelError(f"{folder} exists: name a new folder")
+    keys = {"suite": _suite(str(suite)), "base-model": str(model), "tasks": task}
+    with one_kind_of_error():
+        config = experiments.merge({"unseen": "", **keys, **(settings or {})})
+        with stoppable():
+            found = data_statistics.make(config, kind, examples)
+        facts = {"kind": kind, "model": str(model), "task": task, "suite": str(suite)}
+        folder.mkdir(parents=True)
+        file = folder / data_statistics.FILE
+        write_safetensors(file, Weights(found).template(), found.items(), facts)
     return folder
 
 

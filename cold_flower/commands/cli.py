@@ -10,6 +10,7 @@ from cold_flower.commands.compare import compare
 from cold_flower.commands.evaluate import evaluate
 from cold_flower.commands.fuse import fuse
 from cold_flower.commands.simulate import simulate
+from cold_flower.commands.statistics import statistics
 from cold_flower.commands.tune import tune
 from cold_flower.errors import ColdFlowerError
 from cold_flower.identity import __version__
@@ -46,7 +47,7 @@ def _options(
 
 
 for command in (
-    simulate, compare, evaluate, tune, fuse, runs.report, runs.log, runs.rollback,
+    simulate, compare, evaluate, tune, fuse, statistics, runs.report, runs.log, runs.rollback,
     listings.experiments, listings.keys, listings.suites, listings.rules, site.deploy,
 ):  # fmt: skip
     app.command()(command)

@@ -17,6 +17,14 @@ def fuse(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="An option of the rule; may be repeated."),
     ] = None,
+    statistics: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Of each model's data, in their order, for fisher and regmean "
+            "(cold-flower statistics); may be repeated.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="For rules that draw, such as dare.")] = 0,
     vocabulary: Annotated[
         str,
@@ -48,6 +56,7 @@ def fuse(
             models=model,
             out=out,
             options=options,
+            statistics=statistics or [],
             seed=seed,
             vocabulary=vocabulary,
             allow_tokenizer=allow_tokenizer,

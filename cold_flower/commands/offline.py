@@ -20,6 +20,7 @@ from torch import Tensor
 from cold_flower import toml
 from cold_flower.commands import carried, configurations, vocabularies
 from cold_flower.commands.bodies import match
+from cold_flower.commands.data_statistics import attach
 from cold_flower.commands.union import Union
 from cold_flower.commands.vocabularies import Vocabulary
 from cold_flower.errors import ConfigError, ModelError
@@ -96,6 +97,7 @@ def fuse(
     card: str,
     seed: int = 0,
     *,
+    statistics: Sequence[Path] = (),
     vocabulary: str = "base",
     allow_tokenizer: bool = False,
     say: Callable[[str], object] = warnings.warn,
@@ -113,6 +115,7 @@ def fuse(
         out: a folder that does not exist.
         card: its README.md.
         seed: for rules that draw.
+        statistics: of each model's data, folders in their order, where the rule needs them.
         vocabulary: ``base``, or ``union`` where models added tokens (`Union`).
         allow_tokenizer: whether models may have other tokenizers than the base.
         say: takes a line for what is not carried along.
@@ -131,6 +134,10 @@ def fuse(
     (body, *bodies), left = match(base, models, by_token)
     theta: Weights = _Checked(base, body)
     given: list[Weights] = [_Checked(m, b) for m, b in zip(models, bodies, strict=True)]
+    kind = getattr(rule, "statistic", "")
+    if kind and by_token:
+        raise ConfigError(f"a rule that needs a statistic ({kind}) fuses models of one vocabulary")
+    attach(kind, given, statistics, theta.template())
     union = None
     if by_token:
         union = Union(theta, given, [key for key in body if is_tied_name(key)], tokens)

@@ -146,7 +146,8 @@ def _finetune(site: Site, me: Contributor, config: Config) -> Iterator[str]:
     few = len(me.splits().dev) < site.limits.min_test_examples
     stays = records.OF_DEV if few else ()
     made_on = [name for name in records.FACTS if name not in stays]
-    always = [name for name in records.LISTED if name not in (*stays, *records.SCORED)]
+    asked = (*records.SCORED, records.SECONDS)
+    always = [name for name in records.LISTED if name not in (*stays, *asked)]
     yield f"  metrics: {', '.join(always)}"
     yield f"  where a run has evaluate.reuse: {', '.join(records.SCORED)}"
     yield f"  contribution: contributor, iteration, base, {', '.join(made_on)}"
@@ -156,6 +157,13 @@ def _finetune(site: Site, me: Contributor, config: Config) -> Iterator[str]:
     yield "  visible-gpus, worker"
     if not few:
         yield f"  of a finetuned one: {', '.join(records.TRAINED)}"
+    if site.statistics:
+        yield (
+            f"where the fusion rule asks for it: a statistic of the data ({site.statistics}) "
+            f"beside the body, {records.SECONDS}"
+        )
+    else:
+        yield "no statistic of the data, which some fusion rules ask for: statistics is empty"
     yield "the tensors of the body (name, shape, bytes):"
     for name, tensor in trained.items():
         yield f"  {name} {tuple(tensor.shape)} {sent[name]}"

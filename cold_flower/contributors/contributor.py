@@ -34,8 +34,8 @@ from cold_flower.seeds import derive
 from cold_flower.training import probe, protocols, statistics
 from cold_flower.training.finetune import Outcome, finetune
 from cold_flower.training.scoring import DivergedError, knowing_nothing, score
+from strategies import records
 from strategies.fusion._statistics import prefix
-from strategies.records import OF_DEV
 
 IDLE = 256  # contributors without work whose tokenised data are kept
 Metrics = dict[str, float | str]
@@ -160,7 +160,7 @@ class Contributor:
         if statistic:
             started = time.perf_counter()
             trained |= self._statistic(statistic, trained, model, data, derive(seed, iteration))
-            metrics["statistic-seconds"] = time.perf_counter() - started
+            metrics[records.SECONDS] = time.perf_counter() - started
         return trained, metrics | self._facts(facts, len(data.dev))
 
     def _statistic(
@@ -303,7 +303,7 @@ class Contributor:
         """Return facts of a finetuning as they may leave: none of a site's few dev rows."""
         if not self.site or dev >= self.site.limits.min_test_examples:
             return {**facts}
-        return {key: value for key, value in facts.items() if key not in OF_DEV}
+        return {key: value for key, value in facts.items() if key not in records.OF_DEV}
 
     def knowing_nothing(self) -> float:
         """Return what always the same answer scores on the own dev data."""
