@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MessageType
+from flwr.app import ArrayRecord, ConfigRecord, MessageType, RecordDict
 from torch import nn
 
 from cold_flower.config import Config
 from cold_flower.contributors.contributor import Contributor
+from cold_flower.contributors.egress import Egress
 from cold_flower.contributors.site import load_site
 from cold_flower.data.encode import Encoded
 from cold_flower.errors import ConfigError, SiteError
@@ -34,6 +35,9 @@ class Logistic(nn.Module):
         super().__init__()
         self.base_model = nn.Embedding.from_pretrained(torch.tensor(weights)[:, None], freeze=False)
         self.device = torch.device("cpu")
+
+    def get_input_embeddings(self):
+        return self.base_model
 
     def forward(self, input_ids, attention_mask):
         logit = (self.base_model(input_ids)[..., 0] * attention_mask).sum(1)
@@ -70,6 +74,24 @@ def task(tiny, index: int = 0, **keys):
     data, body = me.splits(), starting_model(tiny, seed=0)[1]
     model = classifier(tiny, body, labels=data.labels, kind=data.kind, seed=3, plain=True)
     return me, data, body, model
+
+
+def test_the_fisher_information_is_that_of_every_weight(tiny) -> None:
+    """Also of the word embedding, which is taken by the rows that an example reads."""
+    _, data, body, model = task(tiny)
+    few = data.train.take(range(5))
+    found = statistic("fisher", model, few, regression=True, seed=0)
+    weights = dict(model.base_model.named_parameters())
+    squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for index in range(5):
+        model.zero_grad()
+        model(**few.batch([index])).logits.sum().backward()
+        for name, weight in weights.items():
+            squares[name] += 0 if weight.grad is None else weight.grad.square() / 5
+    assert found.keys() == body.keys()
+    assert found["embeddings.word_embeddings.weight"].count_nonzero() > 0
+    for name, square in squares.items():
+        torch.testing.assert_close(found[name], square, rtol=1e-4, atol=1e-9)
 
 
 def test_grams_are_of_tokens_alone_and_shared_by_who_reads_the_same(tiny) -> None:
@@ -269,6 +291,12 @@ def test_a_site_decides_what_leaves(site, arrays, own_home, tmp_path) -> None:  
     assert str(ask(site('statistics = "gram"'), arrays, "fisher").error.reason).startswith(said)
     allowed = site('statistics = "fisher, gram"')
     answer = ask(allowed, arrays, "fisher")
+    asked = ConfigRecord({"statistic": "fisher", "base": "b"})
+    received = RecordDict({"arrays": arrays, "config": asked})
+    Egress("clinic-a", statistics=["fisher"]).check("train", answer.content, received)
+    for known in ((), ("gram",)):
+        with pytest.raises(SiteError, match="a statistic, fisher, which site.toml does not name"):
+            Egress("clinic-a", statistics=known).check("train", answer.content, received)
     record = answer.content.array_records["arrays"]
     assert len(record) == 2 * len(arrays)
     row = log(own_home)[-1]

@@ -66,23 +66,68 @@ def _fisher(model: Any, data: Encoded, regression: bool, seed: int) -> dict[str,
     weights = dict(model.base_model.named_parameters())
     squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     random = torch.Generator().manual_seed(seed)
-    for index in range(len(data)):
-        output = model(**data.batch([index])).logits[0].float()
-        if regression:
-            target = output.sum()
-        else:
-            chances = output.detach().softmax(0).cpu()
-            label = int(torch.multinomial(chances, 1, generator=random))
-            target = output.log_softmax(0)[label]
-        gradients = torch.autograd.grad(target, [*weights.values()], allow_unused=True)
-        for name, gradient in zip(weights, gradients, strict=True):
-            if gradient is not None:
-                squares[name].addcmul_(gradient, gradient)
+    with _Words(model, weights) as words:
+        for index in range(len(data)):
+            output = model(**data.batch([index])).logits[0].float()
+            if regression:
+                target = output.sum()
+            else:
+                chances = output.detach().softmax(0).cpu()
+                label = int(torch.multinomial(chances, 1, generator=random))
+                target = output.log_softmax(0)[label]
+            by = [*weights.values(), *words.read]
+            *gradients, read = torch.autograd.grad(target, by, allow_unused=True)
+            if words.read:
+                words.add_squares(squares[words.name], read)
+            else:
+                gradients.append(read)
+            for name, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:
+                    squares[name].addcmul_(gradient, gradient)
     # A tensor that is no parameter, or that the output does not depend on, tells nothing.
     return {
         name: squares[name].div_(len(data)).cpu() if name in squares else torch.zeros_like(tensor)
         for name, tensor in body_of(model).items()
     }
+
+
+class _Words:
+    """The word embedding, by the rows that an example reads: of the rest the gradient is 0.
+
+    As a matrix it would be the largest by far, and made anew for each example. Where it is used for
+    more than reading words (T5), it is one of ``weights`` as any.
+    """
+
+    def __init__(self, model: Any, weights: dict[str, nn.Parameter]) -> None:
+        self.name = ""
+        self.read: list[Tensor] = []
+        self._ids = torch.empty(0)
+        self._layer: Any = None
+        if not isinstance(model, TextToText):
+            self._layer = model.get_input_embeddings()
+            self.name = next(name for name, w in weights.items() if w is self._layer.weight)
+            del weights[self.name]
+
+    def __enter__(self) -> "_Words":
+        if self._layer is not None:
+            self._hook = self._layer.register_forward_hook(self._keep)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._layer is not None:
+            self._hook.remove()
+
+    def _keep(self, layer: Any, given: tuple[Any, ...], made: Tensor) -> Tensor:
+        self._ids, leaf = given[0].ravel(), made.detach().requires_grad_()
+        self.read[:] = [leaf]
+        return leaf
+
+    def add_squares(self, squares: Tensor, gradient: Tensor) -> None:
+        """Add the squared gradient of each row, which is the sum over its places."""
+        rows, places = self._ids.unique(return_inverse=True)
+        whole = torch.zeros(len(rows), squares.shape[1], device=squares.device)
+        whole.index_add_(0, places, gradient.reshape(len(self._ids), -1))
+        squares[rows] += whole.square()
 
 
 def _gram(model: Any, data: Encoded, *, full: bool) -> dict[str, Tensor]:
