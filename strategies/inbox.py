@@ -44,6 +44,7 @@ class Inbox(Grid):
             the base's fingerprint, the candidates and what they measure.
         say: called with a line at each arrival.
         statistic: of the contributors' data, which the rule needs beside bodies; empty for none.
+        needed: metrics that have to be there, above 0: the rule needs them.
         more: returns what else the train messages of an iteration hold under ``config``, by
             contributor.
         reference: returns which published iteration is the base; messages then carry that number
@@ -63,6 +64,7 @@ class Inbox(Grid):
         screen: Screening | None = None,
         say: Callable[[str], None] = lambda line: None,
         statistic: str = "",
+        needed: Sequence[str] = (),
         more: Callable[[], Mapping[str, Mapping[str, str]]] = dict,
         reference: Callable[[], int] | None = None,
     ) -> None:
@@ -75,6 +77,7 @@ class Inbox(Grid):
         self._screen = screen
         self._say = say
         self._statistic = statistic
+        self._needed = needed
         self._more = more
         self._reference = reference
         self.iteration = first - 1
@@ -229,6 +232,8 @@ class Inbox(Grid):
                 if stated.get(key) != value:
                     got = records.text_of(stated.get(key))
                     raise Refused(f"{key} is {got!r}, expected {value!r}")
+            if silent := [key for key in self._needed if not metrics.get(key, 0) > 0]:
+                raise Refused(f"it does not say its {silent[0]}, which the fusion rule needs")
             kind = self._statistic
             one = Contribution(name, metrics=metrics, facts=records.facts(stated), statistic=kind)
             if self._reference:

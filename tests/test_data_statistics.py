@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MessageType, RecordDict
 from torch import nn
 
 from cold_flower.config import Config
+from cold_flower.contributors import attacks
 from cold_flower.contributors.contributor import Contributor
 from cold_flower.contributors.egress import Egress
 from cold_flower.contributors.site import load_site
@@ -188,7 +189,7 @@ def test_regmean_is_least_squares_on_the_union() -> None:
         )
         for i, (x, w) in enumerate(zip(inputs, layers, strict=True))
     ]
-    fused = dict(load("regmean", gram="full", alpha=1.0)(base, given))["w"]
+    fused = dict(load("regmean", gram="full", alpha=1.0, normalise=False)(base, given))["w"]
     assert fused.numpy() == pytest.approx(union.T, abs=2e-3)
     # Of the diagonal alone: each input's weights by how large it is for each.
     squares = np.stack([(x**2).mean(0) for x in inputs])
@@ -200,8 +201,43 @@ def test_regmean_is_least_squares_on_the_union() -> None:
                 weights(one.name, one.get("w"), w=forms.diagonal(one.statistic.get("w"), 4))
                 for one in given
             ]
-        fused = dict(load("regmean", gram=kind, alpha=alpha)(base, some))["w"]
+        fused = dict(load("regmean", gram=kind, alpha=alpha, normalise=False)(base, some))["w"]
         assert fused.numpy() == pytest.approx(expected, abs=2e-3)
+
+
+def test_in_regmean_nobody_counts_for_more_and_all_know_the_same() -> None:
+    base = Weights({"w": torch.zeros(2, 2)})
+    eye = forms.pack(torch.eye(2))
+    given = [
+        weights("a", torch.ones(2, 2), w=eye),
+        weights("b", 3 * torch.ones(2, 2), w=1e6 * eye),
+    ]
+    equal, louder = (
+        dict(load("regmean", gram="full", normalise=normal)(base, given))["w"]
+        for normal in (True, False)
+    )
+    assert equal.flatten().tolist() == pytest.approx([2.0] * 4, rel=1e-4)
+    assert louder.flatten().tolist() == pytest.approx([3.0] * 4, rel=1e-4)
+    two = Weights({"w": torch.zeros(2, 2), "v": torch.zeros(2, 2)})
+    both = Weights({"w": torch.ones(2, 2), "v": torch.ones(2, 2)}, name="a")
+    both.statistic = Weights({"w": eye, "v": eye})
+    one = Weights({"w": torch.ones(2, 2), "v": torch.ones(2, 2)}, name="b")
+    one.statistic = Weights({"w": eye})
+    with pytest.raises(FusionError, match="b and a do not know of the same layers, such as v"):
+        dict(load("regmean")(two, [both, one]))
+
+
+@pytest.mark.parametrize("kind", ["scale", "sign-flip", "noise", "random", "nan", "label-flip"])
+def test_an_attack_is_on_the_body_and_the_statistic_goes_along(tiny, kind) -> None:
+    me, _, body, _ = task(tiny, 0, attacks=f"{{travel = '{kind}'}}")
+
+    def finetune(who, start):
+        return who.finetune(start, iteration=1, seed=0, statistic="fisher")
+
+    answer = attacks.answer(me, body, finetune, iteration=1, seed=0)
+    beside = {key.removeprefix("fisher.") for key in answer.body if key.startswith("fisher.")}
+    assert beside == ({*body} if kind != "random" else beside)
+    assert answer.body.keys() - {f"fisher.{key}" for key in beside} == body.keys()
 
 
 BODY = {"m": (torch.float32, (2, 3)), "b": (torch.float32, (2,)), "p": (torch.int64, (4,))}
@@ -221,7 +257,8 @@ FLOAT = torch.float32
         ),
         ("gram", {"b": (2,)}, "a gram of 'b', which is no matrix"),
         ("gram", {"m,m": (3,)}, "or has one already"),
-        ("gram", {"m": (3, 3)}, r"gram of m has shape \(3, 3\), the layer reads 3"),
+        ("gram-full", {"m": (3,)}, r"gram-full of m has shape \(3,\), expected \(6,\)"),
+        ("gram", {"m": (3, 3)}, r"gram of m has shape \(3, 3\), expected \(3,\)"),
     ],
 )
 def test_a_statistic_of_another_form_is_refused(kind, given, said) -> None:
@@ -230,12 +267,17 @@ def test_a_statistic_of_another_form_is_refused(kind, given, said) -> None:
 
 
 def test_what_no_statistic_can_be_is_refused() -> None:
-    good = torch.tensor([1.0, -2, 0, 3, 0, 5])  # off the diagonal anything may stand
+    good = torch.tensor([1.0, -1.5, 0, 3, 0, 5])
     forms.check_values("gram", "m", good, BODY)
     assert forms.diagonal(good, 3).tolist() == [1, 3, 5]
-    assert forms.unpack(good, 3).tolist() == [[1, -2, 0], [-2, 3, 0], [0, 0, 5]]
+    assert forms.unpack(good, 3).tolist() == [[1, -1.5, 0], [-1.5, 3, 0], [0, 0, 5]]
     assert torch.equal(forms.pack(forms.unpack(good, 3)), good)
-    for tensor, said in ((-good, "negative square"), (good / 0, "NaN or infinity")):
+    large = torch.tensor([1.0, -2, 0, 3, 0, 5])  # 2 * 2 > 1 * 3
+    for tensor, said in (
+        (-good, "negative square"),
+        (good / 0, "NaN or infinity"),
+        (large, "is no Gram matrix"),
+    ):
         with pytest.raises(Refused, match=said):
             forms.check_values("gram", "m", tensor, BODY)
     with pytest.raises(Refused, match="fisher of b holds a negative square"):

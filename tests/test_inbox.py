@@ -791,3 +791,21 @@ def test_a_reply_with_more_than_it_can_need_is_refused(tmp_path) -> None:
     _, inbox = make(tmp_path, client, quorum=2)
     start(inbox)
     assert "records, expected at most 8" in inbox.contributions["cat"].reason
+
+
+def test_what_the_rule_needs_to_know_is_asked_for_at_the_door(tmp_path) -> None:
+    """One that does not say its steps is refused then, and not the whole fuse later."""
+
+    def silent(message):
+        metrics = {"num-examples": 10, "train-loss": 0.0, "seconds": 0.5}
+        steps = {} if NAMES[message.metadata.dst_node_id] == "ann" else {"steps": 4}
+        return trained(message, metrics=metrics | steps)
+
+    _, inbox = make(tmp_path, silent, needed=load("fednova").metrics, quorum=1)
+    start(inbox)
+    one = inbox.contributions["ann"]
+    assert (one.verdict, one.reason) == (
+        "refused",
+        "it does not say its steps, which the fusion rule needs",
+    )
+    assert len(inbox.accepted()) == len(ROSTER) - 1

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from cold_flower.commands.data_statistics import FILE
+from cold_flower.commands.data_statistics import FILE, print_of
 from strategies.fusion import Weights, load, read_metadata
 from tests.test_cli import cold_flower
 from tests.test_offline import base, finetuned  # noqa: F401 - fixtures
@@ -63,6 +63,9 @@ def test_models_on_a_disk(rule, kind, base, models, tmp_path) -> None:  # noqa: 
     for key, tensor in load(rule)(theta, bodies):
         assert torch.equal(fused[names[key]], tensor), key
 
+    swapped = cold_flower(*fuse, "other", *files(*given[::-1]), *models, cwd=tmp_path)
+    assert swapped.returncode == 1
+    assert "the folders come in the order of the models" in " ".join(swapped.stderr.split())
     silent = cold_flower(*fuse, "other", *models, cwd=tmp_path)
     assert silent.returncode == 1
     assert f"needs a statistic of each model, {kind}: give --statistics DIR for each" in (
@@ -73,6 +76,9 @@ def test_models_on_a_disk(rule, kind, base, models, tmp_path) -> None:  # noqa: 
 
 def test_what_does_not_fit_is_said(base, models, tmp_path) -> None:  # noqa: F811
     model = models[0]
+
+    start = load_file(base / "model.safetensors")
+    names = {n.removeprefix("roberta."): n for n in start if n.startswith("roberta.")}
 
     def error(*arguments: str) -> str:
         done = cold_flower(*arguments, cwd=tmp_path)
@@ -97,9 +103,13 @@ def test_what_does_not_fit_is_said(base, models, tmp_path) -> None:  # noqa: F81
     fuse = ("fuse", "fisher", "--base", str(base), "--out", "fused")
     assert "holds no statistic" in error(*fuse, *files("a"), model)
     (tmp_path / "bad").mkdir()
-    save_file({"fisher.x": torch.ones(1)}, tmp_path / "bad" / FILE, {"kind": "gram"})
+    save_file({"fisher.x": torch.ones(1)}, tmp_path / "bad" / FILE, {"kind": "gram", "body": ""})
     assert "bad holds gram, the fusion rule needs fisher" in error(*fuse, *files("bad"), model)
-    save_file({"fisher.x": torch.ones(1)}, tmp_path / "bad" / FILE, {"kind": "fisher"})
+    save_file({"fisher.x": torch.ones(1)}, tmp_path / "bad" / FILE, {"kind": "fisher", "body": ""})
+    said = "the folders come in the order of the models, each made of the model that is fused"
+    assert said in error(*fuse, *files("bad"), model)
+    own = print_of(dict(Weights(load_file(f"{model}/model.safetensors"), stored_as=names).items()))
+    save_file({"fisher.x": torch.ones(1)}, tmp_path / "bad" / FILE, {"kind": "fisher", "body": own})
     assert "bad, for model" in error(*fuse, *files("bad"), model)
     plain = ("fuse", "average", "--base", str(base), "--out", "fused")
     assert "this fusion rule takes no statistics" in error(*plain, *files("bad"), model)

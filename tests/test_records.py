@@ -51,7 +51,8 @@ def test_a_reply_is_emptied_as_it_is_read() -> None:
     record = records.pack(STATE.items())
     content = RecordDict({records.ARRAYS: record})
     template = {k: (t.dtype, tuple(t.shape)) for k, t in STATE.items()}
-    reader = records.body_of(content, template)
+    form, reader = records.body_of(content, template)
+    assert form == template
     next(reader)
     assert list(content.array_records[records.ARRAYS]) == ["s"]
 

@@ -16,7 +16,13 @@ from cold_flower.models.body import body_of, prefix_of
 from cold_flower.models.classifier import classifier
 from cold_flower.models.heads import head_of
 from cold_flower.models.starting import save_starting_model, starting_model
-from cold_flower.models.text_to_text import IGNORED, check, label_tokens, log_likelihood
+from cold_flower.models.text_to_text import (
+    IGNORED,
+    check,
+    check_statistic,
+    label_tokens,
+    log_likelihood,
+)
 from cold_flower.repository.bases import Repository
 from cold_flower.runtime import experiments
 from cold_flower.training.finetune import finetune
@@ -279,5 +285,5 @@ def test_its_data_have_a_fisher_information_and_no_grams(base, body) -> None:
     assert found.keys() == body.keys()
     assert all((tensor >= 0).all() and tensor.shape == body[k].shape for k, tensor in found.items())
     assert found["shared.weight"].sum() > 0
-    with pytest.raises(ConfigError, match="no grams of text-to-text models"):
-        statistic("gram", fresh_model(base, body), data, regression=False, seed=0)
+    with pytest.raises(ConfigError, match="is text to text, for which there are no grams"):
+        check_statistic(base, "gram")

@@ -328,8 +328,8 @@ def statistics(
     with one_kind_of_error():
         config = experiments.merge({"unseen": "", **keys, **(settings or {})})
         with stoppable():
-            found = data_statistics.make(config, kind, examples)
-        facts = {"kind": kind, "model": str(model), "task": task, "suite": str(suite)}
+            found, body = data_statistics.make(config, kind, examples)
+        facts = {"kind": kind, "model": str(model), "body": body, "task": task, "suite": str(suite)}
         folder.mkdir(parents=True)
         file = folder / data_statistics.FILE
         write_safetensors(file, Weights(found).template(), found.items(), facts)

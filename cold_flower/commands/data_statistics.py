@@ -12,8 +12,10 @@ from typing import Any
 FILE = "statistic.safetensors"
 
 
-def make(config: Any, kind: str, examples: int) -> dict[str, Any]:
-    """Return a statistic of the model ``base-model`` on its one task, by tensor, prefixed.
+def make(config: Any, kind: str, examples: int) -> tuple[dict[str, Any], str]:
+    """Return a statistic of the model ``base-model`` on its one task, and the body's `print_of`.
+
+    Its tensors are prefixed.
 
     Raises:
         ModelError: no classifier of the task's classes.
@@ -23,6 +25,7 @@ def make(config: Any, kind: str, examples: int) -> dict[str, Any]:
 
     from cold_flower.contributors.contributor import Contributor
     from cold_flower.errors import ConfigError, ModelError
+    from cold_flower.models.body import body_of
     from cold_flower.models.classifier import device
     from cold_flower.training.statistics import statistic
     from strategies.fusion._statistics import prefix
@@ -57,7 +60,15 @@ def make(config: Any, kind: str, examples: int) -> dict[str, Any]:
         seed=config.seed,
         examples=examples,
     )
-    return {prefix(kind) + key: tensor for key, tensor in found.items()}
+    return {prefix(kind) + key: tensor for key, tensor in found.items()}, print_of(body_of(model))
+
+
+def print_of(body: Mapping[str, Any]) -> str:
+    """Return the sha256 of a body in float32, without a pooler, which not all files hold."""
+    from strategies.fusion import fingerprint
+
+    kept = ((k, t) for k, t in body.items() if t.is_floating_point() and "pooler." not in k)
+    return fingerprint((key, tensor.float()) for key, tensor in kept)
 
 
 def attach(
@@ -92,12 +103,18 @@ def attach(
     for one, folder in zip(given, folders, strict=False):
         path = folder / FILE
         try:
-            made = read_metadata(path)["kind"]
+            facts = read_metadata(path)
+            made, body_print = facts["kind"], facts["body"]
             names = Weights(path).keys()
         except (OSError, SafetensorError, KeyError) as error:
             raise ConfigError(f"{folder} holds no statistic ({FILE}): {error}") from error
         if made != kind:
             raise ConfigError(f"{folder} holds {made}, the fusion rule needs {kind}")
+        if body_print != print_of(dict(one.items())):
+            raise ConfigError(
+                f"{folder} is of {facts.get('model')}, which is not {one.name} as it is now: the "
+                "folders come in the order of the models, each made of the model that is fused"
+            )
         bare = {name.removeprefix(prefix(kind)): name for name in names}
         # A pooler that another model lacks is not fused, so nothing is to be known of it.
         known = {n: stored for n, stored in bare.items() if any(k in body for k in n.split(","))}

@@ -24,8 +24,11 @@ from cold_flower.models.body import State
 from cold_flower.models.starting import starting_model
 from cold_flower.seeds import derive
 from strategies.fusion import fingerprint
+from strategies.fusion._statistics import KINDS as KINDS_OF_STATISTICS
+from strategies.fusion._statistics import prefix
 from strategies.names import unknown
 
+BESIDE = tuple(set(map(prefix, KINDS_OF_STATISTICS)))
 HUGE = 1 << 24  # numbers: 64 MB
 
 
@@ -143,8 +146,16 @@ def answer(
     attack = parse(me.config).get(me.name)
     if attack is None or iteration < attack.first:
         return Answer(*finetune(me, base))
-    seed = derive(seed, me.name, "attack")
-    return KINDS[attack.kind](Case(attack, me, base, seed, finetune))
+    seed, beside = derive(seed, me.name, "attack"), {}
+
+    def bodies(who: Contributor, start: State) -> tuple[dict[str, Tensor], Metrics]:
+        """Finetune; what a rule asked for beside the body is sent as it is."""
+        sent, metrics = finetune(who, start)
+        beside.update({key: tensor for key, tensor in sent.items() if key.startswith(BESIDE)})
+        return {key: sent[key] for key in sent if key not in beside}, metrics
+
+    made = KINDS[attack.kind](Case(attack, me, base, seed, bodies))
+    return replace(made, body={**made.body, **beside})
 
 
 def _moved(case: Case, by: float) -> Answer:

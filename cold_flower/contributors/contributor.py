@@ -137,6 +137,7 @@ class Contributor:
             ConfigError: the site does not let that statistic leave, or the model has none.
         """
         heads.check(self.base, self.config.finetune.head)
+        text_to_text.check_statistic(self.base, statistic)
         if statistic and self.site:
             self.site.check_statistic(statistic)
         if self.site and self.site.trainer:

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from cold_flower.data.task import Task
-from cold_flower.errors import TaskError
+from cold_flower.errors import ConfigError, TaskError
 from cold_flower.models.base import Base
 
 IGNORED = -100  # fills up targets; cross_entropy and T5's shift to the right leave it out
@@ -61,6 +61,19 @@ def check(base: Base, task: Task, labels: Sequence[str]) -> None:
                 f"{task.where}: the labels {other!r} and {name!r} are the same tokens to the "
                 f"tokenizer of {base.name!r} ({tokens}): give other words in the suite's labels."
             )
+
+
+def check_statistic(base: Base, kind: str) -> None:
+    """Check that a statistic of the data can be computed with a model.
+
+    Raises:
+        ConfigError: grams of text to text; the decoder reads other tokens than the data's.
+    """
+    if base.text_to_text and kind.startswith("gram"):
+        raise ConfigError(
+            f"base-model {base.name!r} is text to text, for which there are no grams: take another "
+            "fusion rule than regmean"
+        )
 
 
 def log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:

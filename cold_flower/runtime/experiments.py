@@ -190,10 +190,12 @@ def check(config: Config) -> Checked:
     from cold_flower.models import heads, text_to_text
     from cold_flower.models.base import load_base
     from cold_flower.models.starting import starting_model
+    from cold_flower.server.strategy import needed
 
     whole = check_keys(config)
     base = load_base(config.base_model)
     heads.check(base, config.finetune.head)
+    text_to_text.check_statistic(base, needed(config)[0])
     if not config.resume:  # a run that has begun has its own copy
         starting_model(base, config.seed)
     shards = config.partition.kind == "shards"

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
 from cold_flower.config import Config
-from cold_flower.models import heads
+from cold_flower.models import heads, text_to_text
 from cold_flower.models.base import Base, load_base
 from cold_flower.models.body import prefix_of
 from cold_flower.models.starting import save_starting_model, starting_model
@@ -35,7 +35,7 @@ from cold_flower.server.participants import Contributors
 from cold_flower.server.simulation import WINDOW, Simulation
 from cold_flower.server.sites import Sites
 from cold_flower.server.stock import memory_lost, proximal_mu
-from cold_flower.server.strategy import screen, statistic, strategy
+from cold_flower.server.strategy import needed, screen, strategy
 from strategies import records
 from strategies.contributions import INCOMING
 from strategies.fusion import Weights, fingerprint
@@ -63,6 +63,8 @@ class Coordinator:
         self._repository = Repository(run_dir)
         base = load_base(config.base_model)
         heads.check(base, config.finetune.head)
+        statistic, metrics = needed(config)
+        text_to_text.check_statistic(base, statistic)
         if self._repository.recover() is None:
             self._publish_start(base)
         else:
@@ -99,7 +101,8 @@ class Coordinator:
             window=workers + 1 if workers else 0,
             screen=screen(config),
             say=self._say_of_finetuning,
-            statistic=statistic(config),
+            statistic=statistic,
+            needed=metrics,
             more=self._more,
             reference=(lambda: self._head) if config.transport == "shared-dir" else None,
         )

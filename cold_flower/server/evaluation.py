@@ -119,6 +119,7 @@ class Evaluation:
         Raises:
             RunStopped: as `evaluate`.
         """
+        self._participants.refresh()  # who is gone since is not waited for again
         model, missing = _Model(iteration, sha256, arrays), self._missing(iteration)
         for one in given:
             if REUSED not in one.metrics or REUSED not in missing.get(one.name, ()):

@@ -1,7 +1,8 @@
 """Which Flower strategy fuses: ours with a fusion rule, or one that the user names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
@@ -72,11 +73,12 @@ def check(config: Config) -> None:
         raise ConfigError(f"fusion.strategy replaces rule and stages: leave {keys} alone")
 
 
-def statistic(config: Config) -> str:
-    """Return which statistic of the contributors' data the rule needs; empty for none."""
+def needed(config: Config) -> tuple[str, Sequence[str]]:
+    """Return what the rule needs beside bodies: a statistic of the data, or "", and metrics."""
     if config.fusion.strategy:
-        return ""
-    return str(load(config.fusion.rule, **config.rule_options()).statistic)  # type: ignore[attr-defined]
+        return "", ()
+    rule: Any = load(config.fusion.rule, **config.rule_options())
+    return rule.statistic, rule.metrics
 
 
 def screen(config: Config) -> Screen | None:

@@ -9,7 +9,8 @@ Its keyword-only parameters (but ``seed``) are its options, and their annotation
 they may be (`_options`). ``given`` arrives sorted by contributor name, non-empty, with the
 base's keys and shapes: `load` sees to it. A rule that needs more than one contribution has
 an attribute ``min_contributions``: the number, or a function of the options that returns it. One
-that needs a statistic of the contributors' data has an attribute ``statistic`` (`_statistics`).
+that needs a statistic of the contributors' data has an attribute ``statistic`` (`_statistics`), one
+that needs metrics above 0 beside a body ``metrics``, their names.
 """
 
 import importlib
@@ -125,6 +126,7 @@ def load(name: str, **chosen: object) -> Rule:
 
     checked.min_contributions = least  # type: ignore[attr-defined]  # a function has any
     checked.statistic = kind  # type: ignore[attr-defined]
+    checked.metrics = getattr(rule, "metrics", ())  # type: ignore[attr-defined]
     return checked
 
 

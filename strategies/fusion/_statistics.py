@@ -71,8 +71,10 @@ def check_form(kind: str, given: Template, body: Template) -> None:
             if form is None or len(form[1]) != 2 or name in seen:
                 raise Refused(f"a gram of {name[:80]!r}, which is no matrix, or has one already")
             seen.add(name)
-            if shape not in ((form[1][1],), (packed(form[1][1]),)):
-                raise Refused(f"gram of {name} has shape {shape}, the layer reads {form[1][1]}")
+        rows, size = body[names.partition(",")[0]][1]
+        wanted = size if kind == "gram" and size > rows else packed(size)
+        if shape != (wanted,) or any(body[name][1][1] != size for name in names.split(",")):
+            raise Refused(f"{kind} of {names[:80]} has shape {shape}, expected ({wanted},)")
 
 
 def check_values(kind: str, name: str, tensor: Tensor, body: Template) -> None:
@@ -85,9 +87,13 @@ def check_values(kind: str, name: str, tensor: Tensor, body: Template) -> None:
         raise Refused(f"{kind} of {name[:80]} holds NaN or infinity")
     squares = tensor
     if kind != "fisher":
-        squares = diagonal(tensor, body[name.partition(",")[0]][1][1])
+        squares = diagonal(tensor, size := body[name.partition(",")[0]][1][1])
     if squares.numel() and float(squares.min()) < 0:
         raise Refused(f"{kind} of {name[:80]} holds a negative square")
+    if kind != "fisher" and len(tensor) != size:
+        most = pack(torch.outer(squares, squares)).sqrt()
+        if bool((tensor.abs() > most * 1.001 + 1e-6 * most.max()).any()):
+            raise Refused(f"{kind} of {name[:80]} is no Gram matrix: a product exceeds its squares")
 
 
 def packed(size: int) -> int:

@@ -39,3 +39,6 @@ def fednova(base: Weights, given: Sequence[Weights], *, seed: int) -> Iterator[t
     factors = [usual / own.steps for own in given]
     scale = 1 / len(given)
     return fuse(base, deltas(base, given), lambda _, block: total(block, factors).mul_(scale))
+
+
+fednova.metrics = ("steps",)  # type: ignore[attr-defined]  # a function has any

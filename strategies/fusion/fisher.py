@@ -5,8 +5,9 @@ Matena, Raffel, Merging Models with Fisher-Weighted Averaging, arXiv 2111.09832.
 theta + sum_i (F_i + eps) d_i / sum_i (F_i + eps), weight by weight. F_i is the diagonal of the
 Fisher information of contributor i's finetuned model, which it computes on its own training data
 and sends beside its body (`strategies/fusion/_statistics.py`): the mean over examples of the
-squared gradient of log p(y | x), with y drawn from the model's own p. Each F_i is divided by its L2
-norm, else the task with the largest gradients rules; ``normalise = false`` leaves them.
+squared gradient of log p(y | x), with y drawn from the model's own p. Each F_i is divided by its
+root mean square (by its L2 norm, but for a factor that all share), else the task with the largest
+gradients rules; ``normalise = false`` leaves them.
 
 Where all F_i are equal, or far below eps, it is the plain mean; where one alone is above, that one.
 
@@ -67,6 +68,9 @@ fisher.statistic = "fisher"  # type: ignore[attr-defined]  # a function has any
 
 
 def size(statistic: Weights) -> float:
-    """Return the L2 norm of a statistic, all tensors together."""
-    squares = sum(float(tensor.double().square().sum()) for _, tensor in statistic.items())
-    return math.sqrt(squares)
+    """Return the root mean square of a statistic, all tensors together."""
+    squares = count = 0.0
+    for _, tensor in statistic.items():
+        squares += float(tensor.double().square().sum())
+        count += tensor.numel()
+    return math.sqrt(squares / max(count, 1))

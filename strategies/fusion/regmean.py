@@ -17,8 +17,10 @@ Step length: about the mean's.
 Use it where the layers' inputs differ between tasks. A Gram matrix tells more of the data than
 weights do: a site has to allow that it leaves.
 
-Differs from the paper: differences from the base, so that equal models return themselves; padding
-is left out; solved in float64 with a small ridge, so that inputs nobody has seen take no step.
+Differs from the paper: each G_i is divided by the mean of its diagonal, so that nobody's inputs
+count for more because they are larger (``normalise = false`` leaves them); differences from the
+base, so that equal models return themselves; padding is left out; solved in float64 with a small
+ridge, so that inputs nobody has seen take no step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +30,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from strategies.errors import FusionError
 from strategies.fusion._deltas import Delta, deltas, fuse, narrow, one_thread, total
 from strategies.fusion._options import Range
 from strategies.fusion._statistics import diagonal, unpack
@@ -43,10 +46,17 @@ def regmean(
     seed: int,
     alpha: Annotated[float, Range("[0, 1]")] = 0.1,
     gram: Literal["diagonal-ffn", "full"] = "diagonal-ffn",
+    normalise: bool = True,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield theta + D of the linear layers that all know, and theta + the mean of the rest."""
     known = [_grams(own) for own in given]
-    layers = set.intersection(*(set(one) for one in known))
+    layers = set(known[0])
+    for own, one in zip(given, known, strict=True):
+        if odd := layers ^ set(one):
+            raise FusionError(
+                f"fusion rule regmean: {own.name} and {given[0].name} do not know of the same "
+                f"layers, such as {min(odd)}"
+            )
     steps, scale = deltas(base, given), 1 / len(given)
     mean = fuse(base, steps, lambda _, block: total(block).mul_(scale))
     for key, tensor in mean:
@@ -54,7 +64,11 @@ def regmean(
             yield key, tensor
             continue
         theta = base.get(key)
-        step = solved(steps, key, theta.shape, [one[key]() for one in known], alpha)
+        grams = [one[key] for one in known]
+        try:
+            step = solved(steps, key, theta.shape, grams, alpha, normalise)
+        except RuntimeError as error:
+            raise FusionError(f"fusion rule regmean: {key} cannot be solved: {error}") from error
         yield key, narrow(theta.float() + step, theta.dtype)
 
 
@@ -73,23 +87,31 @@ def _grams(own: Weights) -> dict[str, Callable[[], Tensor]]:
 
 
 def solved(
-    steps: Sequence[Delta], key: str, shape: torch.Size, grams: Sequence[Tensor], alpha: float
+    steps: Sequence[Delta],
+    key: str,
+    shape: torch.Size,
+    grams: Sequence[Callable[[], Tensor]],
+    alpha: float,
+    normalise: bool,
 ) -> Tensor:
-    """Return D [out, in] of one layer."""
+    """Return D [out, in] of one layer; ``grams`` read what is known of its inputs."""
     size = shape[1]
-    whole = all(len(gram) != size for gram in grams) and alpha > 0
+    whole = all(len(read()) != size for read in grams) and alpha > 0
     left = torch.zeros(size, size if whole else 1, dtype=torch.float64)
     right = torch.zeros(size, shape[0], dtype=torch.float64)
     with one_thread():
-        for step, gram in zip(steps, grams, strict=True):
+        for step, read in zip(steps, grams, strict=True):
             own = step.read(key, slice(0, shape.numel())).view(shape).double().T
+            gram = read()
+            squares = diagonal(gram, size).double()
+            scale = 1 / (float(squares.mean()) or 1.0) if normalise else 1.0
             if whole:
-                matrix = unpack(gram.double(), size)
-                matrix = alpha * matrix + (1 - alpha) * torch.diag(matrix.diagonal())
+                matrix = unpack(gram.double(), size).mul_(alpha * scale)
+                matrix.diagonal().copy_(squares * scale)
                 left += matrix
                 right += matrix @ own
             else:
-                weights = diagonal(gram, size).double()[:, None]
+                weights = squares[:, None] * scale
                 left += weights
                 right += weights * own
         if not whole:
