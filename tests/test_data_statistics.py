@@ -160,6 +160,8 @@ def test_fisher_by_hand() -> None:
     b = weights("b", torch.tensor([3.0, 3, 3]), w=torch.tensor([1.0, 1, 2]))
     fused = dict(load("fisher", eps=1e-9, normalise=False)(base, [a, b]))["w"]
     assert fused.tolist() == pytest.approx([2.0, 1.5, 3.0])
+    nobody = [weights(one.name, one.get("w"), w=torch.zeros(3)) for one in (a, b)]
+    assert dict(load("fisher")(base, nobody))["w"].tolist() == [2.0, 2.0, 2.0]
     equal = dict(
         load("fisher", eps=0.5)(base, [a, weights("c", b.get("w"), w=a.statistic.get("w"))])
     )
@@ -191,6 +193,12 @@ def test_regmean_is_least_squares_on_the_union() -> None:
     ]
     fused = dict(load("regmean", gram="full", alpha=1.0, normalise=False)(base, given))["w"]
     assert fused.numpy() == pytest.approx(union.T, abs=2e-3)
+    # Off the diagonal a share counts.
+    grams = [x.T @ x / len(x) for x in inputs]
+    some = [0.3 * g + 0.7 * np.diag(np.diag(g)) for g in grams]
+    right = sum(g @ w.T for g, w in zip(some, layers, strict=True))
+    fused = dict(load("regmean", gram="full", alpha=0.3, normalise=False)(base, given))["w"]
+    assert fused.numpy() == pytest.approx(np.linalg.solve(sum(some), right).T, abs=2e-3)
     # Of the diagonal alone: each input's weights by how large it is for each.
     squares = np.stack([(x**2).mean(0) for x in inputs])
     expected = sum(s * w for s, w in zip(squares, layers, strict=True)) / squares.sum(0)
