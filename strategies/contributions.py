@@ -155,11 +155,10 @@ class Store:
             }
         except (SafetensorError, KeyError, ValueError) as error:
             raise Refused(f"its file cannot be read: {error}") from error
-        form, hashed = check_form(given, template, stated.statistic), Fingerprint()
+        form = check_form(given, template, stated.statistic)
         faulty: list[str] = []
         items = ((key, weights.get(key)) for key in form)
-        for _ in hashed.passing(_noting(items, faulty, stated.statistic, form)):
-            pass
+        hashed = Fingerprint.of(_noting(items, faulty, stated.statistic, form))
         if faulty:
             offered.replace(self._path(stated.name))
         self._check_sound(stated.name, faulty)
@@ -171,13 +170,12 @@ class Store:
 
     def find(self, name: str, base: str) -> Contribution | None:
         """Return what was put there for this base, whole, before a run was stopped."""
-        path, hashed = self._path(name), Fingerprint()
+        path = self._path(name)
         try:
             metadata, sha256 = read_metadata(path), self._sha256_of(name).read_text()
             if metadata.get("base") != base:
                 return None
-            for _ in hashed.passing(Weights(path).items()):
-                pass
+            hashed = Fingerprint.of(Weights(path).items())
             if hashed.hexdigest() != sha256:
                 return None
             return Contribution(

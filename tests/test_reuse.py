@@ -98,7 +98,7 @@ def test_every_second_base_and_nothing_that_is_known(tmp_path) -> None:
         Contribution(wrong, metrics={**scores, "finetuned": 1.5}),
     ]
     before = len(run.grid.sent)
-    run.evaluation.complete(2, ARRAYS, "a", given)
+    run.evaluation.complete(2, lambda: ARRAYS, "a", given)
     again = [run.names[m.metadata.dst_node_id] for m in run.grid.sent[before:]]
     assert again == [wrong]
     told = [event["line"] for event in run.events]
@@ -114,7 +114,7 @@ def test_every_second_base_and_nothing_that_is_known(tmp_path) -> None:
         len(run.grid.sent),
         [Contribution(wrong, metrics={**scores, "num-test-examples": 0})],
     )
-    run.evaluation.complete(0, ARRAYS, "b", given)
+    run.evaluation.complete(0, lambda: ARRAYS, "b", given)
     assert any(event["line"].endswith("measured on 0 examples") for event in run.events)
     assert len(run.grid.sent) - before == 8  # nothing of base 0 was known, and nothing is now
 

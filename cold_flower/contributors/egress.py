@@ -98,11 +98,8 @@ class Egress:
         self.check(kind, content, received)
         asked = records.config_of(received, records.CONFIG)
         statistic = str(asked.get(records.STATISTIC, "")) if kind == "train" else ""
-        before, hashed = prefix(statistic), Fingerprint()
-        for body in content.array_records.values():
-            for _ in hashed.passing(records.unpack(body)):
-                pass
-        sha256 = hashed.hexdigest(without=before) if content.array_records else ""
+        before, bodies = prefix(statistic), map(records.unpack, content.array_records.values())
+        sha256 = "".join(Fingerprint.of(body).hexdigest(without=before) for body in bodies)
         size, kept = records.size_of(content), self._dry_run and kind != "query"
         self._append(
             {

@@ -167,8 +167,12 @@ class Coordinator:
         if not self._evaluation.to_come(iteration):
             return
         sha256 = self._repository.manifest(iteration)["sha256"]
-        body = records.pack(self._repository.body(iteration).items())
-        self._evaluation.complete(iteration, body, sha256, self._inbox.contributions.values())
+        self._evaluation.complete(
+            iteration,
+            lambda: records.pack(self._repository.body(iteration).items()),
+            sha256,
+            self._inbox.contributions.values(),
+        )
         self._log(iteration)
 
     def _log(self, iteration: int) -> None:

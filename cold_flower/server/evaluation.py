@@ -6,7 +6,7 @@ or an evaluation that was cut off, costs nothing again.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -110,9 +110,15 @@ class Evaluation:
         return [name for name in cohort if REUSED in due.get(name, ())]
 
     def complete(
-        self, iteration: int, arrays: ArrayRecord, sha256: str, given: Iterable[Contribution]
+        self,
+        iteration: int,
+        arrays: Callable[[], ArrayRecord],
+        sha256: str,
+        given: Iterable[Contribution],
     ) -> None:
         """Take the finetuned scores that contributions from a base came with; ask for the rest.
+
+        ``arrays`` returns the base, if it has to be sent.
 
         What screening says of a body says nothing of these. One that cannot be is asked for, too.
 
@@ -120,7 +126,7 @@ class Evaluation:
             RunStopped: as `evaluate`.
         """
         self._participants.refresh()  # who is gone since is not waited for again
-        model, missing = _Model(iteration, sha256, arrays), self._missing(iteration)
+        model, missing = _Model(iteration, sha256, ArrayRecord()), self._missing(iteration)
         for one in given:
             if REUSED not in one.metrics or REUSED not in missing.get(one.name, ()):
                 continue
@@ -133,7 +139,8 @@ class Evaluation:
             else:
                 self._journal.append(SCORES, rows)
         if due := self._missing(iteration):
-            self._ask(model, due, f"evaluating {iteration}, what did not come with a contribution")
+            what = f"evaluating {iteration}, what did not come with a contribution"
+            self._ask(replace(model, arrays=arrays()), due, what)
         self._tell(model)
 
     def _tell(self, model: _Model, follow: Sequence[str] = ()) -> None:

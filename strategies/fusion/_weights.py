@@ -124,10 +124,7 @@ def fingerprint(items: Iterable[tuple[str, Tensor]]) -> str:
     The order of the tensors does not matter, nor the file format they come in: two
     bodies have one fingerprint exactly when they hold the same values.
     """
-    seen = Fingerprint()
-    for _ in seen.passing(items):
-        pass
-    return seen.hexdigest()
+    return Fingerprint.of(items).hexdigest()
 
 
 class Fingerprint:
@@ -135,6 +132,14 @@ class Fingerprint:
 
     def __init__(self) -> None:
         self._digests: list[tuple[str, bytes]] = []
+
+    @classmethod
+    def of(cls, items: Iterable[tuple[str, Tensor]]) -> Self:
+        """Return that of tensors that go nowhere else."""
+        seen = cls()
+        for _ in seen.passing(items):
+            pass
+        return seen
 
     def passing(self, items: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Pass tensors through and take note of each, in threads: nobody may write to them.
