@@ -15,6 +15,8 @@ from cold_flower.keys import Scalar, checked, key, unknown_key
 from strategies.names import unknown
 
 PROTOCOLS = ("frozen", "finetuned", "few-shot")
+EMA = "ema-"  # before a protocol: what is scored is the moving average beside a base
+ALL_PROTOCOLS = (*PROTOCOLS, *(EMA + protocol for protocol in PROTOCOLS))
 # Beyond these a number is a slip: a learning rate that trains nothing, more than anybody runs or
 # waits for.
 LITTLE, MANY, YEAR = 1e-9, 100_000, 365 * 24 * 3600
@@ -154,6 +156,12 @@ class Fusion:
     momentum: float = key(0.0, "of sgd; beta1 of adam, there 0 = 0.9")
     nesterov: bool = key(False, "Nesterov momentum, with sgd")
     anchor: float = key(0.0, "share by which each base is pulled back to the starting model")
+    ema: float = key(
+        0.0,
+        "publish a moving average of the bases beside each, in ema/, that keeps this share of the "
+        "last one; contributors go on from the plain base; 0 = none",
+        most=0.99999,
+    )
 
 
 @dataclass(frozen=True)
@@ -195,7 +203,7 @@ class Evaluate:
     """What is measured, at the contributors, on their test data."""
 
     every: int = key(1, "iterations between evaluations; the first and last always", least=1)
-    protocols: str = key("frozen,finetuned", f"comma-separated, of {', '.join(PROTOCOLS)}")
+    protocols: str = key("frozen,finetuned", f"comma-separated, of {', '.join(ALL_PROTOCOLS)}")
     max_test_examples: int = key(0, "test examples used of a task; 0 = all")
     tasks: str = key("", "evaluate only these, comma-separated, or unseen; empty = all")
     reuse: bool = key(
@@ -338,8 +346,12 @@ class Config:
         if len(set(chosen)) != len(chosen):
             raise ConfigError(f"evaluate.protocols names one twice: {', '.join(chosen)}")
         for name in chosen:
-            if name not in PROTOCOLS:
-                raise ConfigError(unknown("evaluate.protocols", name, PROTOCOLS))
+            if name not in ALL_PROTOCOLS:
+                raise ConfigError(unknown("evaluate.protocols", name, ALL_PROTOCOLS))
+            if name.startswith(EMA) and not self.fusion.ema:
+                raise ConfigError(
+                    f"evaluate.protocols names {name}, but fusion.ema is 0: there is no average"
+                )
         return chosen
 
     def rule_options(self) -> dict[str, Any]:

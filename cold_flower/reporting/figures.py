@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import offset_copy
 
-from cold_flower.config import PROTOCOLS
+from cold_flower.config import ALL_PROTOCOLS
 from cold_flower.reporting import reference
 from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.paired import difference
@@ -21,7 +21,10 @@ from cold_flower.reporting.statistics import curve, mean_and_sem, mean_gain, tas
 from cold_flower.reporting.tables import columns
 
 # Okabe and Ito (2008): told apart by colour-blind readers, too.
-PROTOCOL_COLOURS = {"frozen": "#0072B2", "finetuned": "#D55E00", "few-shot": "#009E73"}
+PROTOCOL_COLOURS = {
+    "frozen": "#0072B2", "finetuned": "#D55E00", "few-shot": "#009E73",
+    "ema-frozen": "#56B4E9", "ema-finetuned": "#E69F00", "ema-few-shot": "#CC79A7",
+}  # fmt: skip
 CONDITION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 KINDS = ("png", "svg")
 LEAST_SPAN = 4.0  # points that an axis of scores spans at least
@@ -220,7 +223,7 @@ def all_figures(conditions: Sequence[Condition]) -> dict[str, Figure]:
         figures[f"curves{tail}"] = curves(condition)
         if condition.as_published and ("seen", "finetuned") in columns(condition.rows):
             figures[f"beside-the-paper{tail}"] = beside_the_paper(condition)
-        for protocol in PROTOCOLS:
+        for protocol in ALL_PROTOCOLS:
             if len(task_gains(condition.scores, protocol, condition.last)) > 1:
                 figures[f"gains-{protocol}{tail}"] = gains(condition, protocol)
     if len(conditions) > 1:

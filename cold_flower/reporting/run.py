@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from cold_flower.config import PROTOCOLS
+from cold_flower.config import ALL_PROTOCOLS
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.reporting import html as page
 from cold_flower.reporting import markup
@@ -72,7 +72,7 @@ class Run(RunDirectory):
         """Return the gain over the start, paired by task.
 
         Args:
-            protocol: ``frozen``, ``finetuned`` or ``few-shot``.
+            protocol: ``frozen``, ``finetuned`` or ``few-shot``; ``ema-frozen`` and so on.
             group: ``seen`` or ``unseen``; empty is both.
             iteration: whose base; by default the last one that was evaluated.
 
@@ -80,8 +80,8 @@ class Run(RunDirectory):
             ConfigError: no such protocol or group.
             RunError: no task was scored before and after.
         """
-        if protocol not in PROTOCOLS:
-            raise ConfigError(unknown("protocol", protocol, PROTOCOLS))
+        if protocol not in ALL_PROTOCOLS:
+            raise ConfigError(unknown("protocol", protocol, ALL_PROTOCOLS))
         if group not in ("", "seen", "unseen"):
             raise ConfigError(unknown("group", group, ("seen", "unseen")))
         wanted = {"protocol": protocol} | ({"group": group} if group else {})

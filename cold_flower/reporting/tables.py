@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cold_flower.config import PROTOCOLS
+from cold_flower.config import ALL_PROTOCOLS, PROTOCOLS
 from cold_flower.reporting.statistics import Row, apart_se, gains, mean_and_sem, pick
 
 
@@ -63,7 +63,7 @@ def summary(rows: Sequence[Row], iteration: int, *, trained: bool = True) -> str
 def columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Return the pairs of group and protocol that have scores, in the order of a table."""
     scored = {(row["group"], row["protocol"]) for row in rows}
-    pairs = ((group, protocol) for group in ("seen", "unseen") for protocol in PROTOCOLS)
+    pairs = ((group, protocol) for group in ("seen", "unseen") for protocol in ALL_PROTOCOLS)
     return [pair for pair in pairs if pair in scored]
 
 

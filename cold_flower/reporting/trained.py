@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cold_flower.config import PROTOCOLS
 from cold_flower.reporting.statistics import Row, apart_se, pick
 from cold_flower.reporting.tables import listed
 
@@ -114,7 +115,8 @@ def below(scores: Sequence[Row], recipe: Recipe) -> dict[str, list[str]]:
     """
     if not recipe.comparable:
         return {}
-    start = {(row["task"], row["protocol"]): row for row in pick(scores, iteration=0)}
+    first = pick(scores, iteration=0)
+    start = {(r["task"], r["protocol"]): r for r in first if r["protocol"] in PROTOCOLS}
     lower: dict[str, list[str]] = {}
     for (task, protocol), row in start.items():
         own = start.get((task, "finetuned"))

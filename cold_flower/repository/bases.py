@@ -4,6 +4,7 @@
 
     <run-dir>/iterations/0000/  0001/ ...   a transformers folder + manifest.json each
     <run-dir>/iterations/latest             symbolic link to the head of the lineage
+    <run-dir>/iterations/0001/ema/          with fusion.ema: the bases' moving average, a model
 
 Iteration 0 is the starting model. A published folder holds all tensors of the starting model,
 with those of the body replaced, so it loads as the starting model did.
@@ -26,6 +27,7 @@ from torch import Tensor
 from cold_flower.errors import RunError
 from cold_flower.identity import timestamp
 from cold_flower.models.folder import WEIGHTS, Folder
+from cold_flower.repository import ema
 from cold_flower.repository.journal import Journal
 from cold_flower.repository.provenance import MANIFEST
 from cold_flower.repository.publish import add_body, fsync, new_folder, replace_body
@@ -92,6 +94,7 @@ class Repository:
         """
         kept = {0, self.latest(), *self.numbers()[-keep:]}
         for number in set(self.numbers()) - kept:
+            shutil.rmtree(self.path(number) / ema.FOLDER, ignore_errors=True)
             for file in self.path(number).iterdir():
                 if file.name != MANIFEST:
                     file.unlink()
@@ -148,9 +151,16 @@ class Repository:
 
     def body(self, iteration: int) -> Weights:
         """Open an iteration's body, lazily."""
+        return self._body_in(self.path(iteration))
+
+    def average(self, iteration: int) -> Weights:
+        """Open the moving average that lies beside an iteration, lazily; the start is its own."""
+        return self._body_in(self.path(iteration) / ema.FOLDER if iteration else self.path(0))
+
+    def _body_in(self, folder: Path) -> Weights:
         start = self.manifest(0)
         stored = {name: start["prefix"] + name for name in start["body"]}
-        return Weights(self.path(iteration) / WEIGHTS, stored_as=stored)
+        return Weights(folder / WEIGHTS, stored_as=stored)
 
     def check_start(self, base_model: str) -> None:
         """Check that a run which goes on began with the weights that its base model has now.
@@ -220,6 +230,7 @@ class Repository:
         manifest: Mapping[str, Any],
         *,
         state: Path | None = None,
+        decay: float = 0.0,
     ) -> None:
         """Publish a new base and make it the head of the lineage.
 
@@ -229,19 +240,26 @@ class Repository:
             body: the new body, matched by name.
             manifest: what to record beside the lineage and the body's sha256.
             state: the file of the fusion's optimizer state after this iteration, kept with it.
+            decay: of the moving average beside it; 0 is none. What the gate rejected leaves it.
         """
         start, source = self.manifest(0), self.path(parent)
+        names, prefix, beside = start["body"], start["prefix"], _beside(source)
         with self._new_iteration(iteration) as folder:
-            for file in source.iterdir():
-                if file.name not in (WEIGHTS, MANIFEST, STATE):
-                    shutil.copy2(file, folder)
+            for file in beside:
+                shutil.copy2(file, folder)
             if state:
                 shutil.copy2(state, folder / STATE)
-            sha256 = replace_body(
-                Weights(source / WEIGHTS), folder / WEIGHTS, body, start["body"], start["prefix"]
-            )
-            lineage = {"iteration": iteration, "parent": parent}
-            _write_manifest(folder, {**lineage, **manifest}, sha256)
+            before = Weights(source / WEIGHTS)
+            sha256 = replace_body(before, folder / WEIGHTS, body, names, prefix)
+            full = {"iteration": iteration, "parent": parent, **manifest}
+            if decay:
+                kept = 1.0 if rejected(manifest) else decay
+                average = ema.Average(self.average(parent), self._body_in(folder), kept)
+                of = ema.write(folder, beside, before, average, names, prefix)
+                full["ema"] = {"decay": decay, "sha256": of}
+                said = {"iteration": iteration, "parent": parent, "ema": decay}
+                _write_manifest(folder / ema.FOLDER, said, of)
+            _write_manifest(folder, full, sha256)
 
     @contextmanager
     def _new_iteration(self, iteration: int) -> Iterator[Path]:
@@ -259,6 +277,12 @@ class Repository:
         link.symlink_to(self.path(iteration).name)
         link.replace(self.folder / "latest")
         fsync(self.folder)
+
+
+def _beside(folder: Path) -> list[Path]:
+    """Return the files of a base that the next one has, too: configuration and tokenizer."""
+    own = (WEIGHTS, MANIFEST, STATE)
+    return [file for file in folder.iterdir() if file.is_file() and file.name not in own]
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any], sha256: str) -> None:

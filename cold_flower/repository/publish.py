@@ -24,9 +24,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in temporary.iterdir():
-            fsync(file)
-        fsync(temporary)
+        for path in (*temporary.rglob("*"), temporary):
+            fsync(path)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

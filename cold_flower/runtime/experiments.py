@@ -134,6 +134,11 @@ def check_keys(config: Config) -> Plan:
             f"finetune.head = {config.finetune.head!r} says what a contribution begins with, but "
             f"baseline = {config.baseline!r} makes no contributions: leave it at fresh"
         )
+    if config.baseline and config.fusion.ema:
+        raise ConfigError(
+            f"fusion.ema is an average of many bases, but baseline = {config.baseline!r} makes "
+            "one: leave it alone"
+        )
     if not config.baseline and config.sampling != Config().sampling:
         raise ConfigError(
             f"sampling = {config.sampling!r} is about the batches of a baseline, but baseline is "
@@ -207,7 +212,7 @@ def check(config: Config) -> Checked:
         text_to_text.check(base, whole.tasks[name], data.labels)
     sizes = {name: loaded[whole.names[0] if shards else name] for name in whole.names}
     train = {name: len(data.train) for name, data in sizes.items()}
-    if "few-shot" in config.protocols():
+    if any(protocol.endswith("few-shot") for protocol in config.protocols()):
         for name in whole.evaluated:
             check_few_shot(whole.tasks[name], config, train[name])
     return Checked(whole, train, {name: len(data.test) for name, data in sizes.items()})

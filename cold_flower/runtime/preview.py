@@ -10,7 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from cold_flower.config import Config
+from cold_flower.config import EMA, Config
 from cold_flower.data.schedule import cohort, evaluated
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import SCORES, Journal
@@ -103,7 +103,8 @@ def cost(config: Config, checked: Checked, left: Ahead, parameters: int) -> Cost
         candidates = len(cohorts) * config.gate.budget
         bodies += validations + len(plan.seen) * candidates
     optimizer = 0 if config.fusion.strategy else len(stages(config).memory)  # bodies, each time
-    kept = len(cohorts) * (1 + optimizer) + max(map(len, cohorts), default=0)
+    average = bool(config.fusion.ema)
+    kept = len(cohorts) * (1 + optimizer + average) + max(map(len, cohorts), default=0)
     kept += left.iterations.start == 1  # the start
     return Cost(
         contributions,
@@ -251,7 +252,7 @@ def _costs(one: Cost, checked: Checked, workers: int, footprint: float) -> Table
             "those",
         )
     table.add_row("messages", _bytes(one.messages), f"{_bytes(one.body)} a body")
-    table.add_row("disk", _bytes(one.disk), "bodies of the bases, optimizer, inbox")
+    table.add_row("disk", _bytes(one.disk), "bodies of the bases, average, optimizer, inbox")
     table.add_row(
         "memory",
         _bytes(workers * footprint + 6 * one.body),
@@ -270,7 +271,8 @@ def _evaluation(config: Config, checked: Checked) -> tuple[int, int]:
         "frozen": 0,
     }
     test = sum(checked.test[name] for name in names)
-    return sum(trained[protocol] for protocol in config.protocols()), train + test
+    asked = (protocol.removeprefix(EMA) for protocol in config.protocols())
+    return sum(trained[protocol] for protocol in asked), train + test
 
 
 def _bytes(number: float) -> str:

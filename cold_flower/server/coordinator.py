@@ -158,9 +158,17 @@ class Coordinator:
         sha256 = self._repository.manifest(iteration)["sha256"]
         if self._evaluation.due(iteration):
             self._evaluation.evaluate(iteration, arrays, sha256)
+            if self._config.fusion.ema:
+                self._evaluate_average(iteration, sha256)
         # A resumed run has logged its first base before.
         if (server_round or self._first == 1) and not self._evaluation.to_come(iteration):
             self._log(iteration)
+
+    def _evaluate_average(self, iteration: int, sha256: str) -> None:
+        """Evaluate the moving average beside a base; at the start it is the base (``sha256``)."""
+        of = self._repository.manifest(iteration).get("ema", {}).get("sha256", sha256)
+        body = self._repository.average(iteration)
+        self._evaluation.evaluate_average(iteration, lambda: records.pack(body.items()), of)
 
     def _complete(self, iteration: int) -> None:
         """Take from the contributions what scores of their base were to come; ask for the rest."""
@@ -212,7 +220,8 @@ class Coordinator:
         # A candidate that was rejected has left its memory in the inbox; the base keeps its own.
         state = self._repository.state() if rejected(manifest) else self._inbox.state
         state = state if state and state.exists() else None
-        self._repository.publish(iteration, parent, fused, manifest, state=state)
+        decay = self._config.fusion.ema
+        self._repository.publish(iteration, parent, fused, manifest, state=state, decay=decay)
         self._record_contributions(iteration)
         add_norms(self._norms, manifest)
         self._end_iteration()

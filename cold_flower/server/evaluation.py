@@ -12,7 +12,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from cold_flower.config import Config
+from cold_flower.config import EMA, Config
 from cold_flower.data.schedule import evaluated
 from cold_flower.reporting.tables import summary
 from cold_flower.repository.journal import SCORES, VALIDATION, Journal
@@ -37,6 +37,8 @@ class _Model:
     arrays: ArrayRecord
     candidate: bool = False
     """It is not published, and is scored on the dev split, for the gate."""
+    prefix: str = ""
+    """Before the names of its protocols: `EMA` where it is the average beside the base."""
 
 
 class Evaluation:
@@ -88,14 +90,29 @@ class Evaluation:
             RunStopped: a contributor did not answer, or not as it should.
         """
         self._participants.refresh()
-        self._copy(iteration, sha256)
+        model = _Model(iteration, sha256, arrays)
+        self._copy(model)
         due, follow = self._missing(iteration), self.to_come(iteration)
         for name in follow:
             due[name].remove(REUSED)
-        model = _Model(iteration, sha256, arrays)
         if due := {name: missing for name, missing in due.items() if missing}:
             self._ask(model, due, f"evaluating {iteration}")
             self._tell(model, follow)
+
+    def evaluate_average(
+        self, iteration: int, arrays: Callable[[], ArrayRecord], sha256: str
+    ) -> None:
+        """Score the moving average beside a base, under what ``evaluate.protocols`` asks of it.
+
+        Raises:
+            RunStopped: as `evaluate`.
+        """
+        model = _Model(iteration, sha256, ArrayRecord(), prefix=EMA)
+        self._copy(model)
+        if due := self._missing(iteration, EMA):
+            what = f"evaluating the average at {iteration}"
+            self._ask(replace(model, arrays=arrays()), due, what)
+            self._tell(model)
 
     def to_come(self, iteration: int) -> list[str]:
         """Return whose contribution from this iteration's base will say its finetuned score.
@@ -146,7 +163,12 @@ class Evaluation:
     def _tell(self, model: _Model, follow: Sequence[str] = ()) -> None:
         """Say a base's mean scores, but for finetuned ones of which some ``follow``."""
         i = model.iteration
-        rows = [row for n in {0, i} for row in self._journal.where(SCORES, "iteration", n)]
+        rows = [
+            row
+            for n in {0, i}
+            for row in self._journal.where(SCORES, "iteration", n)
+            if row["protocol"].startswith(EMA) == bool(model.prefix)
+        ]
         if not follow:
             scores = summary(rows, i)
             self._say(model, f"base {i}: {scores}", scores=scores)
@@ -189,25 +211,32 @@ class Evaluation:
                 scores[row["contributor"]] = row["value"]
         return dict(sorted(scores.items()))
 
-    def _copy(self, iteration: int, sha256: str) -> None:
-        """Copy the rows of an earlier iteration with the same base."""
-        if self._config.partition.fresh:
-            return  # every iteration is evaluated with training examples of its own
-        known = self._known(iteration)
-        same = {(r["task"], r["protocol"]): r for r in self._journal.where(SCORES, "base", sha256)}
-        copies = [{**row, "iteration": iteration} for k, row in same.items() if k not in known]
-        self._journal.append(SCORES, copies)
+    def _copy(self, model: _Model) -> None:
+        """Copy the rows of an earlier iteration, or of the base, with the same weights."""
+        fresh, known = self._config.partition.fresh, self._known(model.iteration)
+        same = {}
+        for row in self._journal.where(SCORES, "base", model.sha256):
+            name = model.prefix + row["protocol"].removeprefix(EMA)
+            # Every iteration is evaluated with fresh shards of its own.
+            if name in self._config.protocols() and not (
+                fresh and row["iteration"] != model.iteration
+            ):
+                same[row["task"], name] = row | {"iteration": model.iteration, "protocol": name}
+        self._journal.append(SCORES, [row for key, row in same.items() if key not in known])
 
-    def _missing(self, iteration: int) -> dict[str, list[str]]:
-        """Return the protocols under which a base has no score yet, by contributor."""
+    def _missing(self, iteration: int, prefix: str = "") -> dict[str, list[str]]:
+        """Return the protocols under which a base has no score yet, by contributor.
+
+        With a ``prefix`` of its average; they are returned without it.
+        """
         plan, known = self._participants.plan, self._known(iteration)
-        protocols = [p for p in COSTLY_FIRST if p in self._config.protocols()]
-        there = self._participants.there
+        protocols = [p for p in COSTLY_FIRST if prefix + p in self._config.protocols()]
+        there, tasks = self._participants.there, plan.tasks
         return {
             name: missing
             for name in plan.evaluated
             if name in there
-            and (missing := [p for p in protocols if (plan.tasks[name].name, p) not in known])
+            and (missing := [p for p in protocols if (tasks[name].name, prefix + p) not in known])
         }
 
     def _known(self, iteration: int) -> set[tuple[str, str]]:
@@ -260,7 +289,7 @@ class Evaluation:
         if self._config.explicit:
             config[records.EXPLICIT] = self._config.explicit
         content = RecordDict()
-        if self._config.transport == "shared-dir" and not model.candidate:
+        if self._config.transport == "shared-dir" and not (model.candidate or model.prefix):
             config |= {"base": model.sha256, records.REFERENCE: model.iteration}
         else:
             content[records.ARRAYS] = model.arrays
@@ -304,7 +333,7 @@ class Evaluation:
             {
                 "iteration": model.iteration,
                 "task": task.name,
-                "protocol": protocol,
+                "protocol": model.prefix + protocol,
                 "group": "unseen" if name in plan.unseen else "seen",
                 "metric": task.metric,
                 "value": value,

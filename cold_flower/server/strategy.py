@@ -1,7 +1,7 @@
 """Which Flower strategy fuses: ours with a fusion rule, or one that the user names."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from flwr.serverapp.strategy import Strategy
@@ -66,9 +66,10 @@ def check(config: Config) -> None:
     stock.check(config)
     if config.gate.protocol:
         raise ConfigError("gate.protocol needs a fusion rule: a Flower strategy fuses only once")
-    plain = replace(Fusion(), strategy=config.fusion.strategy, options=config.fusion.options)
+    chosen = config.fusion
+    plain = Fusion(strategy=chosen.strategy, options=chosen.options, ema=chosen.ema)
     names = [field.name for field in fields(Fusion)]
-    if beside := [n for n in names if getattr(config.fusion, n) != getattr(plain, n)]:
+    if beside := [n for n in names if getattr(chosen, n) != getattr(plain, n)]:
         keys = ", ".join(f"fusion.{name.replace('_', '-')}" for name in beside)
         raise ConfigError(f"fusion.strategy replaces rule and stages: leave {keys} alone")
 
