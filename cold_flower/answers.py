@@ -32,7 +32,7 @@ from cold_flower.models.body import State
 from cold_flower.models.classifier import device
 from cold_flower.repository import by_reference
 from strategies import records
-from strategies.contributions import INCOMING, Contribution, Store
+from strategies.contributions import INCOMING, Contribution, Start, Store
 from strategies.fusion import fingerprint
 from strategies.names import unknown
 
@@ -235,8 +235,14 @@ def train(message: Message, context: Context, site: Site | None) -> RecordDict:
         return records.train_reply(body.items(), listed, stated)
     store = Store(Path(me.config.run_dir) / INCOMING, iteration)
     kind = str(asked.get(records.STATISTIC, ""))
-    mine = Contribution(me.name, metrics=listed, facts=records.facts(stated), statistic=kind)
-    stated["sha256"] = store.offer(mine, body, stated["base"])
+    mine = Contribution(
+        me.name,
+        metrics=listed,
+        facts=records.facts(stated),
+        statistic=kind,
+        start=Start(iteration, stated["base"]),
+    )
+    stated["sha256"] = store.offer(mine, body)
     return records.train_reply(None, listed, stated)
 
 

@@ -17,6 +17,7 @@ from strategies.names import unknown
 PROTOCOLS = ("frozen", "finetuned", "few-shot")
 EMA = "ema-"  # before a protocol: what is scored is the moving average beside a base
 ALL_PROTOCOLS = (*PROTOCOLS, *(EMA + protocol for protocol in PROTOCOLS))
+ASYNCHRONOUS = "asynchronous"  # a schedule
 # Beyond these a number is a slip: a learning rate that trains nothing, more than anybody runs or
 # waits for.
 LITTLE, MANY, YEAR = 1e-9, 100_000, 365 * 24 * 3600
@@ -260,7 +261,32 @@ class Config:
     base_model: str = key("demo", "a hub name or a folder, resolved at each contributor")
     iterations: int = key(30, "iterations to run", most=MANY)
     contributors_per_iteration: int = key(8, "sampled for each iteration; 0 = all seen")
-    schedule: str = key("random", "who comes next", choices=("random", "round-robin"))
+    schedule: str = key(
+        "random",
+        "who comes next. asynchronous: nobody waits; contributors-per-iteration of them are at "
+        "work at any time, each on the base that was the newest when it began",
+        choices=("random", "round-robin", ASYNCHRONOUS),
+    )
+    buffer: int = key(
+        0,
+        "with schedule = asynchronous, so many contributions make an iteration; 0 = quorum, or "
+        "half of contributors-per-iteration",
+    )
+    staleness: int = key(
+        3,
+        "with schedule = asynchronous, how many bases older than the last one a contribution may "
+        "have begun from; it counts (1 + staleness)^-1/2, and an older one is dropped",
+        most=MANY,
+    )
+    late: str = key(
+        "",
+        "a contribution that comes after wait.replies is dropped, or counts in the next iteration "
+        "as one that is a base older",
+        choices=("", "next"),
+    )
+    replay: str = key(
+        "", "repeat the run in this directory: the same contributions from the same bases"
+    )
     seed: int = key(0, "everything random is derived from it")
     run_dir: str = key("", "where the run lies, absolute; empty = a new folder")
     resume: bool = key(False, "continue the run in run-dir")

@@ -25,7 +25,8 @@ from strategies.waiting import told
 class ColDFusion(Strategy):
     """Send the base to the cohort and fuse what comes back with any fusion rule.
 
-    The arrays of a base are emptied once the next one is made, the initial ones too.
+    The arrays of a base are emptied once the next one is made, the initial ones too, unless
+    somebody is still at work.
 
     Args:
         fuse: a rule from `strategies.fusion.load`.
@@ -68,7 +69,7 @@ class ColDFusion(Strategy):
         base = Weights(records.Tensors(self._base))
 
         def make(names: Iterable[str]) -> ArrayRecord:
-            given = [accepted[name].weights() for name in names]
+            given = [self._inbox.weights(accepted[name], base) for name in names]
             begin = partial(self._fuse, base, given, seed=self._seed)
             with told(begin, len(base.keys()), self._say) as fused:
                 return records.pack(fused)
@@ -84,8 +85,10 @@ class ColDFusion(Strategy):
             fused = make(accepted)
         if fused is None:
             return None, None
-        # Dead now, but Flower's loop holds on to the first one until the end: a whole model.
-        self._base.clear()
+        # Dead now, but Flower's loop holds on to the first one until the end: a whole model. Who
+        # is still at work may not have read it: in a simulation a message is not copied.
+        if not self._inbox.at_work:
+            self._base.clear()
         losses = [a.metrics["train-loss"] for a in accepted.values() if "train-loss" in a.metrics]
         metrics: dict[str, float] = {"contributions": len(accepted)}
         if losses:

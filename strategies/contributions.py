@@ -6,7 +6,7 @@ its sha256, and one that a power cut left in pieces is asked for again.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,6 +31,16 @@ INCOMING = "incoming"  # the folder, in a run directory
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a contributor begins from."""
+
+    iteration: int
+    """For which it is asked: its draws are this iteration's."""
+    base: str
+    """Fingerprint of the base."""
+
+
+@dataclass(frozen=True)
 class Contribution:
     """What became of one contributor's answer in this iteration."""
 
@@ -47,6 +57,9 @@ class Contribution:
     """What screening measured."""
     statistic: str = ""
     """Which one of its data lies beside the body (`strategies.fusion._statistics`)."""
+    start: Start = Start(0, "")
+    staleness: int = 0
+    """How many bases were published since then."""
 
     def weights(self) -> Weights:
         """Open the body, with its statistic; a refused one, too, if it had the right form."""
@@ -90,12 +103,15 @@ class Store:
         """Make the folder: from now on contributors may `offer`."""
         self._folder.mkdir(parents=True, exist_ok=True)
 
+    @staticmethod
+    def clear_before(folder: Path, iteration: int, awaited: Container[int]) -> None:
+        """Delete what earlier iterations left, but where a contributor may still `offer`."""
+        for path in folder.glob("[0-9]*"):
+            if int(path.name) < iteration and int(path.name) not in awaited:
+                shutil.rmtree(path, ignore_errors=True)
+
     def put(
-        self,
-        stated: Contribution,
-        body: Iterable[tuple[str, Tensor]],
-        template: Template,
-        base: str,
+        self, stated: Contribution, body: Iterable[tuple[str, Tensor]], template: Template
     ) -> Contribution:
         """Write a body that came in a message, tensor by tensor; return what is here now.
 
@@ -103,13 +119,12 @@ class Store:
             stated: what its message says, without sha256.
             body: its tensors, in the order of the template, with those of a statistic.
             template: their form (`check_form`).
-            base: the base's fingerprint.
 
         Raises:
             Refused: a tensor holds NaN or infinity, a statistic a negative square; the body is in
                 quarantine then.
         """
-        path, metadata, hashed = self._path(stated.name), _metadata(stated, base), Fingerprint()
+        path, metadata, hashed = self._path(stated.name), _metadata(stated), Fingerprint()
         faulty: list[str] = []
         items = hashed.passing(_noting(body, faulty, stated.statistic, template))
         write_safetensors(path, template, items, metadata, durable=False)
@@ -117,7 +132,7 @@ class Store:
         sha256 = hashed.hexdigest(without=prefix(stated.statistic))
         return self._sealed(replace(stated, sha256=sha256), hashed.hexdigest())
 
-    def offer(self, stated: Contribution, body: Mapping[str, Tensor], base: str) -> str:
+    def offer(self, stated: Contribution, body: Mapping[str, Tensor]) -> str:
         """Leave a body for the server to `take`; called by a contributor. Return its sha256.
 
         With ``stated.statistic`` the tensors of one lie beside it, under its prefix.
@@ -127,24 +142,24 @@ class Store:
         """
         if not self._folder.is_dir():
             raise Refused(f"{self._folder} is gone: the iteration is over")
-        path, metadata, hashed = self._offered(stated.name), _metadata(stated, base), Fingerprint()
+        path, metadata, hashed = self._offered(stated.name), _metadata(stated), Fingerprint()
         template = Weights(body).template()
         write_safetensors(path, template, hashed.passing(body.items()), metadata, durable=False)
         return hashed.hexdigest(without=prefix(stated.statistic))
 
-    def take(self, stated: Contribution, template: Template, base: str) -> Contribution:
-        """Check a body that was left here, and keep it.
+    def take(self, stated: Contribution, template: Template, left: "Store") -> Contribution:
+        """Check a body that was left here, or for an earlier iteration, and keep it here.
 
         Args:
             stated: what its message says.
             template: the base's form.
-            base: the base's fingerprint.
+            left: where it was left.
 
         Raises:
             Refused: there is none, it has another form or other values than was said, or it
                 holds NaN or infinity: then it is in quarantine.
         """
-        offered = self._offered(stated.name)
+        offered = left._offered(stated.name)
         if offered.is_symlink() or not offered.is_file():
             raise Refused(f"it left no body in {offered.parent}")
         try:
@@ -163,17 +178,17 @@ class Store:
             offered.replace(self._path(stated.name))
         self._check_sound(stated.name, faulty)
         sha256 = hashed.hexdigest(without=prefix(stated.statistic))
-        if (sha256, metadata) != (stated.sha256, _metadata(stated, base)):
+        if (sha256, metadata) != (stated.sha256, _metadata(stated)):
             raise Refused("its file is not what its message says")
         offered.replace(self._path(stated.name))
         return self._sealed(stated, hashed.hexdigest())
 
-    def find(self, name: str, base: str) -> Contribution | None:
-        """Return what was put there for this base, whole, before a run was stopped."""
+    def find(self, name: str, bases: Container[str]) -> Contribution | None:
+        """Return what was put there, whole, before a run was stopped, if it began from these."""
         path = self._path(name)
         try:
             metadata, sha256 = read_metadata(path), self._sha256_of(name).read_text()
-            if metadata.get("base") != base:
+            if metadata.get("base") not in bases:
                 return None
             hashed = Fingerprint.of(Weights(path).items())
             if hashed.hexdigest() != sha256:
@@ -185,6 +200,7 @@ class Store:
                 path=path,
                 facts=json.loads(metadata["facts"]),
                 statistic=metadata["statistic"],
+                start=Start(int(metadata["asked"]), metadata["base"]),
             )
         except (OSError, SafetensorError, ValueError, KeyError):  # in pieces: asked for again
             return None
@@ -202,9 +218,13 @@ class Store:
             self._quarantine.mkdir(parents=True, exist_ok=True)
             path.replace(self._quarantine / path.name)
 
-    def clear(self) -> None:
-        """Delete what is there."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def clear(self, *, open: bool = False) -> None:
+        """Delete what is there; ``open``: but what contributors leave here, now or later."""
+        if not open:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            return
+        for path in self._folder.glob("[!.]*"):
+            path.unlink()
 
     def _check_sound(self, name: str, faulty: list[str]) -> None:
         """Put a body aside of which a tensor is ``faulty``."""
@@ -246,10 +266,11 @@ def _noting(
         yield name, tensor
 
 
-def _metadata(stated: Contribution, base: str) -> dict[str, str]:
+def _metadata(stated: Contribution) -> dict[str, str]:
     """Return what a body's file says of it, so that a resumed run need not ask again."""
     return {
-        "base": base,
+        "asked": str(stated.start.iteration),
+        "base": stated.start.base,
         "metrics": json.dumps(dict(stated.metrics), sort_keys=True),
         "facts": json.dumps(dict(stated.facts), sort_keys=True),
         "statistic": stated.statistic,

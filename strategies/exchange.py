@@ -4,6 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import httpx
 from flwr.app import Error, Message, RecordDict
@@ -14,6 +15,87 @@ from strategies.records import text_of
 
 POLL = 0.1  # seconds between two looks for replies
 _UNREADABLE = 0  # flwr's code for what it does not know
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A message that is under way."""
+
+    name: str
+    """The contributor's."""
+    message: Message
+    sent: float
+    """When, on the monotonic clock."""
+
+
+class Post:
+    """What is under way, one message at most for each contributor.
+
+    Replies are matched by the id of the message they answer: errors made by the SuperLink carry no
+    node id.
+
+    Args:
+        grid: Flower's.
+        simulated: a contributor that died ends the run (`Participants.simulated`).
+    """
+
+    def __init__(self, grid: Grid, *, simulated: bool = True) -> None:
+        self._grid = grid
+        self._simulated = simulated
+        self._letters: dict[str, Letter] = {}  # by message id
+
+    def __len__(self) -> int:
+        return len(self._letters)
+
+    def __contains__(self, name: object) -> bool:
+        return any(letter.name == name for letter in self._letters.values())
+
+    def __iter__(self) -> Iterator[Letter]:
+        return iter(list(self._letters.values()))
+
+    def send(self, name: str, message: Message) -> bool:
+        """Send a message; return whether the SuperLink took it."""
+        ids = [i for i in self._grid.push_messages([message]) if i]
+        if ids:
+            self._letters[ids[0]] = Letter(name, message, time.monotonic())
+        return bool(ids)
+
+    def forget(self, name: str) -> None:
+        """Wait no longer for what a contributor would answer."""
+        self._letters = {i: one for i, one in self._letters.items() if one.name != name}
+
+    def first(self) -> tuple[Letter, Message] | None:
+        """Pull one reply, if there is any: never two in memory.
+
+        Flower decodes a site's bytes here, and trusts them: whatever that ends in, short of a
+        connection that fails, is an error reply.
+
+        Raises:
+            DeadActorError: a Ray actor died.
+        """
+        for message_id, letter in self._letters.items():
+            reply = self._pulled(message_id, letter.message)
+            if reply is None:
+                continue
+            del self._letters[message_id]
+            if self._simulated and reply.has_error() and "ActorDied" in str(reply.error.reason):
+                died = f"the worker of contributor {letter.name} died: {reason_of(reply)}"
+                raise DeadActorError(died)
+            return letter, reply
+        return None
+
+    def _pulled(self, message_id: str, message: Message) -> Message | None:
+        try:
+            for reply in self._grid.pull_messages([message_id]):
+                if reply.has_error() or isinstance(reply.content, RecordDict):
+                    return reply
+                raise ValueError(f"it holds {type(reply.content).__name__}")
+        except (OSError, httpx.HTTPError):
+            raise
+        except Exception as error:
+            cause = f"the reply cannot be read: {type(error).__name__}: {error}"
+            return Message(Error(_UNREADABLE, cause), reply_to=message)
+        return None
 
 
 def exchange(
@@ -28,8 +110,7 @@ def exchange(
 
     Args:
         grid: Flower's.
-        messages: by contributor name. Replies are matched by the id of the message
-            they answer: errors made by the SuperLink carry no node id.
+        messages: by contributor name.
         timeout: seconds for all; None waits without end.
         window: how many may be under way at once; 0 is all. Flower keeps replies in
             memory until they are pulled, so in a simulation this bounds it.
@@ -42,50 +123,23 @@ def exchange(
     Raises:
         DeadActorError: a Ray actor died.
     """
-    todo = deque(messages.items())
-    waiting: dict[str, str] = {}  # name by message id
+    todo, post = deque(messages.items()), Post(grid, simulated=simulated)
     deadline = math.inf if timeout is None else time.monotonic() + timeout
-    while todo or waiting:
+    while todo or post:
         late = time.monotonic() >= deadline  # then what lies there is still taken
-        while todo and not late and (not window or len(waiting) < window):
+        while todo and not late and (not window or len(post) < window):
             name, message = todo.popleft()
-            ids = [i for i in grid.push_messages([message]) if i]
-            if ids:
-                waiting[ids[0]] = name
-            else:  # the SuperLink refused it
+            if not post.send(name, message):  # the SuperLink refused it
                 yield name, None
-        asked, reply = _first_reply(grid, {i: messages[name] for i, name in waiting.items()})
-        if reply is None:
-            if late:
-                break
+        if found := post.first():
+            letter, reply = found
+            yield letter.name, reply
+        elif late:
+            break
+        else:
             time.sleep(POLL)
-            continue
-        name = waiting.pop(asked)
-        if simulated and reply.has_error() and "ActorDied" in str(reply.error.reason):
-            raise DeadActorError(f"the worker of contributor {name} died: {reason_of(reply)}")
-        yield name, reply
-    for name in (*waiting.values(), *(name for name, _ in todo)):
+    for name in (*(letter.name for letter in post), *(name for name, _ in todo)):
         yield name, None
-
-
-def _first_reply(grid: Grid, waiting: Mapping[str, Message]) -> tuple[str, Message | None]:
-    """Pull one reply, if there is any: never two in memory; return which message it answers.
-
-    Flower decodes a site's bytes here, and trusts them: whatever that ends in, short of a
-    connection that fails, is an error reply.
-    """
-    for message_id, message in waiting.items():
-        try:
-            for reply in grid.pull_messages([message_id]):
-                if reply.has_error() or isinstance(reply.content, RecordDict):
-                    return message_id, reply
-                raise ValueError(f"it holds {type(reply.content).__name__}")
-        except (OSError, httpx.HTTPError):
-            raise
-        except Exception as error:
-            cause = f"the reply cannot be read: {type(error).__name__}: {error}"
-            return message_id, Message(Error(_UNREADABLE, cause), reply_to=message)
-    return "", None
 
 
 def reason_of(reply: Message) -> str:

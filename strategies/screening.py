@@ -99,6 +99,8 @@ class Candidate:
     """How many training examples it said to have when it joined; 0 if it was not asked."""
     history: Sequence[float] = ()
     """The norms of its earlier contributions that were accepted."""
+    base: str = ""
+    """Fingerprint of the base that it began from, if that is not the last one."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ class Screen:
         """Judge contributions of the right form; return a verdict by name.
 
         Args:
-            sha256: fingerprint of the base that they were finetuned from.
+            sha256: fingerprint of the base that they are added to.
             given: the contributions, by name.
             measured: what they measure, in that order.
         """
@@ -268,7 +270,7 @@ class Screen:
                 first = {given[i].sha256: given[i].name for i in reversed(left)}
                 return lambda i: duplicate(given[i], first)
             case "unchanged":
-                return lambda i: unchanged(given[i], sha256)
+                return lambda i: unchanged(given[i], given[i].base or sha256)
             case "metrics":
                 return lambda i: implausible(given[i])
             case "random":

@@ -42,7 +42,7 @@ from strategies.fusion import (
     load,
     read_metadata,
 )
-from strategies.fusion._deltas import Clipped, Difference, learned, narrow, spans
+from strategies.fusion._deltas import Difference, Scaled, learned, narrow, spans
 
 BETA2, TAU = 0.99, 1e-3  # of adam
 
@@ -165,7 +165,7 @@ def clipped(base: Weights, given: Sequence[Weights], clip: str) -> list[Weights]
     norms = [norm(base, weights) for weights in given]
     bound = statistics.median(norms) if clip == "median" else float(clip)
     return [
-        Clipped(base, weights, bound / size) if size > bound else weights
+        Scaled(base, weights, bound / size) if size > bound else weights
         for weights, size in zip(given, norms, strict=True)
     ]
 

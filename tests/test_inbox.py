@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from dataclasses import replace
 
 import flwr.serverapp.strategy as strategies_of_flower
 import httpx
@@ -16,7 +17,7 @@ from cold_flower.config import Config
 from cold_flower.server import stock
 from strategies import exchange, records, waiting
 from strategies.cold_fusion import ColDFusion
-from strategies.contributions import Contribution, Store
+from strategies.contributions import Contribution, Start, Store
 from strategies.diagnostics import diagnose
 from strategies.errors import DeadActorError, FusionError, QuorumError, Refused
 from strategies.fusion import Weights, fingerprint, load, read_metadata
@@ -678,8 +679,9 @@ def referring(tmp_path, spoil=lambda name, store, about: None, **options):
         body = {key: tensor + STEP[name] for key, tensor in BASE.items()}
         about = {"contributor": name, "iteration": config["iteration"], "base": config["base"]}
         about |= where
-        stated = Contribution(name, metrics=metrics, facts=where)
-        about["sha256"] = store.offer(stated, body, str(config["base"]))
+        start = Start(int(config["iteration"]), str(config["base"]))
+        stated = Contribution(name, metrics=metrics, facts=where, start=start)
+        about["sha256"] = store.offer(stated, body)
         spoil(name, store, about)
         return Message(records.train_reply(None, metrics, about), reply_to=message)
 
@@ -699,7 +701,7 @@ def test_by_reference_no_weights_travel(tmp_path) -> None:
 
 def rewrite(store, name, **changes):
     """Offer another body than was said."""
-    store.offer(Contribution(name), {**BASE, **changes}, "")
+    store.offer(Contribution(name), {**BASE, **changes})
 
 
 @pytest.mark.parametrize(
@@ -742,7 +744,7 @@ def test_by_reference_a_link_is_not_followed(tmp_path) -> None:
 def test_by_reference_nothing_is_left_after_the_iteration(tmp_path) -> None:
     store = Store(tmp_path / "incoming", 1)
     with pytest.raises(Refused, match="the iteration is over"):
-        store.offer(Contribution("ann"), BASE, "")
+        store.offer(Contribution("ann"), BASE)
     assert not (tmp_path / "incoming").exists()
 
 
@@ -751,14 +753,14 @@ def test_an_offered_file_has_to_say_what_its_message_says(tmp_path, base) -> Non
     """Its base and metrics count in a resumed run, which reads them from the file."""
     store = Store(tmp_path, 1)
     store.open()
-    mine = Contribution("ann", metrics={"num-examples": 10})
-    sha256 = store.offer(mine, BASE, "b")
+    mine = Contribution("ann", metrics={"num-examples": 10}, start=Start(1, "b"))
+    sha256 = store.offer(mine, BASE)
     stated = {"num-examples": 10 if base == "another" else 99}
-    claimed = Contribution("ann", metrics=stated, sha256=sha256)
+    claimed = Contribution("ann", metrics=stated, sha256=sha256, start=Start(1, base))
     template = Weights(BASE).template()
     with pytest.raises(Refused, match="its file is not what its message says"):
-        store.take(claimed, template, base)
-    kept = store.take(Contribution("ann", metrics=mine.metrics, sha256=sha256), template, "b")
+        store.take(claimed, template, store)
+    kept = store.take(replace(mine, sha256=sha256), template, store)
     assert kept.path == tmp_path / "0001" / "ann.safetensors"
 
 

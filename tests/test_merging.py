@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from strategies.errors import FusionError
 from strategies.fusion import Weights, load
-from strategies.fusion._deltas import Clipped
+from strategies.fusion._deltas import Scaled
 from strategies.fusion.dare import DRAWS, draws
 from strategies.fusion.pcb import kth_largest
 
@@ -301,4 +301,4 @@ def test_fednova_names_who_does_not_say_its_steps() -> None:
 
 def test_steps_outlive_clipping() -> None:
     whole = Weights({"w": torch.ones(1)}, name="a", steps=9)
-    assert Clipped(Weights({"w": torch.zeros(1)}), whole, 0.5).steps == 9
+    assert Scaled(Weights({"w": torch.zeros(1)}), whole, 0.5).steps == 9

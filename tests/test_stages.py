@@ -8,7 +8,7 @@ import torch
 
 from strategies.errors import FusionError
 from strategies.fusion import Weights, load
-from strategies.fusion._deltas import Clipped
+from strategies.fusion._deltas import Scaled
 from strategies.stages import Stages, length, staged
 from tests.test_fusion import CASES, body, contributions, every_case, peaks, same_bits
 
@@ -188,7 +188,7 @@ def test_a_rule_sees_what_is_clipped_however_it_reads(tmp_path, rule) -> None:
     fuse = staged(rule, Stages(clip="0.5"), start=dict, before=lambda: None, after=Path)
     fused = dict(fuse(Weights(base), given))
     assert fused["w"].tolist() == [[1.5], [1.0]] and fused["b"].item() == 1.0
-    clipped = Clipped(Weights(base), given[0], 0.25)
+    clipped = Scaled(Weights(base), given[0], 0.25)
     assert {k: t.tolist() for k, t in clipped.items()} == {"w": [[1.5], [1.0]], "b": 1.0, "n": [8]}
     assert clipped.template() == given[0].template() and clipped.name == "a"
 

@@ -19,7 +19,7 @@ from cold_flower.models.folder import Folder
 from cold_flower.reporting.against import check as check_against
 from cold_flower.reporting.run import Run, open_run
 from cold_flower.reporting.runs import RunDirectory
-from cold_flower.repository.journal import CONFIG
+from cold_flower.repository.journal import CONFIG, load_config
 from cold_flower.runtime import experiments
 from cold_flower.runtime.processes import stoppable
 from cold_flower.runtime.writable import check_writable
@@ -35,11 +35,12 @@ AnyPath = str | Path
 
 
 def simulate(
-    experiment: AnyPath,
+    experiment: AnyPath = "",
     settings: Mapping[str, Any] | None = None,
     *,
     run_dir: AnyPath | None = None,
     resume: bool = False,
+    replay: AnyPath | None = None,
     cpus_per_contributor: int | None = None,
     gpus_per_contributor: float | None = None,
 ) -> Run:
@@ -50,6 +51,8 @@ def simulate(
         settings: keys and values that win over the experiment's (``cold-flower keys``).
         run_dir: where the run goes; by default ``runs/NAME-TIME``.
         resume: continue the run in ``run_dir``.
+        replay: instead of an experiment, a run whose arrivals are to be repeated: the same
+            contributions from the same bases, and so the same bases to the bit.
         cpus_per_contributor: cores for each contributor at work; None chooses.
         gpus_per_contributor: fraction of a GPU for each; None chooses, 0 is none.
 
@@ -63,7 +66,7 @@ def simulate(
     """
     from cold_flower.runtime.runner import Sharing
 
-    config = configure(experiment, settings or {}, run_dir, resume)
+    config = configure(experiment, settings or {}, run_dir, resume, replay)
     again = f"call it again with run_dir={config.run_dir!r}, resume=True"
     return run(config, Sharing(cpus_per_contributor, gpus_per_contributor), again)
 
@@ -341,14 +344,28 @@ def configure(
     settings: Mapping[str, Any],
     run_dir: AnyPath | None = None,
     resume: bool = False,
+    replay: AnyPath | None = None,
 ) -> Config:
     """Merge defaults, the suite's recipe, the experiment and the settings, in that order.
 
     Raises:
         ColdFlowerError: a wrong key or value, an unknown suite or experiment; ``resume``
-            without a directory.
+            without a directory; an experiment and a run to repeat, or neither.
     """
-    keys = {**experiments.read(str(experiment)), **settings}
+    if bool(experiment) == bool(replay):
+        raise ConfigError("name an experiment, or a run to repeat (--replay RUN); not both")
+    if replay:
+        before = load_config(_folder(replay))
+        keys = {
+            **before,
+            "run-dir": "",
+            "resume": False,
+            "replay": str(_folder(replay)),
+            **settings,
+        }
+        experiment = f"{before['experiment']}-replayed"
+    else:
+        keys = {**experiments.read(str(experiment)), **settings}
     where, go_on = run_dir or keys.get("run-dir"), resume or keys.get("resume", False)
     if go_on and not where:
         raise ConfigError("resume continues a run, so it needs its directory: --run-dir RUN")

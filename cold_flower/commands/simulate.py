@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    experiment: str,
+    experiment: Annotated[str, typer.Argument()] = "",
     set: Settings = None,
     run_dir: RunDir = None,
     resume: Resume = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(help="Instead of EXPERIMENT: repeat this run, as its contributions came."),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -64,6 +68,8 @@ def simulate(
 
     * `cold-flower simulate demo --sweep seed=0..4 --run-dir runs/five`
 
+    * `cold-flower simulate --replay runs/mine --run-dir runs/again`
+
     * `cold-flower simulate mine.toml --gpus-per-contributor 0.25`: four share a GPU
     """
     from cold_flower.runtime import experiments
@@ -74,6 +80,8 @@ def simulate(
 
     sharing = runner.Sharing(cpus_per_contributor, gpus_per_contributor, fake_gpus)
     if axes := sweep.parse(sweep_over or []):
+        if replay:
+            raise ConfigError("--replay repeats one run: leave --sweep out")
         if resume or "resume" in settings:
             raise ConfigError(
                 "--resume is for a single run: leave it out, a sweep goes on where it was stopped"
@@ -87,7 +95,7 @@ def simulate(
         with exit_code_of_a_stop():
             sweep.run(planned, lambda cell: show(api.run(cell, sharing, again)), typer.echo)
         return
-    config = api.configure(experiment, settings, run_dir, resume)
+    config = api.configure(experiment, settings, run_dir, resume, replay)
     if dry_run:
         runner.show(config, sharing)
         return

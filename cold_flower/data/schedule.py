@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from cold_flower.config import Config
+from cold_flower.config import ASYNCHRONOUS, Config
 from cold_flower.errors import ConfigError
 from cold_flower.seeds import derive
 
@@ -18,7 +18,8 @@ def cohort(
         iteration: the one to make, from 1.
         size: how many; 0 means all.
         schedule: ``random`` draws each iteration anew; ``round-robin`` takes turns in an
-            order drawn once, so that all contribute equally often.
+            order drawn once, so that all contribute equally often; ``asynchronous`` names all,
+            of whom ``size`` are at work at any time.
         seed: the run's.
 
     Raises:
@@ -31,7 +32,7 @@ def cohort(
             f"contributors-per-iteration is {size}{default}, but only {len(names)} contributors "
             "are seen; 0 asks all of them"
         )
-    if size in (0, len(names)):
+    if size in (0, len(names)) or schedule == ASYNCHRONOUS:
         return names
     if schedule == "random":
         return sorted(random.Random(derive(seed, iteration, "cohort")).sample(names, size))

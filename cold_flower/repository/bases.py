@@ -16,7 +16,7 @@ one, and the parent in its manifest tells the lineage.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,17 @@ class Repository:
             iteration = self.manifest(iteration)["parent"]
         return backwards[::-1]
 
+    def recent(self, most: int) -> list[tuple[int, str]]:
+        """Return the newest bases of the lineage that differ (`strategies.staleness.Bases`)."""
+        found: list[tuple[int, str]] = []
+        iteration = self.latest()
+        while iteration is not None and len(found) < most:
+            manifest = self.manifest(iteration)
+            if not found or found[-1][1] != manifest["sha256"]:
+                found.append((iteration, manifest["sha256"]))
+            iteration = manifest["parent"]
+        return found
+
     def abandoned(self) -> list[int]:
         """Return the iterations that rollbacks left behind."""
         return sorted({*self.numbers()} - {*self.lineage()})
@@ -87,12 +98,12 @@ class Repository:
         """Return each rollback: from, to, the newest number then, time."""
         return Journal(self.folder).rows(ROLLBACKS)
 
-    def prune(self, keep: int) -> None:
+    def prune(self, keep: int, also: Iterable[int] = ()) -> None:
         """Delete all but the manifest of old iterations.
 
-        The newest ``keep`` iterations stay whole, and so do the start and the head.
+        The newest ``keep`` iterations stay whole, and so do the start, the head and ``also``.
         """
-        kept = {0, self.latest(), *self.numbers()[-keep:]}
+        kept = {0, self.latest(), *also, *self.numbers()[-keep:]}
         for number in set(self.numbers()) - kept:
             shutil.rmtree(self.path(number) / ema.FOLDER, ignore_errors=True)
             for file in self.path(number).iterdir():
@@ -148,6 +159,10 @@ class Repository:
         while accepted and rejected(self.manifest(accepted)):
             accepted = self.manifest(accepted)["parent"]
         return path if accepted or path.exists() else None
+
+    def sha256(self, iteration: int) -> str:
+        """Return the fingerprint of an iteration's body."""
+        return str(self.manifest(iteration)["sha256"])
 
     def body(self, iteration: int) -> Weights:
         """Open an iteration's body, lazily."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower import toml
-from cold_flower.config import Config, Gating, describe, flatten
+from cold_flower.config import ASYNCHRONOUS, Config, Gating, describe, flatten
 from cold_flower.data.plan import Plan, plan, resolve
 from cold_flower.data.schedule import cohort
 from cold_flower.data.splits import check_few_shot, load_splits
@@ -104,6 +104,8 @@ def check_keys(config: Config) -> Plan:
     Raises:
         ColdFlowerError, FusionError: the first thing that is wrong.
     """
+    from cold_flower.server import turns
+
     whole = plan(config)
     asked = cohort(
         whole.seen,
@@ -112,7 +114,16 @@ def check_keys(config: Config) -> Plan:
         schedule=config.schedule,
         seed=config.seed,
     )
-    check_strategy(config, config.quorum or len(asked))
+    turns.check(config)
+    given = config.quorum or len(asked)
+    if config.schedule == ASYNCHRONOUS:
+        given = turns.size(config, len(asked))
+        if given > len(asked):
+            raise ConfigError(
+                f"buffer is {given}, but there are {len(asked)} contributors, and each counts once "
+                "in an iteration"
+            )
+    check_strategy(config, given)
     if config.quorum > len(asked):
         raise ConfigError(
             f"quorum is {config.quorum}, but an iteration asks {len(asked)} contributors"
@@ -220,7 +231,9 @@ def check(config: Config) -> Checked:
 
 def remarks(config: Config, checked: Checked) -> list[str]:
     """Say what will do something else than it seems to, or nothing."""
-    options, said = config.finetune, []
+    from cold_flower.server import turns
+
+    options, said = config.finetune, turns.remarks(config)
     if len(checked.plan.seen) == 1 and config.iterations and not config.baseline:
         said.append("a single contributor: its model is the next base, nothing is fused")
     if options.micro_batch_size > options.batch_size:

@@ -10,13 +10,14 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from cold_flower.config import EMA, Config
+from cold_flower.config import ASYNCHRONOUS, EMA, Config
 from cold_flower.data.schedule import cohort, evaluated
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import SCORES, Journal
 from cold_flower.runtime.experiments import Checked, remarks
 from cold_flower.runtime.resources import GB, Allocation
 from cold_flower.runtime.resources import describe as say_allocation
+from cold_flower.server import turns
 from cold_flower.server.strategy import stages
 from strategies.contributions import INCOMING, Store
 
@@ -143,7 +144,11 @@ def preview(
         last = first + len(list(same)) - 1
         listed.add_row(f"{first} to {last}" if last > first else str(first), ", ".join(names))
         first = last + 1
-    yield listed
+    if config.schedule == ASYNCHRONOUS:
+        size = turns.size(config, len(checked.plan.seen))
+        yield f"An iteration takes the first {size} of: {', '.join(sorted(checked.plan.seen))}"
+    else:
+        yield listed
     evaluating = checked.plan.evaluated
     yield f"{len(evaluating)} contributors evaluate: {', '.join(evaluating)}"
     yield _costs(cost(config, checked, left, parameters), checked, allocation.workers, footprint)
@@ -179,7 +184,10 @@ _STYLE: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD}
 
 
 def _cohorts(config: Config, checked: Checked, left: Ahead) -> list[list[str]]:
-    """Return whom each iteration that is left asks."""
+    """Return whom each iteration that is left asks, or the largest that it may take."""
+    if config.schedule == ASYNCHRONOUS:
+        largest = sorted(checked.plan.seen, key=lambda name: -checked.train[name])
+        return [largest[: turns.size(config, len(largest))] for _ in left.iterations]
     return [
         cohort(
             checked.plan.seen,

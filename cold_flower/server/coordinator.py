@@ -18,6 +18,7 @@ from cold_flower.models.body import prefix_of
 from cold_flower.models.starting import save_starting_model, starting_model
 from cold_flower.reporting import trackers
 from cold_flower.repository import by_reference
+from cold_flower.repository.arrivals import Arrivals
 from cold_flower.repository.bases import Repository, rejected
 from cold_flower.repository.journal import (
     CONTRIBUTIONS,
@@ -28,7 +29,7 @@ from cold_flower.repository.journal import (
     run_id,
 )
 from cold_flower.repository.provenance import was_fused
-from cold_flower.server import reuse
+from cold_flower.server import reuse, turns
 from cold_flower.server.evaluation import Evaluation
 from cold_flower.server.manifest import accepted_norms, add_norms, contribution_rows, describe
 from cold_flower.server.participants import Contributors
@@ -37,7 +38,7 @@ from cold_flower.server.sites import Sites
 from cold_flower.server.stock import memory_lost, proximal_mu
 from cold_flower.server.strategy import needed, screen, strategy
 from strategies import records
-from strategies.contributions import INCOMING
+from strategies.contributions import INCOMING, Start
 from strategies.fusion import Weights, fingerprint
 from strategies.gate import Gate
 from strategies.inbox import Inbox
@@ -57,6 +58,7 @@ class Coordinator:
     def __init__(self, config: Config, run_dir: Path, grid: Grid) -> None:
         by_reference.check(config)
         reuse.check(config)
+        turns.check(config)
         self._config = config
         self._journal = Journal(run_dir)
         self._say = self._journal.say
@@ -70,6 +72,7 @@ class Coordinator:
         else:
             self._repository.check_start(config.base_model)
         self._first = self._repository.numbers()[-1] + 1
+        arrivals = Arrivals(self._journal)
         self._record_contributions(self._first - 1)
         workers = int(os.environ.get(WORKERS, "0"))
         # Ten times a second Flower's simulation looks for each node through all that are under way.
@@ -97,14 +100,17 @@ class Coordinator:
             first=self._first,
             quorum=config.quorum,
             keep_arrays=bool(config.fusion.strategy),
-            # One more than there are workers: the next message waits where it is needed.
-            window=workers + 1 if workers else 0,
             screen=screen(config),
             say=self._say_of_finetuning,
             statistic=statistic,
             needed=metrics,
             more=self._more,
             reference=(lambda: self._head) if config.transport == "shared-dir" else None,
+            bases=self._repository,
+            staleness=turns.staleness(config),
+            arrived=lambda one, number: arrivals.record(self._inbox.iteration, one, number),
+            turns=turns.turns(config, len(self._participants.training), workers),
+            starts=self._starts if self._participants.replayed else None,
         )
         self._gate = self._make_gate() if config.gate.protocol else None
 
@@ -155,7 +161,7 @@ class Coordinator:
         if server_round:
             self._complete(self._head)
             self._publish(iteration, arrays)
-        sha256 = self._repository.manifest(iteration)["sha256"]
+        sha256 = self._repository.sha256(iteration)
         if self._evaluation.due(iteration):
             self._evaluation.evaluate(iteration, arrays, sha256)
             if self._config.fusion.ema:
@@ -174,7 +180,7 @@ class Coordinator:
         """Take from the contributions what scores of their base were to come; ask for the rest."""
         if not self._evaluation.to_come(iteration):
             return
-        sha256 = self._repository.manifest(iteration)["sha256"]
+        sha256 = self._repository.sha256(iteration)
         self._evaluation.complete(
             iteration,
             lambda: records.pack(self._repository.body(iteration).items()),
@@ -226,9 +232,26 @@ class Coordinator:
         add_norms(self._norms, manifest)
         self._end_iteration()
         if self._config.keep_iterations:
-            self._repository.prune(self._config.keep_iterations)
+            begun_from = self._repository.recent(turns.staleness(self._config) + 1)
+            self._repository.prune(self._config.keep_iterations, [i for i, _ in begun_from])
+        self._compare(iteration)
         where = self._repository.path(iteration)
         self._say(f"iteration {iteration} published: {where}", published=iteration)
+
+    def _starts(self, iteration: int) -> dict[str, Start]:
+        """Return what the contributors of an iteration that is repeated began from."""
+        assert self._participants.replayed
+        sha256_of = self._repository.sha256
+        return self._participants.replayed.starts(iteration, sha256_of)
+
+    def _compare(self, iteration: int) -> None:
+        """Say where a base is not the one that is repeated."""
+        replayed = self._participants.replayed
+        if replayed and self._repository.sha256(iteration) != replayed.sha256(iteration):
+            self._say(
+                f"WARNING: base {iteration} is not the one of {self._config.replay}: another "
+                "machine, number of threads, version or setting"
+            )
 
     def _record_contributions(self, iteration: int) -> None:
         """Copy an iteration's contributors from its manifest, if a crash did not allow it yet."""
@@ -262,7 +285,7 @@ class Coordinator:
 
     def _validate_base(self) -> dict[str, float]:
         body = self._repository.body(self._head)
-        sha256 = self._repository.manifest(self._head)["sha256"]
+        sha256 = self._repository.sha256(self._head)
         return self._evaluation.validate(
             self._inbox.iteration,
             sha256,
@@ -286,7 +309,7 @@ class Coordinator:
             phase="finetune",
             iteration=iteration,
             done=len(arrived),
-            of=len(self._participants.cohort(iteration)),
+            of=self._inbox.expected,
             busy=sum(one.metrics.get("seconds", 0.0) for one in arrived),
             left=self._evaluation.left(iteration, evaluations_from=iteration),
         )

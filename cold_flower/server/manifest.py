@@ -56,6 +56,7 @@ def describe(
                 "sha256": one.sha256,
                 **_UNKNOWN,
                 **one.figures,
+                **({"staleness": one.staleness} if one.staleness else {}),
                 **measured.get(one.name, {}),
                 **one.facts,
             }

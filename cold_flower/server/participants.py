@@ -5,10 +5,12 @@ In a simulation a suite says who there is, and nobody comes or leaves
 """
 
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 from cold_flower.config import Config
 from cold_flower.data import schedule
 from cold_flower.data.plan import Plan
+from cold_flower.repository.arrivals import Replayed
 from strategies.participants import Member, Participants
 
 
@@ -29,6 +31,7 @@ class Contributors(Participants):
     def __init__(self, config: Config, plan: Plan, members: Iterable[Member]) -> None:
         super().__init__(members)
         self._config = config
+        self.replayed = Replayed(Path(config.replay), config.iterations) if config.replay else None
         self.plan = plan
 
     @property
@@ -62,6 +65,8 @@ class Contributors(Participants):
         return self._in_order(self._drawn(iteration))
 
     def _drawn(self, iteration: int) -> list[str]:
+        if self.replayed:
+            return sorted(self.replayed.of(iteration))
         size = self._config.contributors_per_iteration
         if len(self.there) < len(self.plan.names):  # `Simulation` has said so
             size = min(size, len(self.training))

@@ -59,8 +59,7 @@ class Sites(Contributors):
         """Draw an iteration's cohort of the sites that are there when it begins."""
         if self._asking[0] != iteration:
             self._wait()
-            size = min(self._config.contributors_per_iteration, len(self.training))
-            self._asking = (iteration, self._in_order(self._draw(iteration, size)))
+            self._asking = (iteration, self._in_order(self._drawn(iteration)))
         return self._asking[1]
 
     def refresh(self) -> None:
@@ -86,6 +85,12 @@ class Sites(Contributors):
         self.members = dict(sorted({**staying, **self._ask(newcomers)}.items()))
         self.plan = self._roles()
 
+    def _drawn(self, iteration: int) -> list[str]:
+        if self.replayed:
+            return super()._drawn(iteration)
+        size = min(self._config.contributors_per_iteration, len(self.training))
+        return self._draw(iteration, size)
+
     def _roles(self) -> Plan:
         """Return the role of each site that is there."""
         unseen = split(self._config.unseen)
@@ -99,7 +104,7 @@ class Sites(Contributors):
 
     def _wait(self) -> None:
         """Wait until enough sites are ready."""
-        needed = max(self._config.sites.minimum, self._config.quorum)
+        needed = max(self._config.sites.minimum, self._config.quorum, self._config.buffer)
         wait, started, told = self._config.wait.nodes, time.monotonic(), False
         while True:
             self.refresh()
@@ -109,7 +114,7 @@ class Sites(Contributors):
             if time.monotonic() - started > wait:
                 raise RunError(
                     f"{len(ready)} of {needed} sites were ready within {wait:g} s (wait.nodes; "
-                    f"ready: {', '.join(ready) or 'none'}; needed: sites.minimum and quorum). "
+                    f"ready: {', '.join(ready) or 'none'}; needed: sites.minimum, quorum, buffer). "
                     "Why a site was left out stands in sites.jsonl"
                 )
             if not told:

@@ -51,14 +51,16 @@ class Flat:
 
 
 class Difference:
-    """The difference of two models; shortened where the second one is clipped."""
+    """The difference of two models, or what takes its place where the second one is `Scaled`."""
 
     def __init__(self, base: Weights | Flat, weights: Weights) -> None:
         self.name = weights.name
-        own, self._factor = weights, 1.0
-        if isinstance(weights, Clipped):
-            own, self._factor = weights.whole, weights.factor
-        self._base, self._own = base if isinstance(base, Flat) else Flat(base), Flat(own)
+        own, start, self._factor = weights, base, 1.0
+        while isinstance(own, Scaled):
+            self._factor *= own.factor
+            start = own.start or start
+            own = own.whole
+        self._base, self._own = start if isinstance(start, Flat) else Flat(start), Flat(own)
 
     def read(self, key: str, span: slice, out: Tensor | None = None) -> Tensor:
         """Return d there."""
@@ -67,24 +69,32 @@ class Difference:
         return d if self._factor == 1 else d.mul_(self._factor)
 
 
-class Clipped(Weights):
-    """A contribution whose difference from the base is shortened by a factor.
+class Scaled(Weights):
+    """A contribution whose difference from the base is multiplied by a factor.
 
     `Difference` reads the whole one and applies the factor a block at a time, so that no tensor
-    is held; a rule that asks for a tensor gets a shortened one.
+    is held; a rule that asks for a tensor gets a scaled one.
+
+    Args:
+        base: the difference is added to.
+        whole: the contribution.
+        factor: of its difference.
+        start: it began from, if that is another base: its difference is from there.
     """
 
-    def __init__(self, base: Weights, whole: Weights, factor: float) -> None:
+    def __init__(
+        self, base: Weights, whole: Weights, factor: float, start: Weights | None = None
+    ) -> None:
         self.name, self.examples, self.steps = whole.name, whole.examples, whole.steps
         self.statistic = whole.statistic
-        self.base, self.whole, self.factor = base, whole, factor
+        self.base, self.whole, self.factor, self.start = base, whole, factor, start
 
     def keys(self) -> list[str]:
         """Return the tensors' names."""
         return self.whole.keys()
 
     def get(self, key: str) -> Tensor:
-        """Return theta + factor * (theta_i - theta), in float32."""
+        """Return theta + factor * (theta_i - start), in float32."""
         theta = self.base.get(key)
         if not theta.is_floating_point():
             return self.whole.get(key)
