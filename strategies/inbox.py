@@ -338,7 +338,7 @@ class Inbox(Passing):
         if one.verdict != "accepted":
             self._say(f"{done} {one.verdict}: {one.reason}")
             return
-        since = f", from {one.staleness} bases ago" if one.staleness else ""
+        since = f", from base {self._recent[one.start.base][1]}" if one.staleness else ""
         self._say(f"{done} finetuned in {one.metrics.get('seconds', 0.0):.1f} s{since}")
 
     def _judge(self, sha256: str, base: Weights) -> int:

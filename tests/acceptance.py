@@ -1,7 +1,7 @@
 """The matrices that take too long for every commit: ``make acceptance``, run by hand.
 
-    python -m tests.acceptance [demo] [clean] [determinism] [interrupt] [crash] [attacks] [fuzz]
-        [disk] [cluster] [real] [real-attacks] [sites] [sites-small]
+    python -m tests.acceptance [demo] [clean] [determinism] [interrupt] [crash]
+        [crash-asynchronous] [attacks] [fuzz] [disk] [cluster] [real] [real-attacks] [sites] [sites-small]
 
 - demo: five seeds; after the last iteration the fused base must beat the start frozen on
   seen tasks, frozen on unseen tasks and finetuned, by more than the standard error over
@@ -15,6 +15,8 @@
 - crash: kill -9 the ServerApp, the SuperLink, a Ray worker, the runner and the whole tree, each
   before the first message, while contributors finetune, and while a base is fused, published
   and evaluated; the bases, scores and rule memory after --resume are those of a run left alone.
+- crash-asynchronous: the same where nobody waits, while contributors finetune, a base is fused
+  and others are at work: what had arrived is fused, and --replay gives the same bases.
 - attacks: every attack under every defence; with screening, the default, nothing is lost.
 - fuzz: 3,000 replies, manifests, suite files and config strings each.
 - disk: a full disk stops a run with the last iteration intact.
@@ -43,7 +45,7 @@ from cold_flower.repository.bases import STATE, Repository
 from cold_flower.repository.journal import CONTRIBUTIONS, PROGRESS, SCORES, Journal
 from tests import attack
 from tests.acceptance_sites import sites, sites_small
-from tests.crash import crash
+from tests.crash import crash, crash_asynchronous
 from tests.test_simulation import MARK, SMALL, marked
 
 COLD_FLOWER = str(Path(sys.executable).parent / "cold-flower")
@@ -214,6 +216,11 @@ def crashes(folder: Path) -> bool:
     return crash(folder / "crash", whole, events)
 
 
+def crashes_asynchronous(folder: Path) -> bool:
+    """The crash matrix of runs in which nobody waits."""
+    return crash_asynchronous(folder / "crash-asynchronous", events)
+
+
 def fuzz(folder: Path) -> bool:
     """Whatever comes in is accepted, or refused with one error."""
     environment = {**os.environ, "COLD_FLOWER_FUZZ": "3000"}
@@ -281,6 +288,7 @@ def main() -> None:
         "determinism": determinism,
         "interrupt": interrupt,
         "crash": crashes,
+        "crash-asynchronous": crashes_asynchronous,
         "attacks": attack.demo,
         "fuzz": fuzz,
         "disk": disk,

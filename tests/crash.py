@@ -1,5 +1,6 @@
-"""The crash matrix: kill -9 at random moments, resume, compare (``tests.acceptance crash``)."""
+"""The crash matrices: kill -9 at random moments, resume, compare (``tests.acceptance crash``)."""
 
+import json
 import os
 import random
 import signal
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cold_flower.repository.arrivals import ARRIVALS
+from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import PROGRESS
 from tests.test_simulation import MARK, MEMORY, SMALL, command_of, marked
 
@@ -24,7 +27,10 @@ VICTIMS = {
     "runner": "",
     "tree": "",
 }
+ASYNCHRONOUS = ["--set", "schedule=asynchronous", "--set", "buffer=2", "--set", "iterations=4"]
 Events = list[dict[str, Any]]
+Rows = list[dict[str, Any]]
+Moments = dict[str, tuple[Callable[[Path, Events], bool], float]]
 
 
 def phase(name: str, iteration: int, done: int) -> Callable[[Path, Events], bool]:
@@ -40,7 +46,7 @@ def publishing(folder: Path, _: Events) -> bool:
     return (folder / "iterations" / ".0001").exists()
 
 
-MOMENTS: dict[str, tuple[Callable[[Path, Events], bool], float]] = {
+MOMENTS: Moments = {
     "before the first message": (lambda _, events: any("server" in e for e in events), 1.5),
     "mid-collection": (phase("finetune", 2, 1), 0.3),
     "mid-fuse": (phase("finetune", 1, 3), 0.05),
@@ -48,6 +54,11 @@ MOMENTS: dict[str, tuple[Callable[[Path, Events], bool], float]] = {
     "mid-evaluation": (phase("evaluate", 1, 2), 0.5),
 }
 """When each begins, and the most seconds after that until the blow."""
+MOMENTS_OF_ASYNCHRONOUS: Moments = {
+    "mid-collection": (phase("finetune", 2, 1), 0.3),
+    "mid-fuse": (phase("finetune", 1, 2), 0.05),
+    "others at work": (phase("evaluate", 2, 1), 0.5),
+}
 
 
 def pids(mark: str, pattern: str) -> list[int]:
@@ -67,9 +78,57 @@ def crash(folder: Path, outcome: Callable[[Path], Any], events: Callable[[Path],
     whole = folder / "left-alone"
     command = [COLD_FLOWER, "simulate", "demo", *settings, "--run-dir"]
     subprocess.run([*command, str(whole)], check=True, stdout=subprocess.DEVNULL)
-    want, good, chance = outcome(whole), True, random.Random(0)
-    for moment, (reached, latest) in MOMENTS.items():
-        for victim in VICTIMS:
+    want = outcome(whole)
+    return _matrix(
+        folder, settings, MOMENTS, [*VICTIMS], events, lambda there, _: outcome(there) == want
+    )
+
+
+def crash_asynchronous(folder: Path, events: Callable[[Path], Events]) -> bool:
+    """Kill runs in which nobody waits: what had arrived counts, and they can be repeated."""
+    settings = [*SMALL, *LONGER, *ASYNCHRONOUS]
+    return _matrix(folder, settings, MOMENTS_OF_ASYNCHRONOUS, [*VICTIMS][:4], events, _repeated)
+
+
+def _repeated(run: Path, arrived: Rows) -> bool:
+    """Return whether a run lost nothing that had arrived, and is repeated to the bit."""
+    store = Repository(run)
+    numbers = range(1, (store.latest() or 0) + 1)
+    taken = {
+        (i, row["name"], row["sha256"])
+        for i in numbers
+        for row in store.manifest(i)["contributors"]
+    }
+    lost = [r for r in arrived if (r["iteration"], r["contributor"], r["sha256"]) not in taken]
+    again = run.with_name(f"{run.name}-again")
+    command = [COLD_FLOWER, "simulate", "--replay", str(run), "--run-dir", str(again)]
+    subprocess.run([*command, "--set", "evaluate.protocols="], check=True, capture_output=True)
+    theirs = Repository(again)
+    return not lost and all(store.sha256(i) == theirs.sha256(i) for i in numbers)
+
+
+def _matrix(
+    folder: Path,
+    settings: list[str],
+    moments: Moments,
+    victims: list[str],
+    events: Callable[[Path], Events],
+    good_end: Callable[[Path, Rows], bool],
+) -> bool:
+    """Kill each of some kinds of process at each of some moments, and go on.
+
+    Args:
+        folder: for the runs.
+        settings: of the demo.
+        moments: as `MOMENTS`.
+        victims: of `VICTIMS`.
+        events: reads a run's progress.
+        good_end: judges a run that ended, and what had arrived when it was killed.
+    """
+    command = [COLD_FLOWER, "simulate", "demo", *settings, "--run-dir"]
+    good, chance = True, random.Random(0)
+    for moment, (reached, latest) in moments.items():
+        for victim in victims:
             there = folder / f"{victim}-{moment.replace(' ', '-')}"
             process = subprocess.Popen(
                 [*command, str(there)],
@@ -100,11 +159,14 @@ def crash(folder: Path, outcome: Callable[[Path], Any], events: Callable[[Path],
                 time.sleep(0.1)
             gone = time.monotonic() - started
             left = [command_of(pid)[:80] for pid in marked(there.name)]
+            log = there / ARRIVALS
+            lines = log.read_text().splitlines() if log.exists() else []
+            arrived = [json.loads(line) for line in lines]
             kept = sorted(p.stem for p in there.glob("incoming/*/[a-z]*.safetensors"))
             resume = ["--resume"] if (there / "config.json").exists() else []
             again = subprocess.run([*command, str(there), *resume], capture_output=True, text=True)
             asked = [e["line"] for e in events(there) if "already here" in e["line"]]
-            same = again.returncode == 0 and outcome(there) == want
+            same = again.returncode == 0 and good_end(there, arrived)
             fine = same and process.returncode != 0 and not left and bool(targets)
             good &= fine
             print(

@@ -276,7 +276,7 @@ def test_a_late_one_counts_in_the_next_iteration(tmp_path) -> None:
     assert values(bodies)[2] == pytest.approx(1.5 + (1 + 2 + 6 * 2**-0.5) / 3)
     assert any("one that comes later counts in the next iteration" in line for line in said)
     assert any("still at work: cat" in line for line in said)
-    assert any("cat finetuned in 0.5 s, from 1 bases ago" in line for line in said)
+    assert any("cat finetuned in 0.5 s, from base 0" in line for line in said)
 
 
 def test_one_that_never_answers_is_asked_anew(tmp_path) -> None:
