@@ -28,9 +28,11 @@ from benchmarks.peers import WholeRounds
 from cold_flower.runtime.simulate import LARGE_PAGES
 from strategies import records
 from strategies.cold_fusion import ColDFusion
+from strategies.collecting import Collector
 from strategies.fusion import load
 from strategies.inbox import Inbox
 from strategies.participants import Member, Participants
+from strategies.turns import Together
 
 ROUNDS = 2
 TENSORS = 20
@@ -90,7 +92,7 @@ def one(kind: str, contributors: int, megabytes: int) -> dict[str, float]:
             return
         participants = Participants(_ask(grid, nodes))
         with tempfile.TemporaryDirectory() as folder:
-            inbox = Inbox(grid, Path(folder), participants, window=3)
+            inbox = Inbox(Collector(grid, Path(folder), participants, turns=Together(3)))
             ColDFusion(load("average"), inbox=inbox).start(
                 inbox, arrays, num_rounds=ROUNDS, evaluate_fn=lambda r, _: inbox.drop()
             )

@@ -107,9 +107,8 @@ class Buffered:
 
     def said(self, iteration: int, asked: int) -> str:
         """Say how many are waited for."""
-        return (
-            f"iteration {iteration}: the first {self._size} contributions of {asked} contributors"
-        )
+        of = f"{asked} contributors" if asked else "the drop box"
+        return f"iteration {iteration}: the first {self._size} contributions of {of}"
 
     def next(self, here: Here, at_work: AtWork) -> str | None:
         """Return who is free and began longest ago, where there is room."""

@@ -21,12 +21,11 @@ from strategies.contributions import Contribution, Start
 from strategies.errors import QuorumError
 from strategies.fusion import Weights, fingerprint, load
 from strategies.fusion._deltas import Difference, Scaled
-from strategies.inbox import Inbox
 from strategies.screening import Screen
 from strategies.staleness import discount
 from strategies.turns import Buffered, Together
 from tests.conftest import FakeGrid
-from tests.test_inbox import BASE, NAMES, ROSTER, STEP, Here, trained
+from tests.test_inbox import BASE, NAMES, ROSTER, STEP, inbox_of, trained
 from tests.test_simulation import rows, simulate
 
 KEYS = ["--set", "schedule=asynchronous", "--set", "buffer=2"]
@@ -72,14 +71,14 @@ class Pace:
 class Repeated:
     """A run of the plain mean over the roster."""
 
-    def __init__(self, folder: Path, client, *, inbox=None, participants=None, **options) -> None:
+    def __init__(self, folder: Path, client, *, participants=None, **options) -> None:
         self.bases, self.told = Kept(), list[tuple[str, int, int]]()
         self.grid = FakeGrid(client, ROSTER.values())
         self.parts: list[list[Contribution]] = []
-        self.inbox = Inbox(
+        self.inbox = inbox_of(
             self.grid,
             folder,
-            participants or Here(),
+            participants,
             bases=self.bases,
             arrived=lambda one, number: self.told.append((one.name, number, self.inbox.iteration)),
             **options,
@@ -158,7 +157,7 @@ def test_only_so_many_are_at_work_and_all_take_their_turn(tmp_path) -> None:
             return ids
 
     run = Repeated(tmp_path, trained, turns=Buffered(2, 1), staleness=3)
-    run.inbox._grid = run.inbox._post._grid = Counting(trained, ROSTER.values())
+    run.inbox._collector._post._grid = Counting(trained, ROSTER.values())
     run.run(3)
     assert max(under_way) == 1
     assert sorted(o.name for part in run.parts for o in part) == sorted([*ROSTER] * 2)
@@ -204,7 +203,7 @@ def test_a_stale_one_that_had_arrived_outlives_a_stop(tmp_path) -> None:
             raise Stopped
 
     first = Repeated(tmp_path, Pace(cat=3), turns=Buffered(2, 3), staleness=3)
-    first.inbox._tell_of = stop_after_cat
+    first.inbox._collector._tell_of = stop_after_cat
     with pytest.raises(Stopped):
         first.run(9)
     iteration = first.inbox.iteration

@@ -22,6 +22,7 @@ from cold_flower.repository.bases import Repository
 from cold_flower.runtime import experiments
 from cold_flower.server.strategy import check
 from strategies import records
+from strategies.collecting import Collector
 from strategies.errors import StrategyError
 from strategies.inbox import Inbox
 from strategies.participants import Member, Participants
@@ -97,10 +98,8 @@ def test_replies(tmp_path_factory, content) -> None:
             content["contribution"] = ConfigRecord(about)
         return Message(content, reply_to=message)
 
-    inbox = Inbox(
-        FakeGrid(answer, [7]), folder / "incoming", Participants([Member("ann", 7)]),
-        quorum=1, screen=Screen(),
-    )  # fmt: skip
+    grid, there = FakeGrid(answer, [7]), Participants([Member("ann", 7)])
+    inbox = Inbox(Collector(grid, folder / "incoming", there), quorum=1, screen=Screen())
     outgoing = RecordDict({"arrays": records.pack(BASE.items()), "config": ConfigRecord()})
     try:
         taken = inbox.send_and_receive([Message(outgoing, 7, "train")], timeout=5)
@@ -202,4 +201,4 @@ def test_config_strings(key, value) -> None:
 def test_hostile_names_cannot_leave_the_run_directory(tmp_path) -> None:
     for name in ("../../x", "/etc/x", "a/b", "..", "_state", "A", "", "a" * 65, "a\n"):
         with pytest.raises(ValueError, match="not a contributor name"):
-            Inbox(FakeGrid(lambda m: None, []), tmp_path, Participants([Member(name, 1)]))
+            Collector(FakeGrid(lambda m: None, []), tmp_path, Participants([Member(name, 1)]))

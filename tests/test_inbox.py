@@ -17,6 +17,7 @@ from cold_flower.config import Config
 from cold_flower.server import stock
 from strategies import exchange, records, waiting
 from strategies.cold_fusion import ColDFusion
+from strategies.collecting import Collector
 from strategies.contributions import Contribution, Start, Store
 from strategies.diagnostics import diagnose
 from strategies.errors import DeadActorError, FusionError, QuorumError, Refused
@@ -25,6 +26,7 @@ from strategies.gate import Gate
 from strategies.inbox import Inbox
 from strategies.participants import Member, Participants
 from strategies.screening import Screen
+from strategies.turns import Together
 from tests.conftest import FakeGrid, error_reply, is_train
 
 BASE = {"w": torch.zeros(2, 2), "b": torch.tensor([1.0, 2.0])}
@@ -74,9 +76,17 @@ def trained(message: Message, **changes) -> Message:
 FILES = [f"{name}.{kind}" for name in ROSTER for kind in ("safetensors", "sha256")]  # of a store
 
 
+JUDGING = ("quorum", "keep_arrays", "screen")  # what is the inbox's own
+
+
+def inbox_of(grid, folder, participants=None, **options) -> Inbox:
+    own = {key: options.pop(key) for key in JUDGING if key in options}
+    return Inbox(Collector(grid, folder, participants or Here(), **options), **own)
+
+
 def make(tmp_path, client=trained, *, order="", participants=None, **options):
     grid = FakeGrid(client, ROSTER.values(), order)
-    return grid, Inbox(grid, tmp_path, participants or Here(), **options)
+    return grid, inbox_of(grid, tmp_path, participants, **options)
 
 
 def start(inbox, rounds=1, timeout=30):
@@ -197,7 +207,7 @@ def test_a_message_that_the_superlink_refuses_is_lost(tmp_path) -> None:
             (message,) = messages
             return [] if message.metadata.dst_node_id == 33 else super().push_messages([message])
 
-    inbox = Inbox(Full(trained, ROSTER.values()), tmp_path, Here(), quorum=2)
+    inbox = inbox_of(Full(trained, ROSTER.values()), tmp_path, quorum=2)
     start(inbox, timeout=None)
     cat = inbox.contributions["cat"]
     assert (cat.verdict, cat.reason) == ("missing", "lost")
@@ -304,7 +314,7 @@ def test_no_more_than_the_window_is_under_way(tmp_path) -> None:
         under_way.append(len(grid._pending))
         return trained(message)
 
-    grid, inbox = make(tmp_path, client, window=2)
+    grid, inbox = make(tmp_path, client, turns=Together(2))
     assert torch.equal(start(inbox)["w"], torch.full((2, 2), 3.0))
     assert max(under_way) == 2
     grid, inbox = make(tmp_path / "all", client)
@@ -326,7 +336,7 @@ def test_other_messages_pass_through(tmp_path) -> None:
 @pytest.mark.parametrize("name", ["../x", "A", "", "a" * 65, "a/b", ".hidden"])
 def test_a_name_is_never_a_path(tmp_path, name) -> None:
     with pytest.raises(ValueError, match="not a contributor name"):
-        Inbox(FakeGrid(trained, []), tmp_path, Participants([Member(name, 1)]))
+        Collector(FakeGrid(trained, []), tmp_path, Participants([Member(name, 1)]))
 
 
 def test_arrays_that_are_no_arrays_are_refused(tmp_path) -> None:
@@ -618,7 +628,7 @@ def test_a_reply_that_flower_cannot_read_is_refused(tmp_path, error) -> None:
                 raise error
             return replies
 
-    inbox = Inbox(Hostile(trained, ROSTER.values()), tmp_path, Here(), quorum=2)
+    inbox = inbox_of(Hostile(trained, ROSTER.values()), tmp_path, quorum=2)
     assert torch.equal(start(inbox)["w"], torch.full((2, 2), 1.5))
     assert inbox.contributions["cat"].reason.startswith(
         f"error reply: the reply cannot be read: {type(error).__name__}"
@@ -631,7 +641,7 @@ def test_a_connection_that_fails_is_nobodys_reply(tmp_path) -> None:
         def pull_messages(self, message_ids):
             raise httpx.ReadTimeout("slow")
 
-    inbox = Inbox(Cut(trained, ROSTER.values()), tmp_path, Here())
+    inbox = inbox_of(Cut(trained, ROSTER.values()), tmp_path)
     with pytest.raises(httpx.ReadTimeout):
         start(inbox)
 

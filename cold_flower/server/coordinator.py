@@ -38,6 +38,7 @@ from cold_flower.server.sites import Sites
 from cold_flower.server.stock import memory_lost, proximal_mu
 from cold_flower.server.strategy import needed, screen, strategy
 from strategies import records
+from strategies.collecting import Collector
 from strategies.contributions import INCOMING, Start
 from strategies.fusion import Weights, fingerprint
 from strategies.gate import Gate
@@ -93,14 +94,12 @@ class Coordinator:
         self._evaluation = Evaluation(
             grid, config, self._participants, self._journal, window=window
         )
-        self._inbox = Inbox(
+        collector = Collector(
             grid,
             run_dir / INCOMING,
             self._participants,
             first=self._first,
-            quorum=config.quorum,
-            keep_arrays=bool(config.fusion.strategy),
-            screen=screen(config),
+            turns=turns.turns(config, len(self._participants.training), workers),
             say=self._say_of_finetuning,
             statistic=statistic,
             needed=metrics,
@@ -109,8 +108,13 @@ class Coordinator:
             bases=self._repository,
             staleness=turns.staleness(config),
             arrived=lambda one, number: arrivals.record(self._inbox.iteration, one, number),
-            turns=turns.turns(config, len(self._participants.training), workers),
             starts=self._starts if self._participants.replayed else None,
+        )
+        self._inbox = Inbox(
+            collector,
+            quorum=config.quorum,
+            keep_arrays=bool(config.fusion.strategy),
+            screen=screen(config),
         )
         self._gate = self._make_gate() if config.gate.protocol else None
 
