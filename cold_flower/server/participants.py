@@ -24,10 +24,14 @@ class Contributors(Participants):
         config: the run's.
         plan: the role of each.
         members: who is there; fewer than planned, where the federation has fewer nodes.
+        left: who left the run for good (`cold_flower.commands.leave`): it is asked nothing.
     """
 
-    def __init__(self, config: Config, plan: Plan, members: Iterable[Member]) -> None:
+    def __init__(
+        self, config: Config, plan: Plan, members: Iterable[Member], left: Collection[str] = ()
+    ) -> None:
         super().__init__(members)
+        self._left = left
         self._config = config
         self.plan = plan
 
@@ -63,7 +67,7 @@ class Contributors(Participants):
 
     def _drawn(self, iteration: int) -> list[str]:
         size = self._config.contributors_per_iteration
-        if len(self.there) < len(self.plan.names):  # `Simulation` has said so
+        if self._left or len(self.there) < len(self.plan.names):  # `Simulation` has said so
             size = min(size, len(self.training))
         return self._draw(iteration, size)
 
