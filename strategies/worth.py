@@ -6,7 +6,8 @@
   out, and gives two that are alike the same, where leaving either out alone costs nothing.
   Where all sets can be valued it is computed; otherwise orders are drawn, and an order ends once it
   is within a tolerance of v(all): what is added later counts as 0 (their algorithm 1, TMC-Shapley).
-  Here an order ends at the first such set, and so many orders are drawn as a budget of sets allows.
+  Here an order ends at the first such set that is not empty, and so many orders are drawn as a
+  budget of sets allows.
 """
 
 import itertools
@@ -123,7 +124,7 @@ def _along(value: Value, order: Sequence[str], tolerance: float) -> tuple[dict[s
     whole, gains = value(frozenset(order)), dict.fromkeys(order, 0.0)
     before, last = frozenset[str](), value(frozenset())
     for i, name in enumerate(order):
-        if abs(whole - last) < tolerance:
+        if i and abs(whole - last) < tolerance:  # a whole that is worth 0 is still of many parts
             return gains, len(order) - i
         before |= {name}
         now = value(before)

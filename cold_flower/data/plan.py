@@ -49,7 +49,9 @@ class Plan:
             tuple(name for name in names if name not in left)
             for names in (self.seen, self.unseen, self.evaluated)
         )
-        if not evaluated and {*self.tasks.values()} == {*tasks.values()}:
+        if not evaluated and {t.name for t in self.tasks.values()} == {
+            t.name for t in tasks.values()
+        }:
             evaluated = seen[:1]
         return Plan(tasks, seen, unseen, evaluated)
 

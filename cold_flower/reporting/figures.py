@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,9 +19,6 @@ from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.paired import difference
 from cold_flower.reporting.statistics import curve, mean_and_sem, mean_gain, task_gains
 from cold_flower.reporting.tables import columns
-
-if TYPE_CHECKING:
-    from cold_flower.reporting.worth import Worth
 
 # Okabe and Ito (2008): told apart by colour-blind readers, too.
 PROTOCOL_COLOURS = {"frozen": "#0072B2", "finetuned": "#D55E00", "few-shot": "#009E73"}
@@ -185,24 +182,26 @@ def gains(condition: Condition, protocol: str) -> Figure:
     return figure
 
 
-def worth(found: "Worth") -> Figure:
-    """Draw what contributions are worth: Shapley values with intervals, leave-one-out as rings."""
-    names = found.names[::-1]
+def worth(
+    bars: Mapping[str, tuple[float, float]], rings: Mapping[str, float], protocol: str, label: str
+) -> Figure:
+    """Draw what contributions are worth, from the top; 0.01 is a point.
+
+    Args:
+        bars: by name, a Shapley value and half its interval (NaN for none); or empty.
+        rings: by name, the leave-one-out value.
+        protocol: whose colour it is.
+        label: of the axis.
+    """
+    names = [*rings][::-1]
     figure, ax = _figure(7, 1.1 + 0.3 * len(names))
-    if found.shapley:
-        values = [100 * found.shapley[name] for name in names]
-        halves = [100 * found.half(name) for name in names]
-        errors = [0.0 if math.isnan(half) else half for half in halves]
-        colour = PROTOCOL_COLOURS[found.protocol]
-        ax.barh(names, values, xerr=errors, color=colour, ecolor="#555555", height=0.6)
-    alone = [100 * found.leave_one_out[name] for name in names]
-    ax.plot(alone, names, "o", color="black", markerfacecolor="white", label="leave-one-out")
+    if bars:
+        halves = [0.0 if math.isnan(bars[name][1]) else 100 * bars[name][1] for name in names]
+        values, colour = [100 * bars[name][0] for name in names], PROTOCOL_COLOURS[protocol]
+        ax.barh(names, values, xerr=halves, color=colour, ecolor="#555555", height=0.6)
+    ax.plot([100 * rings[name] for name in names], names, "o", color="black", mfc="white")
     ax.axvline(0, color="black", linewidth=0.8)
-    ax.set_xlabel(
-        f"iteration {found.iteration}, {found.protocol} on {found.split}: worth in points; bars: "
-        "Shapley, 95 %; rings: leave-one-out",
-        fontsize=9,
-    )
+    ax.set_xlabel(label, fontsize=9)
     return figure
 
 
