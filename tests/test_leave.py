@@ -163,6 +163,18 @@ def test_from_the_first_fuse_it_is_as_if_it_had_never_been_there(tmp_path, keys)
     assert not (run / INCOMING).exists()
 
 
+def test_the_memory_of_the_parent_goes_on(tmp_path) -> None:
+    """v = momentum * v + d, by hand: v of the first iteration is what it moved the base by."""
+    run = tmp_path / "run"
+    grown(run, config_of(**{"fusion.momentum": 0.5}), 2, absent={1: ("music",)})
+    first, before = body(run, 1), body(run, 0)
+    list(leave(run, "music"))
+    made = given(2, first)
+    for key, tensor in body(run, 3).items():
+        step = sum(made[name][key] - first[key] for name in NAMES if name != "music") / 3
+        torch.testing.assert_close(tensor, first[key] + 0.5 * (first[key] - before[key]) + step)
+
+
 def test_afterwards_the_others_differences_stand_on_the_new_base(tmp_path) -> None:
     run, config = tmp_path / "run", config_of()
     grown(run, config)
@@ -227,6 +239,18 @@ def test_what_is_not_kept_is_said_and_nothing_is_replayed(tmp_path) -> None:
     assert Journal(run).left() == ["music"]
     with pytest.raises(RunError, match="music left .* already"):
         list(leave(run, "music"))
+
+
+def test_who_left_before_is_not_in_a_replay_either(tmp_path) -> None:
+    """Nothing could be replayed for the first one; in what is replayed now it is left out, too."""
+    run = tmp_path / "run"
+    grown(run, config_of(**{"keep-contributions": 2}), absent={1: ("garden",)})
+    list(leave(run, "music"))
+    list(leave(run, "garden"))
+    for number in (4, 5):
+        verdicts = {row["name"]: row["verdict"] for row in manifest(run, number)["contributors"]}
+        assert {n for n, verdict in verdicts.items() if verdict == "refused"} == {"music", "garden"}
+    assert Repository(run).lineage() == [0, 1, 4, 5]
 
 
 def test_bases_that_were_deleted_cannot_be_replayed_from(tmp_path) -> None:

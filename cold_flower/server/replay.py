@@ -76,7 +76,8 @@ class Replay:
         """
         repository, kept = self.repository, self.kept
         head, number = repository.latest() or 0, repository.numbers()[-1] + 1
-        ours = [one for one in kept.contributions(iteration) if one.name not in gone]
+        everybody = kept.contributions(iteration)
+        ours = [one for one in everybody if one.name not in gone]
         given, base = kept.onto(head, iteration, ours), repository.body(head)
         made_from = repository.manifest(kept.made_from(iteration))["sha256"]
         exact = bool(repository.manifest(head)["sha256"] == made_from)
@@ -85,8 +86,9 @@ class Replay:
             fused = self.fuse(head, given, state)
             step = length(base, fused.items())
             reason = f"it left: this is iteration {iteration} without it"
-            everybody = [*ours, Contribution(left, "refused", reason)]
-            manifest = describe(self._config, everybody, diagnose(base, given), None, step)
+            refused = [Contribution(o.name, "refused", reason) for o in everybody if o not in ours]
+            measured = diagnose(base, given)
+            manifest = describe(self._config, [*ours, *refused], measured, None, step)
             manifest["replay"] = {"of": iteration, "without": left, "exact": exact}
             there = state if state.exists() else None
             repository.publish(number, head, Weights(fused), manifest, state=there)
