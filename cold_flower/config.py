@@ -296,6 +296,11 @@ class Config:
         choices=("message", "shared-dir"),
     )
     keep_iterations: int = key(0, "delete the weights of all but the newest so many; 0 = none")
+    keep_contributions: int = key(
+        0,
+        "keep the contributions of the newest so many iterations, for `cold-flower worth` and "
+        "`leave`; each takes the disk of a body; 0 = none",
+    )
     quorum: int = key(
         0,
         "good contributions an iteration needs; 0 = all that are asked answer, and screening "

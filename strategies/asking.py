@@ -89,7 +89,8 @@ class Asking:
                 statistic=self.statistic,
                 start=start,
             )
-            self.check(one)
+            if silent := [key for key in self.needed if not metrics.get(key, 0) > 0]:
+                raise Refused(f"it does not say its {silent[0]}, which the fusion rule needs")
             if self.by_reference:
                 one = replace(one, sha256=str(stated.get("sha256", "")))
                 return store.take(one, form, Store(self.folder, start.iteration))
@@ -97,10 +98,3 @@ class Asking:
             return store.put(one, body, whole)
         except Refused as reason:
             return Contribution(name, "refused", records.text_of(reason, 500))
-
-    def check(self, one: Contribution) -> None:
-        """Refuse a contribution without what the rule needs beside bodies."""
-        if silent := [key for key in self.needed if not one.metrics.get(key, 0) > 0]:
-            raise Refused(f"it does not say its {silent[0]}, which the fusion rule needs")
-        if self.statistic != one.statistic:
-            raise Refused(f"it has no {self.statistic} of its data, which the fusion rule needs")

@@ -2,19 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
-from torch import Tensor
 
 from strategies import exchange, records
 from strategies.asking import Asking
 from strategies.contributions import Contribution, Start, Store
-from strategies.errors import Refused
 from strategies.exchange import Letter, Post
 from strategies.fusion import Template
 from strategies.participants import Participants
@@ -23,27 +20,6 @@ from strategies.turns import Together, Turns
 
 Recent = Mapping[str, tuple[int, int]]
 """The bases that a contribution may have begun from: staleness and iteration by fingerprint."""
-
-
-class Drops(Protocol):
-    """Contributions that come without a message (`cold_flower.repository.dropbox`)."""
-
-    def offered(
-        self, recent: Recent, template: Template, but: Container[str]
-    ) -> Iterator[tuple[Contribution, Iterator[tuple[str, Tensor]]]]:
-        """Yield those that are there, ``but`` for these names, with their bodies.
-
-        Reading one raises `Refused` where it is not as it has to be.
-        """
-
-    def taken(self, name: str, iteration: int) -> None:
-        """Note that an iteration has one."""
-
-    def refuse(self, name: str, reason: str) -> None:
-        """Note why one was not taken."""
-
-    def __contains__(self, name: object) -> bool:
-        """Return whether a contribution came this way."""
 
 
 class Collector:
@@ -69,7 +45,6 @@ class Collector:
             the iteration whose base it began from.
         starts: what an iteration's contributors begin from, by name, where it is not the last base:
             of a run that is repeated.
-        drops: contributions that come without a message.
     """
 
     def __init__(
@@ -89,7 +64,6 @@ class Collector:
         staleness: int = 0,
         arrived: Callable[[Contribution, int], None] = lambda one, number: None,
         starts: Callable[[int], Mapping[str, Start]] | None = None,
-        drops: Drops | None = None,
     ) -> None:
         self.grid = grid
         self.participants = participants
@@ -103,7 +77,6 @@ class Collector:
         self._staleness = staleness
         self._tell_of = arrived
         self._starts_of = starts
-        self.drops = drops
         self.iteration = first - 1
         """The iteration whose contributions are `here`."""
         self.here: dict[str, Contribution] = {}
@@ -177,8 +150,7 @@ class Collector:
         """Return what arrived before the run was stopped, also of a site that is away now."""
         away = []
         for name in self.store.names():
-            dropped = self.drops is not None and name in self.drops
-            if not dropped and not self.participants.allowed(name):
+            if not self.participants.allowed(name):
                 self.say(f"iteration {self.iteration}: {name} may take part no more: put aside")
                 self.store.quarantine(name)
             elif name not in asked:
@@ -191,8 +163,6 @@ class Collector:
         age, number = self.recent[one.start.base]
         dated = replace(one, staleness=age)
         self._tell_of(dated, number)
-        if self.drops is not None and one.name in self.drops:
-            self.drops.taken(one.name, self.iteration)
         return dated
 
     def _exchange(
@@ -206,7 +176,6 @@ class Collector:
         self.expected = turns.begin(list(addressed), here, at_work)
         self._asked.clear()
         self.say(turns.said(self.iteration, len(addressed)) + before + still)
-        self._look_into_the_dropbox()
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not turns.complete(here, bool(self._waiting)):
             late = time.monotonic() >= deadline  # then what lies there is still taken
@@ -219,11 +188,10 @@ class Collector:
                     self._keep(Contribution(name, "missing", "lost"))
             if found := self._post.first():
                 self._take(*found)
-            elif late or (addressed and not self._post):
+            elif late or not self._post:
                 break
             else:
                 time.sleep(exchange.POLL)
-                self._look_into_the_dropbox()
         if not turns.complete(here, bool(self._waiting)):
             self._give_up(f"no reply within {timeout:g} s" if timeout else "lost")
 
@@ -265,25 +233,11 @@ class Collector:
         one = self._asking.answer(name, reply, start, self._template, self.store)
         self._keep(self._arrived(one) if one.verdict == "accepted" else one)
 
-    def _look_into_the_dropbox(self) -> None:
-        if self.drops is None:
-            return
-        busy = {*self.here, *self.at_work}
-        for one, body in self.drops.offered(self.recent, self._template, busy):
-            try:
-                self._asking.check(one)
-                self._keep(self._arrived(self.store.put(one, body, self._template)))
-            except Refused as reason:
-                self.drops.refuse(one.name, str(reason))
-
     def _keep(self, one: Contribution) -> None:
         self.here[one.name] = one
         done = f"{len(self.here)}/{self.expected} {one.name}"
         if one.verdict != "accepted":
             self.say(f"{done} {one.verdict}: {one.reason}")
             return
-        how = "came into the drop box"
-        if "seconds" in one.metrics:
-            how = f"finetuned in {one.metrics['seconds']:.1f} s"
         since = f", from base {self.recent[one.start.base][1]}" if one.staleness else ""
-        self.say(f"{done} {how}{since}")
+        self.say(f"{done} finetuned in {one.metrics.get('seconds', 0.0):.1f} s{since}")

@@ -218,6 +218,16 @@ class Store:
             self._quarantine.mkdir(parents=True, exist_ok=True)
             path.replace(self._quarantine / path.name)
 
+    def hand_over(self, names: Iterable[str], folder: Path) -> None:
+        """Move bodies to ``<folder>/<iteration>/``; what a crash had moved before is left there."""
+        there = folder / self._folder.name
+        for path in map(self._path, names):
+            if path.exists():
+                there.mkdir(parents=True, exist_ok=True)
+                path.replace(there / path.name)
+            if (beside := self._sha256_of(path.stem)).exists() and there.exists():
+                beside.replace(there / beside.name)
+
     def clear(self, *, open: bool = False) -> None:
         """Delete what is there; ``open``: but what contributors leave here, now or later."""
         if not open:

@@ -25,7 +25,6 @@ from strategies.screening import Candidate, Verdict
 from strategies.staleness import discount
 
 Screening = Callable[[str, Sequence[Candidate], Diagnosis], Mapping[str, Verdict]]
-NOBODY = 0  # a node for a strategy to write to, where only the drop box contributes
 
 
 class Inbox(Passing):
@@ -80,8 +79,7 @@ class Inbox(Passing):
     def get_node_ids(self) -> list[int]:
         """Return the nodes of the coming iteration's cohort."""
         cohort = self._participants.cohort(self.iteration + 1)
-        nodes = [self._participants.members[name].node for name in cohort]
-        return nodes or [NOBODY] * (self._collector.drops is not None)
+        return [self._participants.members[name].node for name in cohort]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -99,11 +97,7 @@ class Inbox(Passing):
         arrays = listed[0].content.array_records[records.ARRAYS]
         base = fingerprint(records.unpack(arrays))
         names = {member.node: name for name, member in self._participants.members.items()}
-        asked = {
-            names[message.metadata.dst_node_id]: message
-            for message in listed
-            if message.metadata.dst_node_id != NOBODY
-        }
+        asked = {names[message.metadata.dst_node_id]: message for message in listed}
         self._collector.collect(asked, arrays, base, timeout)
         self._check_quorum(self._judge(base, Weights(records.Tensors(arrays))))
         accepted = self.accepted()

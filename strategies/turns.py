@@ -107,8 +107,7 @@ class Buffered:
 
     def said(self, iteration: int, asked: int) -> str:
         """Say how many are waited for."""
-        of = f"{asked} contributors" if asked else "the drop box"
-        return f"iteration {iteration}: the first {self._size} contributions of {of}"
+        return f"iteration {iteration}: the first {self._size} of {asked} contributors"
 
     def next(self, here: Here, at_work: AtWork) -> str | None:
         """Return who is free and began longest ago, where there is room."""

@@ -157,7 +157,7 @@ MANY = tuple(TASKS_OF_DEMO)
 class Many:
     """A simulation of the demo's twelve contributors, whose data were checked before."""
 
-    def __init__(self, number=lambda node: node, wrong="", checked=True, **keys) -> None:
+    def __init__(self, number=lambda node: node, wrong="", checked=True, left=(), **keys) -> None:
         self.lines: list[str] = []
         config = Config.from_flat(
             {"contributors-per-iteration": 2, "evaluate.tasks": "market,music", **keys}
@@ -170,8 +170,9 @@ class Many:
 
         self.grid = FakeGrid(answer, range(len(MANY)))
         self.made = simulation.Simulation(
-            self.grid, config, "m", lambda line, **_: self.lines.append(line), checked=checked
-        )
+            self.grid, config, "m", lambda line, **_: self.lines.append(line), checked=checked,
+            left=left,
+        )  # fmt: skip
 
 
 def test_who_has_nothing_to_do_is_not_asked() -> None:
@@ -206,3 +207,27 @@ def test_who_is_asked_later_is_refused_with_the_same_words() -> None:
     world = Many(wrong=next(name for name in MANY if name not in first))
     with pytest.raises(RunError, match="it has '0' examples, expected a number from 1"):
         world.made.asked(MANY)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_who_left_is_no_contributor_any_more(checked) -> None:
+    """The nodes keep their numbers: the others are who they were."""
+    size = {"contributors-per-iteration": 0}
+    world, before = Many(checked=checked, left=["music"], **size), Many(checked=checked, **size)
+    others = [name for name in before.made.cohort(1) if name != "music"]
+    assert world.made.cohort(1) == others
+    assert {n: m.node for n, m in world.made.members.items()} == {
+        n: m.node for n, m in before.made.members.items() if n != "music"
+    }
+    assert not world.made.allowed("music")
+    assert world.made.plan.evaluated == ("market",)
+    asked = [message.metadata.dst_node_id for message in world.grid.sent]
+    assert (MANY.index("music") in asked) != checked  # where nodes are not known, all are asked
+    assert "music left this run" in world.lines[0]
+
+
+def test_a_cohort_of_all_is_of_those_who_stay() -> None:
+    world = Many(left=["music"], **{"contributors-per-iteration": 12})
+    assert world.made.cohort(1) == [
+        n for n in Many(**{"contributors-per-iteration": 12}).made.cohort(1) if n != "music"
+    ]

@@ -215,3 +215,17 @@ def test_a_suite_is_parsed_once_and_anew_as_soon_as_it_changes(tmp_path) -> None
     assert load_suite(name).recipe["iterations"] == 3
     assert "cellar" in plan(config).names
     assert load_suite(name, seed=1).tasks["cellar"].seed == 1
+
+
+def test_a_plan_without_some() -> None:
+    demo = plan(resolve(Config()))
+    gone, other = demo.seen[0], demo.unseen[0]
+    rest = demo.without([gone, other, "nobody"])
+    assert rest.seen == demo.seen[1:]
+    assert rest.unseen == demo.unseen[1:]
+    assert {*rest.evaluated} == {*demo.evaluated} - {gone, other} == {*rest.tasks}
+    keys = {"tasks": "market,music", "unseen": "market", "evaluate.tasks": "market"}
+    assert plan(Config.from_flat(keys)).without(["market"]).evaluated == ()
+    keys = {"partition.kind": "shards", "tasks": "market", "partition.shards": 3}
+    shards = plan(Config.from_flat(keys)).without(["shard-000"])
+    assert shards.evaluated == ("shard-001",)  # all have the same test split

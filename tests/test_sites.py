@@ -6,7 +6,7 @@ from flwr.proto.node_pb2 import NodeInfo
 
 from cold_flower.config import Config
 from cold_flower.errors import ConfigError, RunError
-from cold_flower.repository.journal import PROGRESS, SITES, Journal
+from cold_flower.repository.journal import LEFT, PROGRESS, SITES, Journal
 from cold_flower.server import sites
 from tests.conftest import FakeGrid, error_reply
 
@@ -108,6 +108,18 @@ def test_a_stranger_is_not_even_asked(field) -> None:
     world = field(**{"sites.allow": "*"})
     world.on("ann", "eve", "")
     assert list(world.open().members) == ["ann", "eve"]
+
+
+@pytest.mark.parametrize("allow", ["*", "ann,bob,cat"])
+def test_a_site_that_left_is_as_if_it_were_not_allowed(field, allow) -> None:
+    world = field(**{"sites.allow": allow})
+    world.journal.append(LEFT, [{"contributor": "bob"}])
+    world.on("ann", "bob")
+    made = world.open()
+    assert list(made.members) == ["ann"]
+    assert len(world.grid.sent) == 1
+    assert (made.allowed("bob"), made.allowed("cat")) == (False, True)
+    assert "site bob is left out: left this run (left.jsonl)" in world.lines
 
 
 def test_two_nodes_under_one_name(field) -> None:

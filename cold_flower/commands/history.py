@@ -41,6 +41,9 @@ def _made(found: dict[str, Any]) -> str:
     if rejected(found):
         return f"rejected by the gate ({found['gate']['reason']}), {', '.join(counts)}"
     made = f"{found.get('rule', '')}, {', '.join(counts)}" if counts else str(found.get("rule"))
+    if replay := found.get("replay"):
+        quality = "exact" if replay["exact"] else "an approximation"
+        made = f"replays {replay['of']:04d} without {replay['without']} ({quality}), {made}"
     length = found.get("length")  # of the step, in lengths of the plain mean
     return made if length is None else f"{made}, length {length:.2f}"
 
@@ -57,9 +60,14 @@ def rollback(run_dir: Path, iteration: int) -> str:
         repository.recover()
         before = repository.latest()
         repository.rollback(iteration)
+    return how_to_go_on(run_dir, repository, before or 0, config["iterations"])
+
+
+def how_to_go_on(run_dir: Path, repository: Repository, before: int, iterations: int) -> str:
+    """Say what the head is now, and how a run of so many iterations goes on from it."""
     following = repository.numbers()[-1] + 1
-    more = max(following, config["iterations"])
     return (
-        f"latest is {iteration:04d} (was {before:04d}); nothing is deleted. The next iteration "
-        f"is {following:04d}: --resume --run-dir {run_dir} --set iterations={more}"
+        f"latest is {repository.latest():04d} (was {before:04d}); nothing is deleted. The next "
+        f"iteration is {following:04d}: --resume --run-dir {run_dir} "
+        f"--set iterations={max(following, iterations)}"
     )

@@ -1,4 +1,4 @@
-"""Commands about runs that lie on the disk: `report`, `log`, `rollback`."""
+"""Commands about runs that lie on the disk: `report`, `log`, `rollback`, `leave`, `worth`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -61,3 +61,61 @@ def rollback(run: Path, iteration: int) -> None:
     from cold_flower.commands import history
 
     typer.echo(history.rollback(run, iteration))
+
+
+def leave(run: Path, name: str) -> None:
+    """Have contributor NAME leave a finished or stopped run for good; delete nothing.
+
+    It is refused from now on. Where its contributions and those since are kept
+    (`keep-contributions`), what was fused is made again without it, as new iterations: the first
+    one exactly, those after it approximately, for the others had finetuned from bases that held
+    it. What cannot be made again is said. The same command goes on after a stop.
+
+    Examples:
+    * `cold-flower leave runs/mine music`
+    """
+    from cold_flower.commands.leave import leave
+
+    for line in leave(run, name):
+        typer.echo(line)
+
+
+def worth(
+    run: Path,
+    iteration: Annotated[
+        int | None, typer.Argument(help="Default: the newest whose contributions are kept.")
+    ] = None,
+    budget: Annotated[int, typer.Option(help="Sets of contributions to score, at most.")] = 100,
+    tolerance: Annotated[
+        float, typer.Option(help="An order ends so near to the score of all; 0.01 is a point.")
+    ] = 0.005,
+    protocol: Annotated[str, typer.Option(help="frozen, finetuned or few-shot.")] = "frozen",
+    split: Annotated[str, typer.Option(help="dev, or test.")] = "dev",
+) -> None:
+    """Say what each contribution to an iteration was worth, in points of the mean score.
+
+    Needs kept contributions (`keep-contributions`) and a simulation's data. Fuses sets of them
+    with the run's own rule, scores each on the contributors' tasks, and prints what is lost
+    without each, and the Shapley value with its interval. Table, figure and JSON go into
+    `RUN/worth`; the same command goes on after a stop, and with a larger budget.
+
+    Examples:
+    * `cold-flower worth runs/mine`
+
+    * `cold-flower worth runs/mine 2 --budget 256 --split test`
+    """
+    from cold_flower.commands.worth import worth
+    from cold_flower.reporting.tables import console
+
+    found = worth(
+        run,
+        iteration,
+        budget=budget,
+        tolerance=tolerance,
+        protocol=protocol,
+        split=split,
+        say=typer.echo,
+    )
+    console().print(found.table())
+    for line in found.notes():
+        typer.echo(line)

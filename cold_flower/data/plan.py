@@ -3,7 +3,7 @@
 import functools
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -38,6 +38,22 @@ class Plan:
     def names(self) -> tuple[str, ...]:
         """Return every contributor, the seen ones first."""
         return self.seen + self.unseen
+
+    def without(self, left: Collection[str]) -> "Plan":
+        """Return the plan without some contributors; their tasks are not evaluated either.
+
+        Shards share a test split: if the one that evaluates is gone, the next one does it.
+        """
+        tasks = {name: task for name, task in self.tasks.items() if name not in left}
+        seen, unseen, evaluated = (
+            tuple(name for name in names if name not in left)
+            for names in (self.seen, self.unseen, self.evaluated)
+        )
+        if not evaluated and {t.name for t in self.tasks.values()} == {
+            t.name for t in tasks.values()
+        }:
+            evaluated = seen[:1]
+        return Plan(tasks, seen, unseen, evaluated)
 
 
 def plan(config: Config) -> Plan:

@@ -12,6 +12,7 @@ from cold_flower.reporting.statistics import Row
 # What does not bear on a score: two runs that differ in nothing else are one condition.
 _BESIDE = (
     *("seed", "run-dir", "resume", "log", "recipe", "explicit", "transport", "keep-iterations"),
+    "keep-contributions",
     *("wait.nodes", "wait.replies", "finetune.micro-batch-size"),
     *("evaluate.every", "evaluate.protocols"),
 )

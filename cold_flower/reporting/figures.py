@@ -185,6 +185,29 @@ def gains(condition: Condition, protocol: str) -> Figure:
     return figure
 
 
+def worth(
+    bars: Mapping[str, tuple[float, float]], rings: Mapping[str, float], protocol: str, label: str
+) -> Figure:
+    """Draw what contributions are worth, from the top; 0.01 is a point.
+
+    Args:
+        bars: by name, a Shapley value and half its interval (NaN for none); or empty.
+        rings: by name, the leave-one-out value.
+        protocol: whose colour it is.
+        label: of the axis.
+    """
+    names = [*rings][::-1]
+    figure, ax = _figure(7, 1.1 + 0.3 * len(names))
+    if bars:
+        halves = [0.0 if math.isnan(bars[name][1]) else 100 * bars[name][1] for name in names]
+        values, colour = [100 * bars[name][0] for name in names], PROTOCOL_COLOURS[protocol]
+        ax.barh(names, values, xerr=halves, color=colour, ecolor="#555555", height=0.6)
+    ax.plot([100 * rings[name] for name in names], names, "o", color="black", mfc="white")
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_xlabel(label, fontsize=9)
+    return figure
+
+
 def beside_the_paper(condition: Condition) -> Figure:
     """Draw the finetuned gain with its error, and that of the paper's released models."""
     figure, ax = _figure(7, 4)

@@ -145,13 +145,13 @@ class Repository:
             raise RunError(f"{path} is damaged: {error}") from error
         return manifest
 
-    def state(self) -> Path | None:
-        """Return the file of the fusion's optimizer state that goes with the latest base.
+    def state(self, iteration: int | None = None) -> Path | None:
+        """Return the file of the fusion's optimizer state that goes with a base, or the latest.
 
-        None if no base was accepted yet and no file came with the latest: then there is nothing
+        None if no base was accepted yet and no file came with this one: then there is nothing
         to go on from. Otherwise the file should be there; if it is not, whoever reads it says so.
         """
-        latest = self.latest()
+        latest = self.latest() if iteration is None else iteration
         if not latest:
             return None
         path = self.path(latest) / STATE

@@ -29,7 +29,11 @@ FULL = "no space left on the disk of the run directory: make room there"
 # Environment variables by which the runner tells the ServerApp its number of workers and its
 # process id.
 WORKERS, RUNNER = "COLD_FLOWER_WORKERS", "COLD_FLOWER_RUNNER"
-_MAY_CHANGE = ("iterations", "resume", "run-dir", "log", "explicit", "sites.allow", "sites.minimum")
+LEFT = "left.jsonl"  # who left for good (`cold_flower.commands.leave`), and what was replayed
+_MAY_CHANGE = (
+    *("iterations", "resume", "run-dir", "log", "explicit", "keep-contributions"),
+    *("sites.allow", "sites.minimum"),
+)
 
 
 class Journal:
@@ -117,6 +121,10 @@ class Journal:
         path = self.run_dir / name
         text = path.read_bytes() if path.exists() else b""
         return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+
+    def left(self) -> list[str]:
+        """Return who left this run for good."""
+        return [row["contributor"] for row in self.rows(LEFT)]
 
     def where(self, name: str, key: str, value: Any) -> list[dict[str, Any]]:
         """Read those JSON lines whose ``key`` has a value; the time does not grow with the file."""

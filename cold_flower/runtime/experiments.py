@@ -14,6 +14,7 @@ from cold_flower.data.splits import check_few_shot, load_splits
 from cold_flower.errors import ConfigError
 from cold_flower.keys import unknown_key
 from cold_flower.reporting import catalogue, trackers
+from cold_flower.repository.journal import Journal
 from strategies.names import absolute, unknown
 
 
@@ -114,6 +115,10 @@ def check_keys(config: Config) -> Plan:
         schedule=config.schedule,
         seed=config.seed,
     )
+    if config.resume and (left := Journal(Path(config.run_dir)).left()):
+        asked = asked[: len(whole.without(left).seen)]  # those who stay, if they are fewer
+        if not asked:
+            raise ConfigError(f"nobody is left to contribute: {', '.join(left)} left this run")
     turns.check(config)
     given = config.quorum or len(asked)
     if config.schedule == ASYNCHRONOUS:

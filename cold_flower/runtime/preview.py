@@ -105,7 +105,9 @@ def cost(config: Config, checked: Checked, left: Ahead, parameters: int) -> Cost
         bodies += validations + len(plan.seen) * candidates
     optimizer = 0 if config.fusion.strategy else len(stages(config).memory)  # bodies, each time
     average = bool(config.fusion.ema)
-    kept = len(cohorts) * (1 + optimizer + average) + max(map(len, cohorts), default=0)
+    at_once = max(map(len, cohorts), default=0)
+    kept = len(cohorts) * (1 + optimizer + average) + at_once
+    kept += at_once * min(config.keep_contributions, len(cohorts))
     kept += left.iterations.start == 1  # the start
     return Cost(
         contributions,
@@ -192,7 +194,7 @@ def _cohorts(config: Config, checked: Checked, left: Ahead) -> list[list[str]]:
         cohort(
             checked.plan.seen,
             iteration,
-            size=config.contributors_per_iteration,
+            size=min(config.contributors_per_iteration, len(checked.plan.seen)),  # some left
             schedule=config.schedule,
             seed=config.seed,
         )

@@ -109,9 +109,12 @@ def show(config: Config, sharing: Sharing) -> None:
         if not _is_left(config):
             return
         ready = prepare(config, sharing)
+    checked = ready.checked
+    if config.resume and (left := Journal(Path(config.run_dir)).left()):
+        checked = replace(checked, plan=checked.plan.without(left))
     parts = preview(
         config,
-        ready.checked,
+        checked,
         ready.allocation,
         parameters=ready.parameters,
         footprint=ready.footprint,

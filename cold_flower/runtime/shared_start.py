@@ -17,6 +17,7 @@ from cold_flower.repository.journal import CONFIG, SCORES, Journal
 # What bears on a run only after its start was scored, or on no score at all.
 _LATER = (
     *("experiment", "run-dir", "resume", "log", "explicit", "recipe", "keep-iterations"),
+    "keep-contributions",
     *("iterations", "contributors-per-iteration", "schedule", "quorum", "transport"),
     *("baseline", "sampling", "loss-scaling", "finetune.head", "finetune.proximal-mu"),
     *("evaluate.every", "wait.nodes", "wait.replies"),

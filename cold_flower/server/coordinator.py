@@ -28,6 +28,7 @@ from cold_flower.repository.journal import (
     Journal,
     run_id,
 )
+from cold_flower.repository.kept import Kept
 from cold_flower.repository.provenance import was_fused
 from cold_flower.server import reuse, turns
 from cold_flower.server.evaluation import Evaluation
@@ -89,6 +90,7 @@ class Coordinator:
                 first=self._first,
                 checked=RUNNER in os.environ,  # as `cold-flower simulate` does
                 window=window or WINDOW,
+                left=self._journal.left(),
             )
         )
         self._evaluation = Evaluation(
@@ -266,8 +268,10 @@ class Coordinator:
         self._journal.append(CONTRIBUTIONS, missing)
 
     def _end_iteration(self) -> None:
-        """Empty the inbox of an iteration that is published; keep what was refused aside."""
+        """Empty the inbox of an iteration that is published; put aside what is to be kept."""
         rows = self._repository.manifest(self._inbox.iteration).get("contributors", [])
+        if keep := self._config.keep_contributions:
+            Kept(self._journal.run_dir).take(self._inbox.iteration, keep)
         self._inbox.drop([row["name"] for row in rows if row["verdict"] == "refused"])
 
     def _make_gate(self) -> Gate:

@@ -72,8 +72,13 @@ def describe(
 
 
 def contribution_rows(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a manifest's contributors as the rows of contributions.jsonl."""
-    rows = []
+    """Return a manifest's contributors as the rows of contributions.jsonl.
+
+    A replay (`cold_flower.server.replay`) brought no new ones.
+    """
+    rows: list[dict[str, Any]] = []
+    if "replay" in manifest:
+        return rows
     for row in manifest.get("contributors", []):
         plain = {key.replace("-", "_"): value for key, value in row.items() if key != "name"}
         rows.append({**plain, "iteration": manifest["iteration"], "contributor": row["name"]})

@@ -26,10 +26,14 @@ class Contributors(Participants):
         config: the run's.
         plan: the role of each.
         members: who is there; fewer than planned, where the federation has fewer nodes.
+        left: who left the run for good (`cold_flower.commands.leave`): it is asked nothing.
     """
 
-    def __init__(self, config: Config, plan: Plan, members: Iterable[Member]) -> None:
+    def __init__(
+        self, config: Config, plan: Plan, members: Iterable[Member], left: Collection[str] = ()
+    ) -> None:
         super().__init__(members)
+        self._left = left
         self._config = config
         self.replayed = Replayed(Path(config.replay), config.iterations) if config.replay else None
         self.plan = plan
@@ -68,7 +72,7 @@ class Contributors(Participants):
         if self.replayed:
             return sorted(self.replayed.of(iteration))
         size = self._config.contributors_per_iteration
-        if len(self.there) < len(self.plan.names):  # `Simulation` has said so
+        if self._left or len(self.there) < len(self.plan.names):  # `Simulation` has said so
             size = min(size, len(self.training))
         return self._draw(iteration, size)
 

@@ -40,6 +40,7 @@ class Simulation(Contributors):
             at the start only those are asked that have something to do then. Otherwise all are,
             so that what is wrong is said before hours are spent.
         window: how many are asked at once (see `strategies.exchange.exchange`).
+        left: who left the run for good; they have nodes, but are asked nothing.
 
     Raises:
         RunError: nobody came, two have one name, or one runs something else.
@@ -55,11 +56,15 @@ class Simulation(Contributors):
         first: int = 1,
         checked: bool = False,
         window: int = WINDOW,
+        left: Collection[str] = (),
     ) -> None:
-        super().__init__(config, plan(config), ())
+        whole = plan(config)
+        super().__init__(config, whole.without(left), (), left)
         self._grid, self._say, self._window = grid, say, window
         self._model, self._code = model, code_sha256()
-        planned = self.plan.names
+        planned = whole.names
+        if left:
+            say(f"{', '.join(left)} left this run: neither its contribution nor a score is asked")
         nodes = _wait(grid, len(planned), config.wait.nodes)
         if len(nodes) < len(planned):
             say(
@@ -71,7 +76,8 @@ class Simulation(Contributors):
         made = sorted(grid.get_nodes(), key=lambda node: str(node.registered_at)) if checked else []
         if made and len(nodes) == len(made) == len(planned):
             # Flower numbers a simulation's nodes as it makes them, so this is who each should be.
-            self._nodes = dict(zip(planned, (node.node_id for node in made), strict=True))
+            of_name = zip(planned, (node.node_id for node in made), strict=True)
+            self._nodes = {name: node for name, node in of_name if name not in left}
             cohort = self._drawn(first) if first <= config.iterations else []
             scoring = self.plan.evaluated if config.protocols() else ()
             self.asked(sorted({*scoring, *cohort}))
@@ -122,6 +128,8 @@ class Simulation(Contributors):
                 member = examine(answer, int(node), model=self._model, code=self._code)
             except Refused as reason:
                 raise RunError(f"node {node}: {reason}") from reason
+            if member.name in self._left:
+                continue
             if member.name in members:
                 raise RunError(
                     f"two nodes call themselves {member.name}: each contributor is one node"

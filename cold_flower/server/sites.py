@@ -42,7 +42,7 @@ class Sites(Contributors):
 
     def __init__(self, grid: Grid, config: Config, model: str, journal: Journal) -> None:
         check(config)
-        super().__init__(config, Plan({}, (), (), ()), ())
+        super().__init__(config, Plan({}, (), (), ()), (), journal.left())
         self._grid = grid
         self._model = model
         self._journal = journal
@@ -51,9 +51,9 @@ class Sites(Contributors):
         self._wait()
 
     def allowed(self, name: str) -> bool:
-        """Return whether sites.allow has it."""
+        """Return whether sites.allow has it, and it did not leave."""
         allow = split(self._config.sites.allow)
-        return allow == ["*"] or name in allow
+        return name not in self._left and (allow == ["*"] or name in allow)
 
     def cohort(self, iteration: int) -> list[str]:
         """Draw an iteration's cohort of the sites that are there when it begins."""
@@ -128,6 +128,8 @@ class Sites(Contributors):
             return "has no registered name: flwr supernode register KEY.pub --name NAME"
         if not NAME.fullmatch(name):
             return f"a registered name is {NAME.pattern}"
+        if name in self._left:
+            return "left this run (left.jsonl)"
         if not self.allowed(name):
             return "is not in sites.allow"
         return f"another node is registered as {name}" if name in taken else ""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from flwr.serverapp.strategy import Strategy
@@ -12,7 +13,7 @@ from cold_flower.repository.bases import Repository
 from cold_flower.server import stock
 from strategies.cold_fusion import ColDFusion
 from strategies.errors import FusionError
-from strategies.fusion import load
+from strategies.fusion import Rule, load
 from strategies.gate import Gate
 from strategies.inbox import Inbox
 from strategies.screening import Screen
@@ -42,14 +43,25 @@ def strategy(
     check(config)
     if config.fusion.strategy:
         return stock.stock_strategy(config)
-    fuse = staged(
+    fuse = rule(config, repository, before=repository.state, after=lambda: inbox.state)
+    return ColDFusion(fuse, inbox=inbox, seed=config.seed, gate=gate, say=say)
+
+
+def rule(
+    config: Config,
+    repository: Repository,
+    *,
+    before: Callable[[], Path | None],
+    after: Callable[[], Path],
+) -> Rule:
+    """Return the run's fusion rule with its stages; ``before`` and ``after``: see `staged`."""
+    return staged(
         load(config.fusion.rule, **config.rule_options()),
         stages(config),
         start=lambda: repository.body(0),
-        before=repository.state,
-        after=lambda: inbox.state,
+        before=before,
+        after=after,
     )
-    return ColDFusion(fuse, inbox=inbox, seed=config.seed, gate=gate, say=say)
 
 
 def check(config: Config) -> None:
