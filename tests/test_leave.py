@@ -17,7 +17,7 @@ from cold_flower.repository.journal import LEFT, Journal
 from cold_flower.repository.kept import Kept
 from cold_flower.server.manifest import contribution_rows
 from cold_flower.server.replay import Replay
-from strategies.contributions import INCOMING, Contribution, Store
+from strategies.contributions import INCOMING, Contribution, Start, Store
 from strategies.fusion import Weights, fingerprint
 from tests.test_repository import BODY, save
 
@@ -49,8 +49,9 @@ def publish(run_dir, config: Config, iteration: int, bodies: dict[str, dict], ga
     store.open()
     ones = [
         store.put(
-            Contribution(name, metrics={"num-examples": 5.0}), body.items(),
-            Weights(body).template(), sha256,
+            Contribution(
+                name, metrics={"num-examples": 5.0}, start=Start(iteration, sha256)
+            ), body.items(), Weights(body).template(),
         )
         for name, body in bodies.items()
     ]  # fmt: skip
@@ -110,7 +111,7 @@ def test_files_are_moved_as_they_are_and_the_newest_stay(tmp_path) -> None:
         kept.contributions(1)
     file = kept.folder / "0003" / "music.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x07")
-    with pytest.raises(RunError, match=r"not whole, or were not made from base 2: music"):
+    with pytest.raises(RunError, match=r"made from no base of this run: music"):
         kept.contributions(3)
 
 
@@ -380,3 +381,39 @@ def test_a_flower_strategy_cannot_be_replayed(tmp_path) -> None:
     assert said[1].startswith("no iteration can be replayed: ")
     assert "fuses with flwr.serverapp.strategy:FedAvg: only a fusion rule" in said[1]
     assert Repository(run).latest() == 1
+
+
+def test_a_stale_contribution_is_replayed_from_its_own_base_and_with_its_age(tmp_path) -> None:
+    """travel began from the start, and counts 2^-1/2 in iteration 2; garden from base 1."""
+    run = tmp_path / "run"
+    start(run, config_of())
+    repository, store = Repository(run), Store(run / INCOMING, 2)
+    one = {k: t + 1 for k, t in BODY.items()}
+    repository.publish(1, 0, Weights(one), {})
+    store.open()
+    rows = []
+    for name, begun, by, age in (("garden", 1, 3.0, 0), ("travel", 0, 2.0, 1)):
+        base = dict(repository.body(begun).items())
+        mine = {k: t + by for k, t in base.items()}
+        began = Start(begun + 1, repository.sha256(begun))
+        put = store.put(Contribution(name, start=began), mine.items(), Weights(mine).template())
+        aged = {"staleness": age} if age else {}
+        rows.append({"name": name, "verdict": "accepted", "sha256": put.sha256, **aged})
+    repository.publish(2, 1, Weights(one), {"contributors": rows})
+    kept = Kept(run)
+    kept.take(2, 9)
+    ones = kept.contributions(2)
+    assert [(o.name, o.staleness) for o in ones] == [("garden", 0), ("travel", 1)]
+    garden, travel = kept.onto(1, ones)
+    assert torch.equal(garden.get("w"), one["w"] + 3)
+    torch.testing.assert_close(travel.get("w"), one["w"] + 2 * 2**-0.5)
+
+
+def test_a_replay_has_a_moving_average_where_the_run_has_one(tmp_path) -> None:
+    run, config = tmp_path / "run", config_of(**{"fusion.ema": 0.5})
+    grown(run, config, iterations=1)
+    list(leave(run, "music"))
+    store = Repository(run)
+    start_, made = body(run, 0), body(run, 2)
+    for key, tensor in store.average(2).items():
+        torch.testing.assert_close(tensor, (start_[key] + made[key]) / 2)

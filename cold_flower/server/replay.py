@@ -91,5 +91,6 @@ class Replay:
             manifest = describe(self._config, [*ours, *refused], measured, None, step)
             manifest["replay"] = {"of": iteration, "without": left, "exact": exact}
             there = state if state.exists() else None
-            repository.publish(number, head, Weights(fused), manifest, state=there)
+            decay = self._config.fusion.ema
+            repository.publish(number, head, Weights(fused), manifest, state=there, decay=decay)
         return number, exact
