@@ -5,7 +5,8 @@
 Eight contributors of the demo, a worker each; finetuning takes each some seconds more than it
 would, as if it had that much more data, and one of them ten times as many. Synchronous iterations
 wait for it; with ``schedule = asynchronous`` four contributions make an iteration. Both take the
-same number of contributions. Time counts from the first message, without that of evaluations.
+same number of contributions. Nothing is evaluated meanwhile, for contributors would go on under it;
+the scores are those of the same run repeated (``--replay``).
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 
 from benchmarks import results
 from cold_flower.reporting.statistics import gains, mean_and_sem
+from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import PROGRESS, SCORES, Journal
 
 SYNCHRONOUS: dict[str, object] = {"iterations": 3, "contributors-per-iteration": 0}
@@ -60,7 +62,7 @@ def run(kind: str, seed: int, folder: Path, seconds: float, slow: float) -> None
 
     vars(simulate)["stage"] = sleeping  # the names that are called
     vars(resources)["allocate"] = all_at_once
-    settings = {**KINDS[kind], "seed": seed, "evaluate.protocols": "frozen"}
+    settings = {**KINDS[kind], "seed": seed, "evaluate.protocols": ""}
     given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     sys.argv = ["cold-flower", "simulate", "demo", "--run-dir", str(folder), *given]
     main()
@@ -68,17 +70,21 @@ def run(kind: str, seed: int, folder: Path, seconds: float, slow: float) -> None
 
 def curve(folder: Path) -> list[tuple[float, float]]:
     """Return seconds since the first message and the frozen gain on seen tasks, base by base."""
-    journal = Journal(folder)
-    events, rows = journal.rows(PROGRESS), journal.rows(SCORES)
+    scored = folder.with_name("scored")
+    tool = str(Path(sys.executable).parent / "cold-flower")
+    command = [tool, "simulate", "--replay", str(folder)]
+    command += ["--run-dir", str(scored), "--set", "evaluate.protocols=frozen"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    events, rows = Journal(folder).rows(PROGRESS), Journal(scored).rows(SCORES)
+    for base in sorted({row["iteration"] for row in rows}):
+        if Repository(scored).sha256(base) != Repository(folder).sha256(base):
+            raise SystemExit(f"base {base} was not repeated to the bit")
     started = next(e["time"] for e in events if e["line"].startswith("iteration 1:"))
-    found, aside = [], 0.0
-    for i in range(1, max(row["iteration"] for row in rows) + 1):
-        published = next(e["time"] for e in events if e.get("published") == i)
-        gain = mean_and_sem(gains(rows, "seen", "frozen", i))[0]
-        found.append((published - started - aside, gain))
-        times = [e["time"] for e in events if e.get("phase") == "evaluate" and e["iteration"] == i]
-        aside += times[-1] - published
-    return found
+    published = {e["published"]: e["time"] - started for e in events if "published" in e}
+    return [
+        (time, mean_and_sem(gains(rows, "seen", "frozen", i))[0])
+        for i, time in sorted(published.items())
+    ]
 
 
 def draw(curves: dict[str, list[list[tuple[float, float]]]], path: Path) -> None:
@@ -92,7 +98,7 @@ def draw(curves: dict[str, list[list[tuple[float, float]]]], path: Path) -> None
             x, y = zip((0.0, 0.0), *points, strict=True)
             label = kind if n == 0 else None
             ax.plot(x, [100 * v for v in y], marker="o", markersize=4, color=colour, label=label)
-    ax.set_xlabel("seconds since the first message, without evaluations")
+    ax.set_xlabel("seconds since the first message")
     ax.set_ylabel("frozen, seen: gain over the start, points")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, loc="lower right")

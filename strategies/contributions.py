@@ -106,9 +106,10 @@ class Store:
     @staticmethod
     def clear_before(folder: Path, iteration: int, awaited: Container[int]) -> None:
         """Delete what earlier iterations left, but where a contributor may still `offer`."""
-        for path in folder.glob("[0-9]*"):
-            if int(path.name) < iteration and int(path.name) not in awaited:
-                shutil.rmtree(path, ignore_errors=True)
+        there = (int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
+        for number in there:
+            if number < iteration and number not in awaited:
+                Store(folder, number).clear()
 
     def put(
         self, stated: Contribution, body: Iterable[tuple[str, Tensor]], template: Template
