@@ -99,6 +99,7 @@ def test_what_is_said_of_a_failure(tmp_path, status, result, line) -> None:
 def test_a_run_that_completed(tmp_path) -> None:
     (tmp_path / RESULT).write_text(json.dumps(COMPLETED))
     flower.judge(tmp_path, "finished:completed", no_result="", again="")
+    flower.judge(tmp_path, "running N/A", no_result="", again="")  # contributors are still at work
 
 
 def test_events_come_once_and_whole(tmp_path) -> None:

@@ -19,7 +19,7 @@ from cold_flower.runtime.events import Events
 from cold_flower.runtime.experiments import check_strategy
 from cold_flower.runtime.flower import STATUS_SECONDS, error_of, flwr, judge, status_of
 from cold_flower.runtime.processes import Stopped, stoppable
-from cold_flower.server import sites
+from cold_flower.server import sites, turns
 
 POLL_SECONDS = 0.5  # seconds between two looks at the run directory
 RESUMES = 3  # times that a run which was lost with its SuperLink is taken up again
@@ -46,7 +46,8 @@ def deploy(config: Config, connection: str, say: Callable[[str], object]) -> Non
             "(* = all that are registered). `cold-flower simulate` needs no sites"
         )
     sites.check(config)
-    check_strategy(config, config.quorum or config.sites.minimum)
+    turns.check(config)
+    check_strategy(config, config.buffer or config.quorum or config.sites.minimum)
     run_dir = Path(config.run_dir)
     if config.resume:
         check_same(run_dir, config)
