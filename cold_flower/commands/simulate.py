@@ -72,6 +72,8 @@ def simulate(
 
     * `cold-flower simulate mine.toml --gpus-per-contributor 0.25`: four share a GPU
     """
+    if bool(experiment) == bool(replay):
+        raise typer.BadParameter("name an EXPERIMENT, or a run to repeat (--replay RUN)")
     from cold_flower.runtime import experiments
 
     settings = experiments.parse_settings(set or [])  # a typo is said before torch is loaded
