@@ -1,8 +1,11 @@
 """Shared fixtures: small tensors, tiny random models, a Grid without Flower's engine."""
 
 import os
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +123,22 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.in_process import simulate
 
     monkeypatch.setattr("cold_flower.runtime.runner.simulate", simulate)
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Have another process hold a run directory's lock, as a run at work does."""
+    hold = (
+        "import sys; from pathlib import Path; from cold_flower.repository.journal import Journal; "
+        "Journal(Path(sys.argv[1])).lock(); print('held', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(run)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as holder:  # fmt: skip
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        yield
+        holder.communicate("\n")
 
 
 _framed = {"bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2}

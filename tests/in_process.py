@@ -4,7 +4,8 @@ What Ray, the SuperLink and processes of their own add is test_simulation.py's t
 takes seconds instead of the minute that six processes need to import torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,15 @@ def simulate(
     for event in events.new():
         show(event)
     flower.judge(run_dir, status, no_result="the ServerApp wrote no result.json", again=again)
+
+
+@contextmanager
+def here(cwd: Path) -> Iterator[Path]:
+    """Have what runs meanwhile run in this process, and keep what it keeps in a directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLD_FLOWER_HOME", str(cwd / "home"))
+        patch.setattr("cold_flower.runtime.runner.simulate", simulate)
+        yield cwd
 
 
 def _sent(message: Message) -> Message:

@@ -1,8 +1,6 @@
 """The lineage, drawn and rolled back."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -12,6 +10,7 @@ from cold_flower.errors import RunError
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import SCORES, Journal
 from strategies.fusion import Weights
+from tests.conftest import held
 from tests.test_repository import BODY, moved, save
 
 
@@ -55,18 +54,8 @@ def test_a_rollback_says_how_to_go_on(run) -> None:
 
 
 def test_a_run_at_work_is_left_alone(run) -> None:
-    hold = (
-        "import sys; from pathlib import Path; from cold_flower.repository.journal import Journal; "
-    )
-    hold += "Journal(Path(sys.argv[1])).lock(); print('held', flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", hold, str(run)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as holder:  # fmt: skip
-        assert holder.stdout and holder.stdout.readline() == "held\n"
-        with pytest.raises(RunError, match="another run is at work"):
-            history.rollback(run, 1)
-        holder.communicate("\n")
+    with held(run), pytest.raises(RunError, match="another run is at work"):
+        history.rollback(run, 1)
     with pytest.raises(RunError, match="no iteration 7 .*there: 0, 1, 2"):
         history.rollback(run, 7)
     assert Repository(run).latest() == 2

@@ -1,8 +1,6 @@
 """Contributions that are kept, and a contributor that leaves, on a body of six numbers."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -19,6 +17,7 @@ from cold_flower.server.manifest import contribution_rows
 from cold_flower.server.replay import Replay
 from strategies.contributions import INCOMING, Contribution, Start, Store
 from strategies.fusion import Weights, fingerprint
+from tests.conftest import held
 from tests.test_repository import BODY, save
 
 NAMES = ("music", "travel", "cinema", "garden")
@@ -354,18 +353,8 @@ def test_what_is_refused_by_name(tmp_path) -> None:
     grown(run, config_of(), 1)
     with pytest.raises(RunError, match="unknown contributor of .* 'musik'. Did you mean 'music'"):
         list(leave(run, "musik"))
-    hold = (
-        "import sys; from pathlib import Path; from cold_flower.repository.journal import Journal; "
-        "Journal(Path(sys.argv[1])).lock(); print('held', flush=True); input()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", hold, str(run)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as holder:  # fmt: skip
-        assert holder.stdout and holder.stdout.readline() == "held\n"
-        with pytest.raises(RunError, match="another run is at work"):
-            list(leave(run, "music"))
-        holder.communicate("\n")
+    with held(run), pytest.raises(RunError, match="another run is at work"):
+        list(leave(run, "music"))
     assert Journal(run).left() == []
     with pytest.raises(RunError, match="holds no run"):
         list(leave(tmp_path, "music"))

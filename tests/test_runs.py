@@ -18,10 +18,7 @@ pytestmark = pytest.mark.usefixtures("in_process")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cwd = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COLD_FLOWER_HOME", str(cwd / "home"))
-        patch.setattr("cold_flower.runtime.runner.simulate", in_process.simulate)
+    with in_process.here(tmp_path_factory.mktemp("finished")) as cwd:
         simulate(cwd, "run", *MEMORY)
     return cwd / "run"
 

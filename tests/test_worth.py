@@ -25,10 +25,7 @@ KEEP = (
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cwd = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COLD_FLOWER_HOME", str(cwd / "home"))
-        patch.setattr("cold_flower.runtime.runner.simulate", in_process.simulate)
+    with in_process.here(tmp_path_factory.mktemp("finished")) as cwd:
         simulate(cwd, "run", *KEEP)
     return cwd / "run"
 

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -39,8 +40,8 @@ class Replay:
             )
         self._config, self._run_dir = config, run_dir
         self.repository, self.kept = Repository(run_dir), Kept(run_dir)
-        chosen = load(config.fusion.rule, **config.rule_options())
-        self.least: int = chosen.min_contributions  # type: ignore[attr-defined]
+        chosen: Any = load(config.fusion.rule, **config.rule_options())
+        self.least: int = chosen.min_contributions
 
     def fuse(self, base: int, given: Sequence[Weights], state: Path) -> dict[str, Tensor]:
         """Return what the rule and its stages make of a base and contributions.
@@ -79,8 +80,7 @@ class Replay:
         everybody = kept.contributions(iteration)
         ours = [one for one in everybody if one.name not in gone]
         given, base = kept.onto(head, ours), repository.body(head)
-        made_from = repository.manifest(kept.made_from(iteration))["sha256"]
-        exact = bool(repository.manifest(head)["sha256"] == made_from)
+        exact = repository.sha256(head) == repository.sha256(kept.made_from(iteration))
         with tempfile.TemporaryDirectory(dir=self._run_dir, prefix=".replay-") as folder:
             state = Path(folder) / "state.safetensors"
             fused = self.fuse(head, given, state)
