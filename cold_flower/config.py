@@ -250,7 +250,7 @@ class Config:
         "", "keys that a recipe leaves at their default; `flwr run -c` lists those given there"
     )
     tasks: str = key("", "of the suite, comma-separated; empty = all")
-    unseen: str = key("", "tasks that are evaluated but never contribute")
+    unseen: str = key("", "tasks that are evaluated but never contribute; * = all: a drop box does")
     pool: int = key(
         0,
         "only so many of the tasks contribute, drawn from the seed, and the rest is unseen; a pool "
@@ -274,9 +274,13 @@ class Config:
     )
     staleness: int = key(
         3,
-        "with schedule = asynchronous, how many bases older than the last one a contribution may "
-        "have begun from; it counts (1 + staleness)^-1/2, and an older one is dropped",
+        "with schedule = asynchronous, or of a drop box, how many bases older than the last one a "
+        "contribution may have begun from; it counts (1 + staleness)^-1/2, an older one is dropped",
         most=MANY,
+    )
+    dropbox: str = key(
+        "",
+        "a folder into which anybody puts finetuned models; empty = dropbox in the run directory",
     )
     late: str = key(
         "",

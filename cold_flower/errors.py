@@ -34,6 +34,19 @@ class ModelError(ColdFlowerError):
     """A base model that cannot be loaded or used."""
 
 
+class TokensError(ModelError):
+    """A model that reads with other tokens than the base.
+
+    Args:
+        text: what differs.
+        more: whether embeddings by token could fuse it: it has the base's tokens, and others.
+    """
+
+    def __init__(self, text: str, *, more: bool = False) -> None:
+        super().__init__(text)
+        self.more = more
+
+
 class RunError(ColdFlowerError):
     """A run directory or a run that went wrong."""
 

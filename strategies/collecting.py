@@ -11,10 +11,10 @@ from flwr.serverapp import Grid
 
 from strategies import exchange, records
 from strategies.asking import Asking
-from strategies.contributions import Contribution, Start, Store
+from strategies.contributions import FROM, Contribution, Start, Store
 from strategies.exchange import Letter, Post
 from strategies.fusion import Template
-from strategies.participants import Participants
+from strategies.participants import Drops, Participants
 from strategies.staleness import Bases
 from strategies.turns import Together, Turns
 
@@ -45,6 +45,8 @@ class Collector:
             the iteration whose base it began from.
         starts: what an iteration's contributors begin from, by name, where it is not the last base:
             of a run that is repeated.
+        drops: contributions that come beside those that are asked for; of bases that are ``older``
+            by so many at most.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Collector:
         staleness: int = 0,
         arrived: Callable[[Contribution, int], None] = lambda one, number: None,
         starts: Callable[[int], Mapping[str, Start]] | None = None,
+        drops: Drops | None = None,
+        older: int = 0,
     ) -> None:
         self.grid = grid
         self.participants = participants
@@ -77,18 +81,24 @@ class Collector:
         self._staleness = staleness
         self._tell_of = arrived
         self._starts_of = starts
+        self._drops = drops or Drops()
+        self._older = max(staleness, older)
         self.iteration = first - 1
         """The iteration whose contributions are `here`."""
         self.here: dict[str, Contribution] = {}
         """Those of the current iteration, by name."""
         self.at_work: dict[str, Start] = {}
         """What each began from who is at work, by name."""
-        self.expected = 0
-        """How many contributions the current iteration waits for."""
         self.recent: Recent = {}
         self._post = Post(grid, simulated=participants.simulated)
         self._asked: set[str] = set()  # by this iteration
+        self._awaited = 0
         self._template: Template = {}
+
+    @property
+    def expected(self) -> int:
+        """Return how many contributions the current iteration waits for, or has."""
+        return max(self._awaited, len(self.here))
 
     @property
     def store(self) -> Store:
@@ -123,7 +133,7 @@ class Collector:
     def _bases_from(self, base: str) -> Recent:
         if not self.bases:
             return {base: (0, self._reference() if self._reference else -1)}
-        newest = self.bases.recent(self._staleness + 1)
+        newest = self.bases.recent(self._older + 1)
         return {sha256: (age, number) for age, (number, sha256) in enumerate(newest)}
 
     def _addressed(
@@ -149,8 +159,9 @@ class Collector:
     def _already_here(self, asked: Iterable[str]) -> dict[str, Contribution]:
         """Return what arrived before the run was stopped, also of a site that is away now."""
         away = []
+        dropped = self._drops.names(self.iteration)
         for name in self.store.names():
-            if not self.participants.allowed(name):
+            if name not in dropped and not self.participants.allowed(name):
                 self.say(f"iteration {self.iteration}: {name} may take part no more: put aside")
                 self.store.quarantine(name)
             elif name not in asked:
@@ -173,7 +184,7 @@ class Collector:
         busy = [name for name in addressed if name in at_work]
         before = f" (already here: {', '.join(here)})" if here else ""
         still = f" (still at work: {', '.join(busy)})" if busy else ""
-        self.expected = turns.begin(list(addressed), here, at_work)
+        self._awaited = turns.begin(list(addressed), here, at_work)
         self._asked.clear()
         self.say(turns.said(self.iteration, len(addressed)) + before + still)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -188,7 +199,9 @@ class Collector:
                     self._keep(Contribution(name, "missing", "lost"))
             if found := self._post.first():
                 self._take(*found)
-            elif late or not self._post:
+            elif dropped := self._drops.next(self.iteration, here, self._template, self.store):
+                self._keep(self._arrived(dropped))
+            elif late or (addressed and not self._post):
                 break
             else:
                 time.sleep(exchange.POLL)
@@ -203,10 +216,13 @@ class Collector:
     def _forget_the_lost(self, timeout: float | None) -> None:
         """Wait no longer for those whose time is over and who began from too old a base."""
         for letter in self._post:
-            old = self.at_work[letter.name].base not in self.recent
+            old = self._too_old(self.at_work[letter.name])
             if old and timeout and time.monotonic() - letter.sent >= timeout:
                 self.say(f"{letter.name} did not answer in {timeout:g} s: it may be asked anew")
                 self._forget(letter.name)
+
+    def _too_old(self, start: Start) -> bool:
+        return self.recent.get(start.base, (math.inf, 0))[0] > self._staleness
 
     def _forget(self, name: str) -> None:
         self._post.forget(name)
@@ -226,7 +242,7 @@ class Collector:
     def _take(self, letter: Letter, reply: Message) -> None:
         """Keep what a reply brings, unless it began from too old a base."""
         name, start = letter.name, self.at_work.pop(letter.name)
-        if start.base not in self.recent:
+        if self._too_old(start):
             since = f"a base that is more than {self._staleness} older than the last one"
             self.say(f"{name} began from {since}: what it gives is dropped")
             return
@@ -238,6 +254,9 @@ class Collector:
         done = f"{len(self.here)}/{self.expected} {one.name}"
         if one.verdict != "accepted":
             self.say(f"{done} {one.verdict}: {one.reason}")
+            return
+        if FROM in one.facts:
+            self.say(f"{done} taken from the {one.facts[FROM]}: {one.facts.get('recognised', '')}")
             return
         since = f", from base {self.recent[one.start.base][1]}" if one.staleness else ""
         self.say(f"{done} finetuned in {one.metrics.get('seconds', 0.0):.1f} s{since}")

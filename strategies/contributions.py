@@ -28,6 +28,7 @@ from strategies.names import NAME
 from strategies.screening import check_form
 
 INCOMING = "incoming"  # the folder, in a run directory
+FROM = "from"  # in the facts of a contribution that nobody was asked for: where it came from
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ from strategies.passing import Passing
 from strategies.screening import Candidate, Verdict
 from strategies.staleness import discount
 
+NOBODY = -1
+"""The node that an iteration shows which asks nobody: a strategy has to have one to write to."""
+
 Screening = Callable[[str, Sequence[Candidate], Diagnosis], Mapping[str, Verdict]]
 
 
@@ -77,9 +80,11 @@ class Inbox(Passing):
         return self._collector.at_work
 
     def get_node_ids(self) -> list[int]:
-        """Return the nodes of the coming iteration's cohort."""
+        """Return the nodes of the coming iteration's cohort, or `NOBODY`."""
         cohort = self._participants.cohort(self.iteration + 1)
-        return [self._participants.members[name].node for name in cohort]
+        nodes = [self._participants.members[name].node for name in cohort]
+        # An iteration that takes the first that come may have nobody to ask: `Drops` alone.
+        return nodes or ([NOBODY] if self._collector.turns.good({}) else [])
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -97,7 +102,8 @@ class Inbox(Passing):
         arrays = listed[0].content.array_records[records.ARRAYS]
         base = fingerprint(records.unpack(arrays))
         names = {member.node: name for name, member in self._participants.members.items()}
-        asked = {names[message.metadata.dst_node_id]: message for message in listed}
+        nodes = {message.metadata.dst_node_id: message for message in listed}
+        asked = {names[node]: message for node, message in nodes.items() if node != NOBODY}
         self._collector.collect(asked, arrays, base, timeout)
         self._check_quorum(self._judge(base, Weights(records.Tensors(arrays))))
         accepted = self.accepted()
@@ -201,7 +207,7 @@ class Inbox(Passing):
                 causes.append(f"{one.name} {one.verdict}: {one.reason}")
         raise QuorumError(
             f"iteration {self.iteration}: {accepted} of {asked} contributions are good, "
-            f"the quorum is {needed} ({'; '.join(causes)})"
+            f"the quorum is {needed} ({'; '.join(causes) or 'nothing further came in time'})"
         )
 
     def _reply(

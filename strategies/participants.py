@@ -1,8 +1,13 @@
-"""Who takes part, as the `Inbox` asks it: once before each iteration, and as answers arrive."""
+"""Who takes part, as the `Inbox` asks it: once before each iteration, and as answers arrive.
 
-from collections.abc import Iterable, Mapping, Sequence
+Contributions may also come from elsewhere without having been asked for: `Drops`.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from strategies.contributions import Contribution, Store
+from strategies.fusion import Template
 from strategies.names import NAME
 
 
@@ -58,3 +63,24 @@ class Participants:
     def allowed(self, name: str) -> bool:
         """Return whether a contributor may take part, also where it is away now."""
         return True
+
+
+class Drops:
+    """Contributions that nobody asked for: none; override to take them from somewhere."""
+
+    def names(self, iteration: int) -> Collection[str]:
+        """Return whose were taken for an iteration so far, also before the run was stopped."""
+        return ()
+
+    def next(
+        self, iteration: int, here: Mapping[str, Contribution], form: Template, store: Store
+    ) -> Contribution | None:
+        """Return the next one, if there is any; its body lies in the store.
+
+        Args:
+            iteration: that takes it.
+            here: what the iteration has, by name.
+            form: of a body.
+            store: of the iteration.
+        """
+        return None

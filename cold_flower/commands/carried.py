@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from cold_flower.commands import vocabularies
+from cold_flower.models import vocabularies
 from cold_flower.models.folder import BESIDE, Folder
 
 CONFIG, MODULES = "config.json", "modules.json"

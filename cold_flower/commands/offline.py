@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ import torch
 from torch import Tensor
 
 from cold_flower import toml
-from cold_flower.commands import carried, configurations, vocabularies
-from cold_flower.commands.bodies import match
+from cold_flower.commands import carried
 from cold_flower.commands.data_statistics import attach
 from cold_flower.commands.union import Union
-from cold_flower.commands.vocabularies import Vocabulary
-from cold_flower.errors import ConfigError, ModelError
+from cold_flower.errors import ConfigError, ModelError, TokensError
 from cold_flower.identity import __version__
+from cold_flower.models import configurations, vocabularies
+from cold_flower.models.bodies import match
 from cold_flower.models.folder import WEIGHTS, Folder, is_tied_name
+from cold_flower.models.vocabularies import Vocabulary
 from cold_flower.repository.provenance import CARD, TAG
 from strategies.errors import FusionError
 from strategies.fusion import Rule, Template, Weights, is_finite, write_safetensors
@@ -130,8 +132,9 @@ def fuse(
     for model in models:
         configurations.check(base, model)
     by_token = vocabulary == "union"
-    tokens = _vocabularies(base, models, by_token, allow_tokenizer)
-    (body, *bodies), left = match(base, models, by_token)
+    with _naming_the_way_out():
+        tokens = _vocabularies(base, models, by_token, allow_tokenizer)
+        (body, *bodies), left = match(base, models, by_token)
     theta: Weights = _Checked(base, body)
     given: list[Weights] = [_Checked(m, b) for m, b in zip(models, bodies, strict=True)]
     kind = getattr(rule, "statistic", "")
@@ -181,6 +184,17 @@ def fuse(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return left
+
+
+@contextmanager
+def _naming_the_way_out() -> Iterator[None]:
+    try:
+        yield
+    except TokensError as error:
+        way_out = "allow-tokenizer says that this is meant"
+        if error.more:
+            way_out = "vocabulary union fuses embeddings by token and keeps them"
+        raise ModelError(f"{error}; --{way_out}") from error
 
 
 def _vocabularies(

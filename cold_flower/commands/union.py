@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cold_flower.commands.vocabularies import (
+from cold_flower.errors import ModelError
+from cold_flower.models.vocabularies import (
     ADDED,
     FULL,
     MERGES,
@@ -23,7 +24,6 @@ from cold_flower.commands.vocabularies import (
     Vocabulary,
     parsed,
 )
-from cold_flower.errors import ModelError
 from strategies.fusion import Template, Weights
 
 Form = tuple[torch.dtype, tuple[int, ...]]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from cold_flower.config import Config, Partition, split
+from cold_flower.config import ASYNCHRONOUS, Config, Partition, split
 from cold_flower.data.suite import Suite, load_suite
 from cold_flower.data.task import Task
 from cold_flower.errors import ColdFlowerError, ConfigError
@@ -15,6 +15,7 @@ from cold_flower.seeds import derive
 from strategies.errors import StrategyError
 from strategies.names import unknown
 
+NOBODY_CONTRIBUTES = "*"  # as `unseen`
 # Who sets one of these has said who contributes: the recipe's `unseen` is left aside.
 _INSTEAD_OF_UNSEEN = ("tasks", "folds", "partition.kind")
 # Which run it is, and whose recipe: nothing that a recipe could say.
@@ -77,7 +78,7 @@ def _plan(config: Config, suite: Suite) -> Plan:
             "partition.shards, examples, total and fresh are about shards: set partition.kind = "
             "shards, or leave them alone"
         )
-    unseen = split(config.unseen)
+    unseen = chosen if config.unseen == NOBODY_CONTRIBUTES else split(config.unseen)
     _check_names("unseen", unseen, list(suite.tasks), f"suite {config.suite}")
     if config.folds or config.fold:
         unseen = _fold(config, chosen)
@@ -85,11 +86,14 @@ def _plan(config: Config, suite: Suite) -> Plan:
         unseen += _outside_pool(config, [name for name in chosen if name not in unseen])
     left_out = set(unseen)
     seen = tuple(name for name in chosen if name not in left_out)
-    if not seen:
+    if not seen and not (config.schedule == ASYNCHRONOUS and config.buffer):
         raise ConfigError(
-            f"no task contributes: unseen is {', '.join(unseen)}, which are all of the tasks "
-            f"({', '.join(chosen)})"
+            f"no task contributes: unseen is {config.unseen}, which are all of the tasks "
+            f"({', '.join(chosen)}). If a drop box alone is to feed the run, set schedule = "
+            f"{ASYNCHRONOUS} and buffer = how many models make an iteration"
         )
+    if not seen and config.gate.protocol:
+        raise ConfigError("gate.protocol has the contributors validate, and no task contributes")
     names = (*seen, *unseen)
     evaluated = split(config.evaluate.tasks) or names
     if evaluated == ["unseen"]:

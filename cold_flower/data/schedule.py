@@ -26,6 +26,8 @@ def cohort(
         ConfigError: more asked than there are.
     """
     names = sorted(seen)
+    if not names:  # a drop box alone: see `cold_flower.data.plan`
+        return names
     if size > len(names):
         default = " (its default)" if size == Config().contributors_per_iteration else ""
         raise ConfigError(

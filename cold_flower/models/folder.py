@@ -66,8 +66,8 @@ class Folder(Mapping[str, Tensor]):
             self.family = str(self.config.get("model_type", ""))
             if self.config.get("quantization_config"):
                 raise ModelError(f"model {name} is {QUANTISED} (quantization_config)")
-            files, promised = self._stored()
-            opened = [safe_open(self.path / file, framework="pt") for file in files]
+            self.files, promised = self._stored()
+            opened = [safe_open(self.path / file, framework="pt") for file in self.files]
             self._files = {key: file for file in opened for key in _keys(file)}
             if absent := promised - self._files.keys():
                 raise ValueError(f"no file holds {min(absent)}, which {INDEX} lists")

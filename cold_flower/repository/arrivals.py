@@ -7,7 +7,7 @@ from typing import Any
 from cold_flower.errors import RunError
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import Journal
-from strategies.contributions import Contribution, Start
+from strategies.contributions import FROM, Contribution, Start
 
 ARRIVALS = "arrivals.jsonl"
 
@@ -54,7 +54,8 @@ class Replayed:
         iterations: how many are to be repeated.
 
     Raises:
-        RunError: no such run, one that was rolled back, or one with fewer iterations.
+        RunError: no such run, one that was rolled back, one with fewer iterations, or one that
+            took something from a drop box.
     """
 
     def __init__(self, run_dir: Path, iterations: int) -> None:
@@ -68,6 +69,13 @@ class Replayed:
             raise RunError(
                 f"replay: {run_dir} has {there} iterations, but iterations = {iterations}"
             )
+        for iteration in range(1, iterations + 1):
+            for row in self._repository.manifest(iteration).get("contributors", []):
+                if FROM in row:
+                    raise RunError(
+                        f"replay: iteration {iteration} of {run_dir} took {row['name']} from a "
+                        f"{row[FROM]}: nobody can be asked for it again"
+                    )
 
     def of(self, iteration: int) -> dict[str, Mapping[str, Any]]:
         """Return the arrivals that an iteration took, by contributor."""

@@ -1,5 +1,6 @@
 """An experiment before it runs: find it, merge its keys, check everything it needs."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,6 +79,8 @@ def merge(given: Mapping[str, Any]) -> Config:
         raise ConfigError(f"suite {config.suite!r}: give the absolute path of the file")
     if Path(config.base_model).is_dir():  # the run works in a directory of its own
         config = replace(config, base_model=str(Path(config.base_model).resolve()))
+    if config.dropbox:
+        config = replace(config, dropbox=str(Path(config.dropbox).resolve()))
     # A key that was set stays, even where it was set to its default.
     resolved = resolve(config, given)
     fusion = replace(  # a rule or strategy of one's own may be in a file
@@ -105,8 +108,9 @@ def check_keys(config: Config) -> Plan:
     Raises:
         ColdFlowerError, FusionError: the first thing that is wrong.
     """
-    from cold_flower.server import turns
+    from cold_flower.server import drops, turns
 
+    drops.check(config)
     whole = plan(config)
     asked = cohort(
         whole.seen,
@@ -117,19 +121,19 @@ def check_keys(config: Config) -> Plan:
     )
     if config.resume and (left := Journal(Path(config.run_dir)).left()):
         asked = asked[: len(whole.without(left).seen)]  # those who stay, if they are fewer
-        if not asked:
+        if not asked and whole.seen:
             raise ConfigError(f"nobody is left to contribute: {', '.join(left)} left this run")
     turns.check(config)
     given = config.quorum or len(asked)
     if config.schedule == ASYNCHRONOUS:
         given = turns.size(config, len(asked))
-        if given > len(asked):
+        if given > len(asked) and whole.seen and not config.dropbox:
             raise ConfigError(
                 f"buffer is {given}, but there are {len(asked)} contributors, and each counts once "
-                "in an iteration"
+                "in an iteration. If a drop box is to fill it, set dropbox"
             )
     check_strategy(config, given)
-    if config.quorum > len(asked):
+    if config.quorum > (len(asked) or given):
         raise ConfigError(
             f"quorum is {config.quorum}, but an iteration asks {len(asked)} contributors"
         )
@@ -246,7 +250,7 @@ def remarks(config: Config, checked: Checked) -> list[str]:
             f"finetune.micro-batch-size is {options.micro_batch_size}, but a batch has "
             f"{options.batch_size} examples (finetune.batch-size): these go at once"
         )
-    most = max(checked.train[name] for name in checked.plan.seen)
+    most = max((checked.train[name] for name in checked.plan.seen), default=math.inf)
     if options.batch_size > most and config.iterations and not config.baseline:
         said.append(
             f"finetune.batch-size is {options.batch_size}, but no contributor has more than "

@@ -13,6 +13,7 @@ from rich.table import Table
 from cold_flower.config import ASYNCHRONOUS, EMA, Config
 from cold_flower.data.schedule import cohort, evaluated
 from cold_flower.repository.bases import Repository
+from cold_flower.repository.dropbox import folder_of
 from cold_flower.repository.journal import SCORES, Journal
 from cold_flower.runtime.experiments import Checked, remarks
 from cold_flower.runtime.resources import GB, Allocation
@@ -148,7 +149,9 @@ def preview(
         first = last + 1
     if config.schedule == ASYNCHRONOUS:
         size = turns.size(config, len(checked.plan.seen))
-        yield f"An iteration takes the first {size} of: {', '.join(sorted(checked.plan.seen))}"
+        dropbox = folder_of(config, Path(config.run_dir))
+        whose = ", ".join(sorted(checked.plan.seen)) or f"models in {dropbox}"
+        yield f"An iteration takes the first {size} of: {whose}"
     else:
         yield listed
     evaluating = checked.plan.evaluated

@@ -31,6 +31,7 @@ from cold_flower.repository.journal import (
 from cold_flower.repository.kept import Kept
 from cold_flower.repository.provenance import was_fused
 from cold_flower.server import reuse, turns
+from cold_flower.server.drops import FromDropbox
 from cold_flower.server.evaluation import Evaluation
 from cold_flower.server.manifest import accepted_norms, add_norms, contribution_rows, describe
 from cold_flower.server.participants import Contributors
@@ -96,6 +97,13 @@ class Coordinator:
         self._evaluation = Evaluation(
             grid, config, self._participants, self._journal, window=window
         )
+        self._drops = FromDropbox(
+            config,
+            run_dir,
+            lambda: {*self._participants.there, *self._participants.plan.names},
+            self._journal.left(),
+            self._say,
+        )
         collector = Collector(
             grid,
             run_dir / INCOMING,
@@ -111,6 +119,8 @@ class Coordinator:
             staleness=turns.staleness(config),
             arrived=lambda one, number: arrivals.record(self._inbox.iteration, one, number),
             starts=self._starts if self._participants.replayed else None,
+            drops=None if self._participants.replayed else self._drops,
+            older=config.staleness,
         )
         self._inbox = Inbox(
             collector,
@@ -238,7 +248,8 @@ class Coordinator:
         add_norms(self._norms, manifest)
         self._end_iteration()
         if self._config.keep_iterations:
-            begun_from = self._repository.recent(turns.staleness(self._config) + 1)
+            old = self._config.staleness if self._drops.there else turns.staleness(self._config)
+            begun_from = self._repository.recent(old + 1)
             self._repository.prune(self._config.keep_iterations, [i for i, _ in begun_from])
         self._compare(iteration)
         where = self._repository.path(iteration)

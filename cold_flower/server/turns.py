@@ -17,7 +17,8 @@ def check(config: Config) -> None:
     asynchronous, late = config.schedule == ASYNCHRONOUS, bool(config.late)
     if not asynchronous:
         for key in ("buffer", "staleness"):
-            if getattr(config, key) != getattr(default, key):
+            dropped = key == "staleness" and config.dropbox
+            if getattr(config, key) != getattr(default, key) and not dropped:
                 raise ConfigError(
                     f"{key} is about schedule = {ASYNCHRONOUS!r}, but schedule is "
                     f"{config.schedule!r}: leave it alone"

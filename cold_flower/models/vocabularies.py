@@ -12,7 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from cold_flower.errors import ModelError, first_line
+from cold_flower.errors import ModelError, TokensError, first_line
 from cold_flower.models.folder import Folder
 
 FULL, PLAIN, SETTINGS = "tokenizer.json", ("vocab.txt", "vocab.json"), "tokenizer_config.json"
@@ -119,7 +119,7 @@ def check(base: Vocabulary, model: Vocabulary, *, united: bool = False) -> None:
         united: tokens are matched by name, so their ids, and tokens of one side, do not count.
 
     Raises:
-        ModelError: naming the first token, merge, setting or text that differs.
+        TokensError: naming the first token, merge, setting or text that differs.
     """
     for key in _CHANGES:
         ours, theirs = base.settings.get(key), model.settings.get(key)
@@ -156,10 +156,10 @@ def _variants(vocabulary: Vocabulary) -> Iterator[str]:
 def _check_ids(base: Vocabulary, model: Vocabulary) -> None:
     if base.ids.items() < model.ids.items():
         new = sorted((i, token) for token, i in model.ids.items() if token not in base.ids)
-        raise ModelError(
+        raise TokensError(
             f"model {model.name} has tokens that the base {base.name} lacks: {len(new):,}, the "
-            f"first is {new[0][1]!r} with id {new[0][0]}; --vocabulary union fuses embeddings by "
-            "token and keeps them"
+            f"first is {new[0][1]!r} with id {new[0][0]}",
+            more=True,
         )
     for i in sorted(base.tokens.keys() | model.tokens.keys()):
         ours, theirs = base.tokens.get(i), model.tokens.get(i)
@@ -168,9 +168,9 @@ def _check_ids(base: Vocabulary, model: Vocabulary) -> None:
 
 
 def _refuse(base: Vocabulary, model: Vocabulary, theirs: str, ours: Any) -> None:
-    raise ModelError(
+    raise TokensError(
         f"model {model.name} has another tokenizer than the base {base.name}: {theirs}, the base's "
-        f"is {ours!r}; --allow-tokenizer says that this is meant"
+        f"is {ours!r}"
     )
 
 
@@ -214,7 +214,7 @@ def _from_library(folder: Folder, settings: Mapping[str, Any]) -> Vocabulary:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder.path)
+        tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False)
     except Exception as error:  # a broken file may raise anything
         reason = first_line(error)
         raise ModelError(f"model {folder.name}: unreadable vocabulary: {reason}") from error

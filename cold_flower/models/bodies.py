@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cold_flower.errors import ModelError
+from cold_flower.errors import ModelError, TokensError
 from cold_flower.models.folder import QUANTISED, Folder, is_tied_name
 
 Names = dict[str, str]
@@ -71,8 +71,7 @@ def _check(base: Folder, ours: str, model: Folder, theirs: str, key: str, by_tok
     per_token = is_tied_name(key)
     first = 1 if per_token and by_token else 0  # of the dimensions that count
     if shape[first:] != found[first:]:
-        way_out = "; --vocabulary union fuses embeddings by token" if per_token else ""
-        raise ModelError(
-            f"model {model.name}: {key} has shape {found}, in the base {base.name} it has {shape} "
-            f"(another vocabulary or size?{way_out})"
-        )
+        text = f"model {model.name}: {key} has shape {found}, in the base {base.name} it has "
+        if per_token:
+            raise TokensError(f"{text}{shape} (another vocabulary or size?)", more=True)
+        raise ModelError(f"{text}{shape} (another size?)")
