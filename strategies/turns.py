@@ -107,6 +107,8 @@ class Buffered:
 
     def said(self, iteration: int, asked: int) -> str:
         """Say how many are waited for."""
+        if not asked:
+            return f"iteration {iteration}: waiting for {self._size} that nobody is asked for"
         return f"iteration {iteration}: the first {self._size} of {asked} contributors"
 
     def next(self, here: Here, at_work: AtWork) -> str | None:

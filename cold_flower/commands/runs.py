@@ -1,4 +1,4 @@
-"""Commands about runs that lie on the disk: `report`, `log`, `rollback`, `leave`, `worth`."""
+"""Commands about runs on the disk: `report`, `log`, `rollback`, `contribute`, `leave`, `worth`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -61,6 +61,35 @@ def rollback(run: Path, iteration: int) -> None:
     from cold_flower.commands import history
 
     typer.echo(history.rollback(run, iteration))
+
+
+def contribute(
+    run: Path,
+    model: Annotated[str, typer.Argument(help="A transformers folder, or a model of the hub.")],
+    name: Annotated[str, typer.Option(help="Of the contribution.")],
+    base: Annotated[
+        int | None,
+        typer.Option(help="The iteration that it was finetuned from (default: the nearest)."),
+    ] = None,
+    examples: Annotated[
+        int, typer.Option(help="How many it was finetuned on; some rules ask.")
+    ] = 0,
+) -> None:
+    """Put a finetuned MODEL into a run's drop box: the next iteration fuses it.
+
+    Any head will do. It is checked as the run will check it: family, shapes, tokenizer, numbers,
+    and which base of the run it was finetuned from. The box is a folder (`dropbox`, or
+    `RUN/dropbox`): a model may also be copied there.
+
+    Examples:
+    * `cold-flower contribute runs/mine ./my-model --name alice`
+
+    * `cold-flower contribute runs/mine ./my-model --name alice --base 2 --examples 5000`
+    """
+    from cold_flower.commands.contribute import contribute
+
+    for line in contribute(run, model, name, base, examples):
+        typer.echo(line)
 
 
 def leave(run: Path, name: str) -> None:

@@ -15,6 +15,7 @@ from cold_flower.data.splits import check_few_shot, load_splits
 from cold_flower.errors import ConfigError
 from cold_flower.keys import unknown_key
 from cold_flower.reporting import catalogue, trackers
+from cold_flower.repository.arrivals import Replayed
 from cold_flower.repository.journal import Journal
 from strategies.names import absolute, unknown
 
@@ -111,6 +112,8 @@ def check_keys(config: Config) -> Plan:
     from cold_flower.server import drops, turns
 
     drops.check(config)
+    if config.replay:
+        Replayed(Path(config.replay), config.iterations)
     whole = plan(config)
     asked = cohort(
         whole.seen,

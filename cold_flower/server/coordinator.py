@@ -145,6 +145,8 @@ class Coordinator:
         if abandoned := self._repository.abandoned():
             train["abandoned"] = abandoned
         self._say(self._introduction(), iterations=config.iterations)
+        if self._drops.there or not self._participants.training:
+            self._say(f"drop box: {self._drops.box.folder}")
         chosen = strategy(config, self._inbox, self._repository, self._gate, self._say_of_fusing)
         if warning := memory_lost(chosen, self._first):
             self._say(warning)

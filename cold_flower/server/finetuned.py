@@ -2,11 +2,14 @@
 
 Checked is what `cold-flower fuse` checks of the folders that it fuses: family and configuration,
 names and shapes, the tokenizer. Which base it was finetuned from is what its owner states, or the
-base nearest to it: a finetuning moves a model by a small part of its length, and bases of a lineage
-lie apart.
+base nearest to it.
+
+A finetuning adds something to a model: what it had, is still in it. So how much of a base b a model
+m holds is <m, b> / <b, b>, which is near 1 however far it went, and near 0 for a model that began
+elsewhere. Counted are matrices: what has one dimension, such as a layer norm's weights near 1, is
+alike in all models.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +25,7 @@ from cold_flower.repository.bases import Repository
 from cold_flower.repository.provenance import CARD
 from strategies.fusion import Weights, is_finite
 
-FAR = 0.5  # of a base's length: no finetuning goes so far, and another pretraining goes further
+LEAST = 0.5  # of a base, that a model finetuned from it holds
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,16 @@ class Finetuned:
     """Fingerprint of that base."""
     age: int
     """How many bases were published since."""
-    distance: float
-    """From that base, relative to the base's length (L2 norm)."""
+    holds: float
+    """How much of that base is in it; 1 is all."""
     stated: bool
     """Its owner says so; else it is the nearest base."""
 
     @property
     def recognised(self) -> str:
         """Say what it was finetuned from, and how that is known."""
-        how = "stated" if self.stated else "the nearest"
-        return f"base {self.iteration}, {how}, {self.distance:.2g} of its length away"
+        how = "as stated" if self.stated else "the nearest"
+        return f"base {self.iteration}, {how} ({self.holds:.0%} of it is in the model)"
 
     @property
     def licence(self) -> str:
@@ -102,16 +105,16 @@ def examine(
     lacks = [key for key in whole if key not in body]
     stored_as = {key: names[key] for key in whole if key in body}
     lineage = repository.recent(len(repository.numbers()))
-    age, distance = _origin(folder, stored_as, repository, lineage, stated)
+    age, near = _origin(folder, stored_as, repository, lineage, stated)
     iteration, sha256 = lineage[age]
-    if not distance:
+    if not near.square:
         raise ModelError(f"{folder.name} is base {iteration} itself, not finetuned")
     if age > staleness:
         raise ModelError(
             f"{folder.name} was finetuned from base {iteration}, which is {age} bases older than "
             f"the last one; at most {staleness} count (staleness)"
         )
-    return Finetuned(folder, stored_as, lacks, iteration, sha256, age, distance, bool(stated))
+    return Finetuned(folder, stored_as, lacks, iteration, sha256, age, near.holds, bool(stated))
 
 
 def _origin(
@@ -120,8 +123,8 @@ def _origin(
     repository: Repository,
     lineage: Sequence[tuple[int, str]],
     stated: str,
-) -> tuple[int, float]:
-    """Return which of the lineage a model was finetuned from, and the distance in lengths of it."""
+) -> tuple[int, "_Near"]:
+    """Return which of the lineage a model was finetuned from, and how near it is."""
     known = [sha256 for _, sha256 in lineage]
     if stated and stated not in known:
         raise ModelError(
@@ -136,40 +139,53 @@ def _origin(
     }
     if not bodies:
         raise RunError(f"base {lineage[candidates[0]][0]} has no weights any more: keep-iterations")
-    distances = _distances(folder, stored_as, bodies)
-    age = min(distances, key=lambda at: (distances[at], at))
-    if distances[age] > FAR:
-        what = "the base that it states" if stated else "every base of this run"
+    found = _compare(folder, stored_as, bodies)
+    age = min(found, key=lambda at: (found[at].square, at))
+    if not found[age].holds >= LEAST:
+        what = "the base that it states" if stated else "any base of this run"
         raise ModelError(
-            f"{folder.name} is {distances[age]:.2g} of its length away from {what}, at most {FAR} "
-            "is a finetuning: it was made from another model"
+            f"{folder.name} holds {found[age].holds:.0%} of {what}, at least {LEAST:.0%} is "
+            "expected: it was finetuned from another model"
         )
-    return age, distances[age]
+    return age, found[age]
 
 
-def _distances(
+@dataclass
+class _Near:
+    """How near a model is to a base."""
+
+    square: float = 0.0
+    """Of the distance."""
+    inner: float = 0.0
+    """Of the two, over matrices."""
+    own: float = 0.0
+    """Of the base with itself, over matrices."""
+
+    @property
+    def holds(self) -> float:
+        return self.inner / self.own if self.own else 1.0
+
+
+def _compare(
     folder: Folder, stored_as: Mapping[str, str], bodies: Mapping[int, Weights]
-) -> dict[int, float]:
-    """Return how far a model is from each of some bases, in lengths of the base.
+) -> dict[int, _Near]:
+    """Compare a model with some bases.
 
     Raises:
         ModelError: NaN or infinity, by tensor.
     """
-    squares, lengths = dict.fromkeys(bodies, 0.0), dict.fromkeys(bodies, 0.0)
+    found = {at: _Near() for at in bodies}
     for key, stored in stored_as.items():
         ours = folder[stored].float()
         if not is_finite(ours):
             raise ModelError(f"{folder.name}: tensor {stored} holds NaN or infinity")
         for at, body in bodies.items():
-            base = body.get(key)
-            squares[at] += _square(ours - base)
-            lengths[at] += _square(base)
-    return {at: math.sqrt(squares[at] / lengths[at]) if lengths[at] else 0.0 for at in bodies}
-
-
-def _square(tensor: Tensor) -> float:
-    """Return a tensor's squared norm; each sum is of a few numbers, so float32 is enough."""
-    return float(torch.linalg.vector_norm(tensor)) ** 2
+            base, near = body.get(key), found[at]
+            near.square += float(torch.linalg.vector_norm(ours - base)) ** 2
+            if base.dim() > 1:
+                near.inner += float(torch.dot(ours.flatten(), base.flatten()))
+                near.own += float(torch.linalg.vector_norm(base)) ** 2
+    return found
 
 
 def files(folder: Folder) -> dict[str, Path]:

@@ -1,0 +1,71 @@
+"""`cold-flower contribute`: put a finetuned model into a run's drop box, checked first."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from cold_flower.config import Config
+from cold_flower.data.plan import plan
+from cold_flower.errors import ModelError, RunError
+from cold_flower.reporting.runs import configuration
+from cold_flower.repository.bases import Repository
+from cold_flower.repository.dropbox import Dropbox, Stated, folder_of
+from cold_flower.repository.journal import RESULT, Journal
+from cold_flower.repository.provenance import CARD
+from cold_flower.server.drops import lacking
+from cold_flower.server.finetuned import examine, files
+from strategies.names import NAME
+
+
+def contribute(
+    run_dir: Path, model: str, name: str, base: int | None = None, examples: int = 0
+) -> Iterator[str]:
+    """Put a model into a run's drop box; yield lines to tell the user.
+
+    Args:
+        run_dir: of a run that is at work, or ended, with at least its start.
+        model: a transformers folder, or a model of the hub.
+        name: of the contribution.
+        base: the iteration whose base it was finetuned from; None looks for the nearest.
+        examples: how many it was finetuned on; 0 says nothing.
+
+    Raises:
+        RunError: no run; a name that cannot be, or that waits already.
+        ModelError: a model that the run could not fuse.
+    """
+    config = Config.from_flat(configuration(run_dir))
+    repository = Repository(run_dir)
+    if repository.latest() is None:
+        raise RunError(f"{run_dir} has no base yet: wait until iteration 0 is published")
+    if not NAME.fullmatch(name):
+        raise RunError(f"not a contributor name: {name!r} (expected {NAME.pattern})")
+    if name in Journal(run_dir).left():
+        raise RunError(f"{name} left {run_dir} for good: it is refused")
+    if not config.sites.allow and name in plan(config).names:
+        raise RunError(f"{run_dir} has a contributor {name}: choose another --name")
+    if examples < 0:
+        raise RunError(f"--examples is {examples}, expected 1 or more")
+    sha256 = "" if base is None else repository.sha256(base)
+    stated = Stated(sha256, examples)
+    lacking(config, stated)
+    found = examine(model, repository, config.staleness, stated=sha256)
+    copied = files(found.folder)
+    box = Dropbox(folder_of(config, run_dir))
+    _check_space(copied, box.folder)
+    where = box.put(name, copied, stated)
+    yield f"{name} waits in {where}: finetuned from {found.recognised}"
+    if not found.licence:
+        yield f"no {CARD} in {model} names a licence; the manifest will name none"
+    if (run_dir / RESULT).exists():
+        more = repository.numbers()[-1] + 1
+        yield (
+            f"the run has ended; it takes this with --resume --run-dir {run_dir} --set "
+            f"iterations={more}"
+        )
+
+
+def _check_space(copied: dict[str, Path], box: Path) -> None:
+    needed = sum(path.stat().st_size for path in copied.values())
+    there = next(path for path in (box, *box.parents) if path.exists())
+    if needed > (free := shutil.disk_usage(there).free):
+        raise ModelError(f"no space in {box}: it takes {needed:,} bytes, there are {free:,}")
