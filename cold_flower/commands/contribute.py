@@ -49,7 +49,7 @@ def contribute(
     stated = Stated(sha256, examples)
     lacking(config, stated)
     found = examine(model, repository, config.staleness, stated=sha256)
-    copied = files(found.folder)
+    copied = files(found.path)
     box = Dropbox(folder_of(config, run_dir))
     _check_space(copied, box.folder)
     where = box.put(name, copied, stated)

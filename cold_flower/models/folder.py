@@ -66,8 +66,8 @@ class Folder(Mapping[str, Tensor]):
             self.family = str(self.config.get("model_type", ""))
             if self.config.get("quantization_config"):
                 raise ModelError(f"model {name} is {QUANTISED} (quantization_config)")
-            self.files, promised = self._stored()
-            opened = [safe_open(self.path / file, framework="pt") for file in self.files]
+            files, promised = self._stored()
+            opened = [safe_open(self.path / file, framework="pt") for file in files]
             self._files = {key: file for file in opened for key in _keys(file)}
             if absent := promised - self._files.keys():
                 raise ValueError(f"no file holds {min(absent)}, which {INDEX} lists")
@@ -133,12 +133,12 @@ class Folder(Mapping[str, Tensor]):
         """Return a tensor's name in a body, from its name in the file."""
         if key == self.embedding and (name := _input(self.family)):
             return name
-        return _modern(key if self.bare else key.removeprefix(self._prefix))
+        return _modern(key if self.bare else key.removeprefix(self.prefix))
 
     @cached_property
     def bare(self) -> bool:
         """Return whether the file holds a body alone, whose names have no prefix."""
-        return not any(key.startswith(self._prefix) for key in self)
+        return not any(key.startswith(self.prefix) for key in self)
 
     @cached_property
     def embedding(self) -> str:
@@ -174,10 +174,11 @@ class Folder(Mapping[str, Tensor]):
         return sorted(found, key=lambda key: [key.endswith(end) for end in _TIED], reverse=True)
 
     def _is_inside(self, key: str) -> bool:
-        return self.bare or key.startswith(self._prefix)
+        return self.bare or key.startswith(self.prefix)
 
     @cached_property
-    def _prefix(self) -> str:
+    def prefix(self) -> str:
+        """Return what stands before a body's names in a file that also holds a head."""
         return _prefix(self.family, self.name)
 
     def _is_unread(self, name: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cold_flower.errors import ModelError, TokensError, first_line
 from cold_flower.models.folder import Folder
@@ -30,6 +30,13 @@ _TEXTS = (
     "#@user http://x.org (a-b)!?",
     "北京 Москва 한국어 👍",
 )
+
+
+class Located(Protocol):
+    """A model's folder, with what messages call it."""
+
+    path: Path
+    name: str
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Vocabulary:
 
 
 def read(
-    folder: Folder, like: Vocabulary | None = None, *, whole: bool = False
+    folder: Located, like: Vocabulary | None = None, *, whole: bool = False
 ) -> Vocabulary | None:
     """Read a folder's vocabulary; None if it has no files of one.
 
@@ -174,7 +181,7 @@ def _refuse(base: Vocabulary, model: Vocabulary, theirs: str, ours: Any) -> None
     )
 
 
-def _read(folder: Folder, like: Vocabulary | None) -> Vocabulary | None:
+def _read(folder: Located, like: Vocabulary | None) -> Vocabulary | None:
     settings = _json(folder.path / SETTINGS)
     if (folder.path / FULL).exists():
         text = (folder.path / FULL).read_text("utf-8")
@@ -210,7 +217,7 @@ def _from_backend(name: str, text: str, settings: Mapping[str, Any]) -> Vocabula
     return Vocabulary(name, ids, added, rules, settings, text)
 
 
-def _from_library(folder: Folder, settings: Mapping[str, Any]) -> Vocabulary:
+def _from_library(folder: Located, settings: Mapping[str, Any]) -> Vocabulary:
     from transformers import AutoTokenizer
 
     try:

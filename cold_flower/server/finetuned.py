@@ -10,20 +10,23 @@ elsewhere. Counted are matrices: what has one dimension, such as a layer norm's 
 alike in all models.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cold_flower.errors import ModelError, RunError
+from cold_flower.errors import ModelError
 from cold_flower.models import configurations, vocabularies
+from cold_flower.models.adapter import Adapter, is_adapter
 from cold_flower.models.bodies import match
-from cold_flower.models.folder import WEIGHTS, Folder
-from cold_flower.repository.bases import Repository
-from cold_flower.repository.provenance import CARD
-from strategies.fusion import Weights, is_finite
+from cold_flower.models.folder import ADAPTER, WEIGHTS, Folder
+from cold_flower.repository.bases import STATE, Repository, rejected
+from cold_flower.repository.dropbox import STATED
+from cold_flower.repository.provenance import CARD, MANIFEST
+from strategies.fusion import Weights, fingerprint, is_finite
 
 LEAST = 0.5  # of a base, that a model finetuned from it holds
 
@@ -32,27 +35,23 @@ LEAST = 0.5  # of a base, that a model finetuned from it holds
 class Finetuned:
     """A model that fits a run."""
 
-    folder: Folder
-    stored_as: Mapping[str, str]
-    """Of the body's tensors that it has: the name in its file, by the name in the body."""
-    lacks: Sequence[str]
-    """The body's others, such as a pooler that it was saved without: they are its base's."""
+    path: Path
+    changed: Mapping[str, Callable[[Tensor], Tensor]]
+    """What it makes of a tensor of its base's body, by name. The others, such as a pooler that it
+    was saved without, are its base's."""
     iteration: int
     """Whose base it was finetuned from."""
     base: str
     """Fingerprint of that base."""
     age: int
     """How many bases were published since."""
-    holds: float
-    """How much of that base is in it; 1 is all."""
-    stated: bool
-    """Its owner says so; else it is the nearest base."""
+    how: str
+    """How that base is known."""
 
     @property
     def recognised(self) -> str:
         """Say what it was finetuned from, and how that is known."""
-        how = "as stated" if self.stated else "the nearest"
-        return f"base {self.iteration}, {how} ({self.holds:.0%} of it is in the model)"
+        return f"base {self.iteration}, {self.how}"
 
     @property
     def licence(self) -> str:
@@ -60,19 +59,15 @@ class Finetuned:
         from huggingface_hub import ModelCard
 
         try:
-            named = ModelCard.load(self.folder.path / CARD).data.license
+            named = ModelCard.load(self.path / CARD).data.license
         except Exception:  # no card, or any fault that somebody's YAML may have
             return ""
         return str(named or "")
 
     def items(self, base: Weights) -> Iterator[tuple[str, Tensor]]:
         """Yield the body in float32, in its base's order."""
-        for key in base.keys():  # noqa: SIM118 - no dict
-            yield key, (base.get(key) if key in self.lacks else _tensor(self, key))
-
-
-def _tensor(model: Finetuned, key: str) -> Tensor:
-    return model.folder[model.stored_as[key]].float()
+        for key, tensor in base.items():
+            yield key, self.changed[key](tensor) if key in self.changed else tensor
 
 
 def examine(
@@ -81,7 +76,7 @@ def examine(
     """Check that a run can fuse a model.
 
     Args:
-        model: a transformers folder, or a model of the hub.
+        model: a transformers folder, or a model of the hub; or the folder of a LoRA adapter.
         repository: of the run.
         staleness: how many bases older than the last one it may have been finetuned from.
         name: to call it by in messages.
@@ -91,63 +86,128 @@ def examine(
         ModelError: it does not fit, or is no finetuned model of a base of this run.
         RunError: its base has no weights any more.
     """
-    start, folder = Folder(str(repository.with_weights(0))), Folder(model)
-    start.name, folder.name = "the run's base", name or model
-    configurations.check(start, folder)
-    ours = vocabularies.read(start)
-    theirs = vocabularies.read(folder, like=ours) if ours else None
-    if ours and theirs:
-        vocabularies.check(ours, theirs)
-    (body, names), _ = match(start, [folder], by_token=False)
-    whole = repository.body(0).keys()
-    if foreign := [key for key in whole if key not in start.body]:
-        raise ModelError(f"{folder.name}: the run's bodies hold {foreign[0]}, as no folder does")
-    lacks = [key for key in whole if key not in body]
-    stored_as = {key: names[key] for key in whole if key in body}
-    lineage = repository.recent(len(repository.numbers()))
-    age, near = _origin(folder, stored_as, repository, lineage, stated)
-    iteration, sha256 = lineage[age]
-    if not near.square:
-        raise ModelError(f"{folder.name} is base {iteration} itself, not finetuned")
+    start = Folder(str(repository.with_weights(0)))
+    start.name, name = "the run's base", name or model
+    bases = _Bases(repository, name, stated)
+    if is_adapter(Path(model)):
+        adapter = Adapter(Path(model), start)
+        adapter.name = name
+        _check_tokenizer(start, adapter)
+        path, changed = adapter.path, {key: partial(_add, adapter, key) for key in adapter.keys}
+        age, how = bases.of_adapter(adapter)
+        unchanged = not any(adapter.difference(key).any() for key in adapter.keys)
+    else:
+        folder = Folder(model)
+        folder.name = name
+        configurations.check(start, folder)
+        _check_tokenizer(start, folder)
+        stored_as = _matched(start, folder, repository.body(0).keys())
+        path = folder.path
+        changed = {key: partial(_replace, folder, at) for key, at in stored_as.items()}
+        age, how, unchanged = bases.of_model(folder, stored_as)
+    iteration, sha256 = bases.lineage[age]
+    if unchanged:
+        raise ModelError(f"{name} is base {iteration} itself, not finetuned")
     if age > staleness:
         raise ModelError(
-            f"{folder.name} was finetuned from base {iteration}, which is {age} bases older than "
-            f"the last one; at most {staleness} count (staleness)"
+            f"{name} was finetuned from base {iteration}, which is {age} bases older than the last "
+            f"one; at most {staleness} count (staleness)"
         )
-    return Finetuned(folder, stored_as, lacks, iteration, sha256, age, near.holds, bool(stated))
+    found = Finetuned(path, changed, iteration, sha256, age, how)
+    _check_new(name, found, repository)
+    return found
 
 
-def _origin(
-    folder: Folder,
-    stored_as: Mapping[str, str],
-    repository: Repository,
-    lineage: Sequence[tuple[int, str]],
-    stated: str,
-) -> tuple[int, "_Near"]:
-    """Return which of the lineage a model was finetuned from, and how near it is."""
-    known = [sha256 for _, sha256 in lineage]
-    if stated and stated not in known:
+def _replace(folder: Folder, stored: str, base: Tensor) -> Tensor:
+    return folder[stored].float()
+
+
+def _add(adapter: Adapter, key: str, base: Tensor) -> Tensor:
+    return base + adapter.difference(key)
+
+
+def _check_tokenizer(start: Folder, model: Folder | Adapter) -> None:
+    ours = vocabularies.read(start)
+    theirs = vocabularies.read(model, like=ours) if ours else None
+    if ours and theirs:
+        vocabularies.check(ours, theirs)
+
+
+def _matched(start: Folder, folder: Folder, whole: Sequence[str]) -> dict[str, str]:
+    """Return which of a body's tensors a folder has, and their names in its file."""
+    (body, names), _ = match(start, [folder], by_token=False)
+    if foreign := [key for key in whole if key not in start.body]:
+        raise ModelError(f"{folder.name}: the run's bodies hold {foreign[0]}, as no folder does")
+    return {key: names[key] for key in whole if key in body}
+
+
+def _check_new(name: str, model: Finetuned, repository: Repository) -> None:
+    """Check that no base of the lineage is made of these weights already."""
+    fused = {}
+    for iteration in repository.lineage():
+        manifest = repository.manifest(iteration)
+        for row in () if rejected(manifest) else manifest.get("contributors", []):
+            if row["verdict"] == "accepted":
+                fused[row["sha256"]] = f"iteration {iteration} as {row['name']}"
+    sha256 = fingerprint(model.items(repository.body(model.iteration)))
+    if sha256 in fused:
+        raise ModelError(f"{name}: the same weights went into {fused[sha256]}: once is enough")
+
+
+class _Bases:
+    """The bases of a run's lineage, one of which a model was finetuned from."""
+
+    def __init__(self, repository: Repository, name: str, stated: str) -> None:
+        self._repository, self._name, self._stated = repository, name, stated
+        self.lineage = repository.recent(len(repository.numbers()))
+        """Iteration and fingerprint, the newest first."""
+        self._known = [sha256 for _, sha256 in self.lineage]
+        if stated and stated not in self._known:
+            ours = ", ".join(f"{i} has {sha256[:12]}" for i, sha256 in self.lineage)
+            raise ModelError(
+                f"{name} states a base with sha256 {stated[:12]}..., which is none of this run's: "
+                f"{ours}"
+            )
+
+    def of_adapter(self, adapter: Adapter) -> tuple[int, str]:
+        """Return how many bases ago an adapter began, and how that is known."""
+        if self._stated:
+            return self._known.index(self._stated), "as stated"
+        path = Path(str(adapter.config.get("base_model_name_or_path") or ""))
+        number = int(path.name) if path.name.isdecimal() else -1  # `latest` was another one then
+        for age, (iteration, _) in enumerate(self.lineage):
+            if iteration == number and path.parent.resolve() == self._repository.folder.resolve():
+                return age, "as its configuration says"
         raise ModelError(
-            f"{folder.name} states a base with sha256 {stated[:12]}..., which is none of this "
-            f"run's: {', '.join(f'{i} has {sha256[:12]}' for i, sha256 in lineage)}"
+            f"{self._name} is an adapter, and only what it adds to its base: state that base "
+            f"(--base, or base in {STATED}); its {ADAPTER} names {str(path)!r}"
         )
-    candidates = [known.index(stated)] if stated else range(len(known))
-    bodies = {
-        at: repository.body(lineage[at][0])
-        for at in candidates
-        if (repository.path(lineage[at][0]) / WEIGHTS).exists()
-    }
-    if not bodies:
-        raise RunError(f"base {lineage[candidates[0]][0]} has no weights any more: keep-iterations")
-    found = _compare(folder, stored_as, bodies)
-    age = min(found, key=lambda at: (found[at].square, at))
-    if not found[age].holds >= LEAST:
-        what = "the base that it states" if stated else "any base of this run"
-        raise ModelError(
-            f"{folder.name} holds {found[age].holds:.0%} of {what}, at least {LEAST:.0%} is "
-            "expected: it was finetuned from another model"
-        )
-    return age, found[age]
+
+    def of_model(self, folder: Folder, stored_as: Mapping[str, str]) -> tuple[int, str, bool]:
+        """Return how many bases ago a model began, how that is known, and whether it is the base.
+
+        Raises:
+            ModelError: it did not begin from one of these.
+            RunError: the base that it states has no weights any more.
+        """
+        ages = [self._known.index(self._stated)] if self._stated else range(len(self._known))
+        bodies = {}
+        for age in ages:
+            iteration, _ = self.lineage[age]
+            if self._stated or (self._repository.path(iteration) / WEIGHTS).exists():
+                self._repository.with_weights(iteration)
+                bodies[age] = self._repository.body(iteration)
+        found = _compare(folder, stored_as, bodies)
+        age = min(found, key=lambda at: (found[at].square, at))
+        near = found[age]
+        if not near.holds >= LEAST:
+            what = "the base that it states" if self._stated else "any base of this run"
+            raise ModelError(
+                f"{self._name} holds {near.holds:.0%} of {what}, at least {LEAST:.0%} is expected: "
+                "it was finetuned from another model"
+            )
+        how = "as stated" if self._stated else "the nearest"
+        return age, f"{how} ({near.holds:.0%} of it is in the model)", not near.square
 
 
 @dataclass
@@ -188,11 +248,12 @@ def _compare(
     return found
 
 
-def files(folder: Folder) -> dict[str, Path]:
-    """Return what of a folder's files makes a contribution, by name: no pickle, and no code."""
-    beside = [path for path in folder.path.iterdir() if path.suffix in (".json", ".md", *_TOKENS)]
-    weights = [folder.path / name for name in folder.files]
-    return {path.name: path for path in (*beside, *weights) if path.is_file()}
+def files(path: Path) -> dict[str, Path]:
+    """Return what of a model's files makes a contribution, by name: no pickle, and no code."""
+    kinds = (".safetensors", ".json", ".md", *_TOKENS)
+    own = (MANIFEST, STATED, STATE)
+    there = [file for file in path.iterdir() if file.suffix in kinds and file.name not in own]
+    return {file.name: file for file in sorted(there) if file.is_file()}
 
 
 _TOKENS = (".txt", ".model", ".spm", ".codes", ".bpe", ".vocab", ".tokenizer", ".tiktoken")
