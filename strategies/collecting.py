@@ -197,10 +197,10 @@ class Collector:
                     self._asked.add(name)
                 else:  # the SuperLink refused it
                     self._keep(Contribution(name, "missing", "lost"))
-            if found := self._post.first():
-                self._take(*found)
-            elif dropped := self._drops.next(self.iteration, here, self._template, self.store):
+            if dropped := self._drops.next(self.iteration, here, self._template, self.store):
                 self._keep(self._arrived(dropped))
+            elif found := self._post.first():
+                self._take(*found)
             elif late or (addressed and not self._post):
                 break
             else:

@@ -253,6 +253,7 @@ def test_the_page_runs_from_top_to_bottom(in_process, tmp_path, monkeypatch, cap
     assert {r["task"]: r["value"] for r in scored.scores} == last  # the same body, the same draws
     assert scored.gains("frozen") == run.gains("frozen")
     assert (names["folder"] / "model.safetensors").exists()
+    assert (tmp_path / "runs" / "first" / "dropbox" / "alice" / "model.safetensors").exists()
     again = cold_flower_command(
         "evaluate", str(run.latest), "--suite", "demo", "--protocols", "frozen",
         "--against", "runs/first", "--run-dir", "runs/scored", "--set", "seed=1",

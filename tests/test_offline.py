@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shlex
 import shutil
 
@@ -286,8 +287,7 @@ def test_a_fuse_that_takes_long_says_how_far_it_is(base, finetuned, tmp_path, mo
     assert done.returncode == 0, done.stderr
     first, *_, last = done.stdout.splitlines()
     of = sum(key.startswith("roberta.") for key in load_file(base / "model.safetensors"))
-    assert first.startswith("fusing: 0 of ")
-    assert f" of {of} tensors, 0 s" in first
+    assert re.fullmatch(rf"fusing: \d+ of {of} tensors, \d+ s", first)
     assert last.startswith("1 models fused by tsv: ")
 
 

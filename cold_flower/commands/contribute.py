@@ -1,7 +1,7 @@
 """`cold-flower contribute`: put a finetuned model into a run's drop box, checked first."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from cold_flower.config import Config
@@ -18,21 +18,29 @@ from strategies.names import NAME
 
 
 def contribute(
-    run_dir: Path, model: str, name: str, base: int | None = None, examples: int = 0
-) -> Iterator[str]:
-    """Put a model into a run's drop box; yield lines to tell the user.
+    run_dir: str | Path,
+    model: str | Path,
+    *,
+    name: str,
+    base: int | None = None,
+    examples: int = 0,
+    say: Callable[[str], object] = print,
+) -> Path:
+    """Put a finetuned model into a run's drop box; return its folder there.
 
     Args:
         run_dir: of a run that is at work, or ended, with at least its start.
-        model: a transformers folder, or a model of the hub.
+        model: a transformers folder, or a model of the hub; or the folder of a LoRA adapter.
         name: of the contribution.
         base: the iteration whose base it was finetuned from; None looks for the nearest.
         examples: how many it was finetuned on; 0 says nothing.
+        say: takes a line each of what it was recognised as, of its licence, and how to go on.
 
     Raises:
         RunError: no run; a name that cannot be, or that waits already.
         ModelError: a model that the run could not fuse.
     """
+    run_dir, model = Path(run_dir), str(model)
     config = Config.from_flat(configuration(run_dir))
     repository = Repository(run_dir)
     if repository.latest() is None:
@@ -53,15 +61,16 @@ def contribute(
     box = Dropbox(folder_of(config, run_dir))
     _check_space(copied, box.folder)
     where = box.put(name, copied, stated)
-    yield f"{name} waits in {where}: finetuned from {found.recognised}"
+    say(f"{name} waits in {where}: finetuned from {found.recognised}")
     if not found.licence:
-        yield f"no {CARD} in {model} names a licence; the manifest will name none"
+        say(f"no {CARD} in {model} names a licence; the manifest will name none")
     if (run_dir / RESULT).exists():
         more = repository.numbers()[-1] + 1
-        yield (
+        say(
             f"the run has ended; it takes this with --resume --run-dir {run_dir} --set "
             f"iterations={more}"
         )
+    return where
 
 
 def _check_space(copied: dict[str, Path], box: Path) -> None:

@@ -88,8 +88,7 @@ def contribute(
     """
     from cold_flower.commands.contribute import contribute
 
-    for line in contribute(run, model, name, base, examples):
-        typer.echo(line)
+    contribute(run, model, name=name, base=base, examples=examples, say=typer.echo)
 
 
 def leave(run: Path, name: str) -> None:

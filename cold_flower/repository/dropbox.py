@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,8 @@ class Dropbox:
         with new_folder(target) as folder:
             for inside, path in files.items():
                 shutil.copyfile(path, folder / inside)
-            given = {"base": stated.base, "examples": stated.examples}
-            (folder / STATED).write_text(json.dumps({k: v for k, v in given.items() if v}) + "\n")
+            if given := {key: value for key, value in asdict(stated).items() if value}:
+                (folder / STATED).write_text(json.dumps(given) + "\n")
         return target
 
     def waiting(self) -> tuple[list[str], list[str]]:

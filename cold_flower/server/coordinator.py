@@ -159,6 +159,11 @@ class Coordinator:
                 train_config=train,
                 evaluate_fn=self.after_round,
             )
+        if waiting := self._drops.waiting:
+            self._say(
+                f"drop box: {', '.join(waiting)} came too late; with --resume --set "
+                f"iterations={config.iterations + 1} the next iteration takes what waits"
+            )
 
     def _introduction(self) -> str:
         there, members = self._participants.there, self._participants.members

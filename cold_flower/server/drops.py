@@ -55,11 +55,18 @@ class FromDropbox(Drops):
         self._others, self._left, self._say = others, left, say
         self._looked = -LOOK
         self._told: set[str] = set()
+        for name in self.waiting:
+            self.box.whole(name)  # from now on it is seen whether it changes
 
     @property
     def there(self) -> bool:
         """Return whether there is a drop box."""
         return self.box.folder.is_dir()
+
+    @property
+    def waiting(self) -> Collection[str]:
+        """Return the names of models that wait."""
+        return self.box.waiting()[0]
 
     def names(self, iteration: int) -> Collection[str]:
         """Return whose models were taken for an iteration."""
