@@ -12,6 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from cold_flower.commands.contribute import contribute
 from cold_flower.config import Config
 from cold_flower.errors import ConfigError, ModelError, RunError
 from cold_flower.models import vocabularies
@@ -378,6 +379,27 @@ def test_an_adapter_has_to_say_its_base(tmp_path, repository) -> None:
     assert (found.iteration, found.how) == (0, "as stated")
 
 
+def test_an_adapters_base_is_known_wherever_the_run_is_at_work(
+    tmp_path, repository, monkeypatch
+) -> None:
+    """peft writes down the path as it was given, here from the run's parent."""
+    Journal(tmp_path / "run").write("config.json", {"config": Config().flat(), "run": "x"})
+    folder = adapter(repository, tmp_path / "adapter")
+    config = json.loads((folder / ADAPTER).read_text())
+    config["base_model_name_or_path"] = "run/iterations/0001"
+    (folder / ADAPTER).write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
+    where = contribute("run", folder, name="ann", say=lambda line: None)
+    monkeypatch.chdir("/")
+    stated = Stated.read(tmp_path / where)
+    found = examine(str(tmp_path / where), repository, 3, stated=stated.base)
+    assert found.recognised == "base 1, as stated"
+    folder = tmp_path / "run" / "dropbox" / "ann"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md", ADAPTER, "adapter_model.safetensors", STATED,
+    ]  # fmt: skip
+
+
 def test_an_adapter_that_adds_nothing_is_the_base(tmp_path, repository) -> None:
     folder = adapter(repository, tmp_path / "adapter")
     file = folder / "adapter_model.safetensors"
@@ -513,6 +535,7 @@ def alone(tmp_path) -> list[str]:
         *SMALL,
         *("--set", "unseen=*", "--set", "schedule=asynchronous", "--set", "buffer=2"),
         *("--set", "evaluate.protocols=", "--set", "iterations=0", "--run-dir", "run"),
+        *("--set", "keep-contributions=2"),
     ]
 
 
@@ -565,9 +588,16 @@ def test_a_drop_box_alone_is_a_run(tmp_path, alone, finetuned, monkeypatch) -> N
     assert "cat refused: it left this run for good" in done.stdout
     rows_of = {row["name"]: row for row in repository.manifest(2)["contributors"]}
     assert {name: row.get("staleness", 0) for name, row in rows_of.items()} == {"dan": 1, "eve": 0}
+    worth = cold_flower("worth", "run", cwd=tmp_path)
+    assert worth.returncode == 0, worth.stderr
+    assert "4 sets were scored" in worth.stdout
+    scored = Journal(run / "worth").rows("scores.jsonl")
+    assert scored[0]["scores"].keys() == {"travel", "music", "kitchen", "market"}
     replayed = cold_flower("simulate", "--replay", "run", cwd=tmp_path)
     assert replayed.returncode == 1
     assert "took ann from a dropbox" in replayed.stderr
+    gone = cold_flower("leave", "run", "eve", cwd=tmp_path)
+    assert "iteration 2 without eve is 0003, from 0001: exact" in gone.stdout
 
 
 @pytest.mark.usefixtures("in_process")

@@ -7,6 +7,7 @@ from pathlib import Path
 from cold_flower.config import Config
 from cold_flower.data.plan import plan
 from cold_flower.errors import ModelError, RunError
+from cold_flower.models.adapter import is_adapter
 from cold_flower.reporting.runs import configuration
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.dropbox import Dropbox, Stated, folder_of
@@ -60,7 +61,9 @@ def contribute(
     copied = files(found.path)
     box = Dropbox(folder_of(config, run_dir))
     _check_space(copied, box.folder)
-    where = box.put(name, copied, stated)
+    # An adapter's configuration names its base by a path, which may be another's from elsewhere.
+    known = Stated(found.base, examples) if is_adapter(found.path) else stated
+    where = box.put(name, copied, known)
     say(f"{name} waits in {where}: finetuned from {found.recognised}")
     if not found.licence:
         say(f"no {CARD} in {model} names a licence; the manifest will name none")

@@ -1,9 +1,10 @@
 """`cold-flower worth`: what each contribution to an iteration was worth, by fusing without it.
 
 Sets of the iteration's kept contributions are fused as the run fuses, and scored here, in this
-process: each contributor's task as its contributor scores it, on its own dev split. The value of a
-set is the mean over these tasks; a set too small for the rule leaves the base as it is, as a run
-does. What was scored stands in ``<run-dir>/worth/scores.jsonl``, so a stopped command goes on.
+process: each contributor's task as its contributor scores it, on its own dev split (where a drop
+box alone gave them, all that are evaluated). The value of a set is the mean over these tasks; a set
+too small for the rule leaves the base as it is, as a run does. What was scored stands in
+``<run-dir>/worth/scores.jsonl``, so a stopped command goes on.
 """
 
 import statistics
@@ -146,10 +147,16 @@ class _Bench:
         folder.mkdir(exist_ok=True)
         self._journal = Journal(folder)
         planned, left = plan(config), Journal(run_dir).left()
+        staying = [name for name in planned.names if name not in left]
+        # What came from a drop box has no data here; nor has any, where that alone feeds the run.
+        judges = [name for name in staying if name in self.names] or [
+            name for name in staying if name in planned.evaluated
+        ]
+        if not judges:
+            raise RunError(f"nobody is left in {run_dir} to score what iteration {iteration} took")
         self._scorers = {
             name: Contributor(config, planned.names.index(name), run_dir / "contributors")
-            for name in self.names
-            if name not in left
+            for name in judges
         }
         self._rows = [
             row

@@ -77,6 +77,14 @@ class Coordinator:
         self._first = self._repository.numbers()[-1] + 1
         arrivals = Arrivals(self._journal)
         self._record_contributions(self._first - 1)
+        # Before the others: while they are waited for, it is seen whether what lies there changes.
+        self._drops = FromDropbox(
+            config,
+            run_dir,
+            lambda: {*self._participants.there, *self._participants.plan.names},
+            self._journal.left(),
+            self._say,
+        )
         workers = int(os.environ.get(WORKERS, "0"))
         # Ten times a second Flower's simulation looks for each node through all that are under way.
         window = 2 * workers + 2 if workers else 0
@@ -96,13 +104,6 @@ class Coordinator:
         )
         self._evaluation = Evaluation(
             grid, config, self._participants, self._journal, window=window
-        )
-        self._drops = FromDropbox(
-            config,
-            run_dir,
-            lambda: {*self._participants.there, *self._participants.plan.names},
-            self._journal.left(),
-            self._say,
         )
         collector = Collector(
             grid,
