@@ -31,7 +31,9 @@ class Collector:
         participants: who is there, and whom an iteration asks.
         first: the iteration that the first round makes.
         turns: whom to ask when, and when to go on; by default all, and when all have answered.
-        say: called with a line at each arrival.
+        say: called with a line at each arrival, and facts: ``asked`` names an iteration's cohort,
+            ``begun`` who is at work now (there the line is empty), ``who`` whose answer came, with
+            its ``verdict``, ``seconds`` and ``worker``.
         statistic: of the contributors' data, which the rule needs beside bodies; empty for none.
         needed: metrics that have to be there, above 0: the rule needs them.
         more: returns what else the train messages of an iteration hold under ``config``, by
@@ -57,7 +59,7 @@ class Collector:
         *,
         first: int = 1,
         turns: Turns | None = None,
-        say: Callable[[str], None] = lambda line: None,
+        say: Callable[..., object] = lambda line, **facts: None,
         statistic: str = "",
         needed: Sequence[str] = (),
         more: Callable[[], Mapping[str, Mapping[str, str]]] = dict,
@@ -186,7 +188,7 @@ class Collector:
         still = f" (still at work: {', '.join(busy)})" if busy else ""
         self._awaited = turns.begin(list(addressed), here, at_work)
         self._asked.clear()
-        self.say(turns.said(self.iteration, len(addressed)) + before + still)
+        self.say(turns.said(self.iteration, len(addressed)) + before + still, asked=[*addressed])
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not turns.complete(here, bool(self._waiting)):
             late = time.monotonic() >= deadline  # then what lies there is still taken
@@ -195,6 +197,7 @@ class Collector:
                 if self._post.send(name, message):
                     at_work[name] = start
                     self._asked.add(name)
+                    self.say("", begun=name)
                 else:  # the SuperLink refused it
                     self._keep(Contribution(name, "missing", "lost"))
             if dropped := self._drops.next(self.iteration, here, self._template, self.store):
@@ -252,11 +255,15 @@ class Collector:
     def _keep(self, one: Contribution) -> None:
         self.here[one.name] = one
         done = f"{len(self.here)}/{self.expected} {one.name}"
+        seconds = one.metrics.get("seconds", 0.0)
+        facts = {"who": one.name, "verdict": one.verdict, "seconds": seconds}
+        if worker := one.facts.get("worker", one.facts.get("device", "")):
+            facts["worker"] = worker
         if one.verdict != "accepted":
-            self.say(f"{done} {one.verdict}: {one.reason}")
-            return
-        if FROM in one.facts:
-            self.say(f"{done} taken from the {one.facts[FROM]}: {one.facts.get('recognised', '')}")
-            return
-        since = f", from base {self.recent[one.start.base][1]}" if one.staleness else ""
-        self.say(f"{done} finetuned in {one.metrics.get('seconds', 0.0):.1f} s{since}")
+            self.say(f"{done} {one.verdict}: {one.reason}", **facts, reason=one.reason)
+        elif FROM in one.facts:
+            recognised = one.facts.get("recognised", "")
+            self.say(f"{done} taken from the {one.facts[FROM]}: {recognised}", **facts)
+        else:
+            since = f", from base {self.recent[one.start.base][1]}" if one.staleness else ""
+            self.say(f"{done} finetuned in {seconds:.1f} s{since}", **facts)

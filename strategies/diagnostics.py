@@ -40,6 +40,15 @@ class Diagnosis:
     """Of each: the least cosine of one of its matrices with the base's, and which (`MATRIX`)."""
 
 
+def drift(start: Weights, body: Weights) -> dict[str, float]:
+    """Return how far a body is from another, in its L2 norm, by layer."""
+    squares: dict[str, float] = {}
+    for key in learned(start):
+        layer, moved = layer_of(key), body.get(key).double() - start.get(key).double()
+        squares[layer] = squares.get(layer, 0.0) + float(torch.linalg.vector_norm(moved)) ** 2
+    return {layer: math.sqrt(square) for layer, square in squares.items()}
+
+
 def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
     """Measure an iteration's contributions, at least one."""
     n, counts = len(given), learned(base)

@@ -148,7 +148,8 @@ class Inbox(Passing):
         """Take back that a contribution was accepted."""
         refused = replace(self.contributions[name], verdict="refused", reason=reason)
         self.contributions[name] = refused
-        self._collector.say(f"iteration {self.iteration}: {name} refused: {reason}")
+        line = f"iteration {self.iteration}: {name} refused: {reason}"
+        self._collector.say(line, who=name, verdict="refused", reason=reason)
 
     def drop(self, refused: Iterable[str] = ()) -> None:
         """Delete the current iteration's files: they are fused and published.

@@ -375,7 +375,12 @@ def configure(
 
 
 def run(
-    config: Config, sharing: Any, again: str = "", *, against: RunDirectory | None = None
+    config: Config,
+    sharing: Any,
+    again: str = "",
+    *,
+    against: RunDirectory | None = None,
+    opened: Callable[[Path], object] | None = None,
 ) -> Run:
     """Run a configuration to the end.
 
@@ -384,6 +389,7 @@ def run(
         sharing: a `cold_flower.runtime.runner.Sharing`.
         again: how the user goes on after a stop.
         against: what the result is compared with.
+        opened: called once with report.html, as soon as there is one.
 
     Raises:
         ColdFlowerError: what is wrong, or why the run failed.
@@ -392,7 +398,7 @@ def run(
     from cold_flower.runtime import runner
 
     with one_kind_of_error():
-        runner.run(config, sharing, again)
+        runner.run(config, sharing, again, opened)
         finished = open_run(config.run_dir)
     return Run(finished.folder, finished.config, against)
 

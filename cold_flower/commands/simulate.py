@@ -1,5 +1,6 @@
 """`cold-flower simulate`: run an experiment here, once or for each value of some keys."""
 
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,6 +48,9 @@ def simulate(
     fake_gpus: Annotated[
         int, typer.Option(min=0, help="Pretend so many GPUs: shows the mapping without any.")
     ] = 0,
+    opened: Annotated[
+        bool, typer.Option("--open", help="Open report.html in a browser: it follows the run.")
+    ] = False,
 ) -> None:
     """Run an experiment on this machine: contributors share its cores and GPUs.
 
@@ -84,6 +88,8 @@ def simulate(
     if axes := sweep.parse(sweep_over or []):
         if replay:
             raise ConfigError("--replay repeats one run: leave --sweep out")
+        if opened:
+            raise ConfigError("--open is for a single run: each of a sweep has a report.html")
         if resume or "resume" in settings:
             raise ConfigError(
                 "--resume is for a single run: leave it out, a sweep goes on where it was stopped"
@@ -101,8 +107,9 @@ def simulate(
     if dry_run:
         runner.show(config, sharing)
         return
+    look = (lambda page: webbrowser.open(page.as_uri())) if opened else None
     with exit_code_of_a_stop():
-        show(api.run(config, sharing))
+        show(api.run(config, sharing, opened=look))
 
 
 def warn(run: "RunDirectory", *, named: bool = False) -> None:
@@ -113,7 +120,7 @@ def warn(run: "RunDirectory", *, named: bool = False) -> None:
 
 def show(run: "Run") -> None:
     """Print a finished run's table, and where its last base and its report lie."""
-    from cold_flower.reporting.html import REPORT
+    from cold_flower.reporting.live import REPORT
     from cold_flower.reporting.tables import console
 
     if run.scores:  # evaluate.protocols may be empty

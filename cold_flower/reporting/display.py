@@ -37,6 +37,8 @@ def display(
         if AGAIN in event and console.is_terminal:
             return  # the line below says it
         line = str(event["line"])
+        if not line:  # only the report shows it
+            return
         if "published" in event and not console.is_terminal:
             left = progress.left(now())
             line += f" (about {clock(left)} left)" if left else ""

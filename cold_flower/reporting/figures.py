@@ -16,15 +16,11 @@ from matplotlib.transforms import offset_copy
 from cold_flower.config import ALL_PROTOCOLS
 from cold_flower.reporting import reference
 from cold_flower.reporting.conditions import Condition
+from cold_flower.reporting.markup import PROTOCOL_COLOURS
 from cold_flower.reporting.paired import difference
 from cold_flower.reporting.statistics import curve, mean_and_sem, mean_gain, task_gains
 from cold_flower.reporting.tables import columns
 
-# Okabe and Ito (2008): told apart by colour-blind readers, too.
-PROTOCOL_COLOURS = {
-    "frozen": "#0072B2", "finetuned": "#D55E00", "few-shot": "#009E73",
-    "ema-frozen": "#56B4E9", "ema-finetuned": "#E69F00", "ema-few-shot": "#CC79A7",
-}  # fmt: skip
 CONDITION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 KINDS = ("png", "svg")
 LEAST_SPAN = 4.0  # points that an axis of scores spans at least

@@ -17,13 +17,15 @@ from cold_flower.reporting.about import what_was_run
 from cold_flower.reporting.conditions import Condition, conditions
 from cold_flower.reporting.differences import differences
 from cold_flower.reporting.figures import KINDS, all_figures, drawn, replace
-from cold_flower.reporting.markup import STYLE, Cell, table
+from cold_flower.reporting.live import REPORT
+from cold_flower.reporting.markup import SCRIPT, STYLE, Cell, table
+from cold_flower.reporting.pictures import drawings
 from cold_flower.reporting.progress import PHASES
 from cold_flower.reporting.runs import FIGURES, RunDirectory, find
 from cold_flower.reporting.statistics import curve, mean_gain, pick, task_gains
 from cold_flower.reporting.tables import columns, points
 
-REPORT, MADE_BY = "report.html", "by cold-flower"
+MADE_BY = "by cold-flower"
 
 
 def write(folders: Sequence[Path], out: Path) -> tuple[Path, list[str]]:
@@ -95,7 +97,8 @@ def _page(
     config = compared[0].config
     name = html.escape(str(config["experiment"]))
     yield f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title>"
-    yield f"<style>{STYLE}</style><h1>{name}</h1>"
+    yield "<meta name=viewport content='width=device-width, initial-scale=1'>"
+    yield f"<style>{STYLE}</style><script>{SCRIPT}</script><h1>{name}</h1>"
     yield from what_was_run(compared)
     seeds = ", ".join(f"{c.label or 'one condition'}: {len(c.runs)} seed(s)" for c in compared)
     date = time.strftime("%Y-%m-%d %H:%M")
@@ -111,23 +114,25 @@ def _page(
         "standard error, that of two scores of sqrt(p(1-p)/n) each.</p>"
     )
     yield from differences(compared)
+    runs = [run for condition in compared for run in condition.runs]
+    if len(runs) == 1:
+        yield f"<h2>The run in pictures</h2>{drawings(runs[0], runs[0].progress)}"
     yield "<h2>Figures</h2>"
     for name, files in images.items():
         yield f"<h3>{html.escape(name.replace('-', ' '))}</h3>{markup.image(name, files['png'])}"
     yield "<h2>Task by task</h2>"
     for condition in compared:
         yield from _tasks(condition)
-    yield from _read(run.progress.read for condition in compared for run in condition.runs)
+    yield from _read(run.progress.read for run in runs)
     if told := [part for condition in compared for part in _trained(condition)]:
         yield from ("<h2>Did it train?</h2>", *told)
     yield from _paper_table(compared)
     yield "<h2>Cost</h2>"
     head = ["run", "hours", *PHASES, "contributions", "sent and received"]
-    yield table(head, [_cost(run) for condition in compared for run in condition.runs])
+    yield table(head, [_cost(run) for run in runs])
     yield "<h2>Lineage and contributions</h2>"
-    for condition in compared:
-        for run in condition.runs:
-            yield from _lineage(run)
+    for run in runs:
+        yield from _lineage(run, drawn=len(runs) == 1)
     yield "<h2>Configuration</h2>"
     yield f"<details><summary>all keys</summary><pre>{_configuration(config)}</pre></details>"
 
@@ -288,7 +293,8 @@ def _cost(run: RunDirectory) -> list[Cell]:
     ]
 
 
-def _lineage(run: RunDirectory) -> Iterable[str]:
+def _lineage(run: RunDirectory, *, drawn: bool) -> Iterable[str]:
+    """Yield a run's bases as a table, and its pictures, unless they are ``drawn`` already."""
     yield f"<details><summary>{html.escape(run.folder.name)}</summary>"
     rows: list[list[Cell]] = []
     for manifest in run.manifests:
@@ -307,6 +313,7 @@ def _lineage(run: RunDirectory) -> Iterable[str]:
         )
     head = ["base", "parent", "rule", "contributors", "norm of one", "step", "length", "sha256"]
     yield table(head, rows)
+    yield "" if drawn else drawings(run, run.progress)
     yield "</details>"
 
 

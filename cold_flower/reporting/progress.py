@@ -1,16 +1,40 @@
 """What a run is doing, from its events (`cold_flower.reporting.display` shows it)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cold_flower.repository.journal import READ, WAITS
+from cold_flower.repository.journal import ASKED, BEGUN, READ, WAITS, WHO
 
 Event = Mapping[str, Any]
 AGAIN = "again"  # of an event: it says nothing new, the run still waits
 
 WORK = ("finetune", "validate", "evaluate")  # of the contributors
 PHASES = ("start", "finetune", "validate", "fuse", "evaluate")
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """What became of somebody's answer in this phase."""
+
+    verdict: str
+    seconds: float
+    """Of its work."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a worker did: a finetuning, or the scores of a task."""
+
+    phase: str
+    iteration: int
+    who: str
+    start: float
+    """Unix time; so is the end."""
+    end: float
+    worker: str
+    """Its process, or the device."""
 
 
 @dataclass
@@ -38,6 +62,14 @@ class Progress:
     """Time spent in each phase, up to the last event."""
     busy: float = 0.0
     """Seconds of the contributors' own work, summed over them."""
+    asked: Sequence[str] = ()
+    """Whom this phase of this iteration asks."""
+    begun: dict[str, float] = field(default_factory=dict)
+    """Who is at work, and since when (Unix time)."""
+    arrived: dict[str, Arrived] = field(default_factory=dict)
+    """Who has answered in this phase."""
+    spans: list[Span] = field(default_factory=list)
+    """All that was done since the run was started or resumed."""
     waits_since: float = 0.0
     _since: float = 0.0  # when this phase began
     _last: float = 0.0
@@ -61,6 +93,10 @@ class Progress:
         self.iterations = event.get("iterations", self.iterations)
         self.scores = event.get("scores", self.scores)
         self.read |= event.get(READ, {})
+        if "server" in event:
+            self.spans, self.begun, self.arrived = [], {}, {}
+        if who := event.get(BEGUN):
+            self.begun[who] = now
         if "phase" not in event:
             return
         entered = self._enter(event["phase"], int(event["iteration"]), now)
@@ -70,8 +106,24 @@ class Progress:
         if not entered:  # what a resumed run found at the start was worked before
             self.busy += busy - self._busy
         self._busy = busy
+        if ASKED in event:
+            self.asked, self.arrived = event[ASKED], {}
+        if who := event.get(WHO):
+            self._arrive(event, who, now)
         if self.phase == "finetune" and self.done == self.of:
             self._enter("fuse", self.iteration, now)
+
+    def _arrive(self, event: Event, who: str, now: float) -> None:
+        seconds = float(event.get("seconds", 0.0))
+        self.begun.pop(who, None)
+        before = self.arrived.get(who)
+        worked = seconds or (before.seconds if before else 0.0)  # it may be refused later
+        verdict, reason = str(event.get("verdict", "accepted")), str(event.get("reason", ""))
+        self.arrived[who] = Arrived(verdict, worked, reason)
+        if seconds:
+            worker = str(event.get("worker", ""))
+            span = Span(self.phase, self.iteration, who, now - seconds, now, worker)
+            self.spans.append(span)
 
     def _enter(self, phase: str, iteration: int, now: float) -> bool:
         if (phase, iteration) == (self.phase, self.iteration):
@@ -107,6 +159,11 @@ class Progress:
                 return None
             total += count * sum(known) / len(known) if count else 0.0
         return total if self._left else None
+
+    def usual(self) -> dict[str, float]:
+        """Return the seconds that each took last time in this phase; under "" their mean."""
+        known = {span.who: span.end - span.start for span in self.spans if span.phase == self.phase}
+        return {**known, "": sum(known.values()) / len(known)} if known else {}
 
     def idle(self, workers: int) -> float:
         """Return the share of the workers' time, while they had work, that was not used."""

@@ -23,6 +23,8 @@ VALIDATION = "validation.jsonl"  # of the gate's candidates
 RESULT, PROGRESS = "result.json", "progress.jsonl"
 WAITS = "waits"  # of an event there: what the run waits for next, where that may take long
 READ = "read"  # of an event there: by contributor, its shares of tokens unknown and of texts cut
+# Of events, too: whom a phase asks; who begins; whose answer came (verdict, seconds, worker).
+ASKED, BEGUN, WHO = "asked", "begun", "who"
 LOG = "flower.log"
 SITES = "sites.jsonl"  # which came, left or was refused; with versions and code
 FULL = "no space left on the disk of the run directory: make room there"

@@ -13,6 +13,8 @@ from pathlib import Path
 from cold_flower.config import Config
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.identity import code_sha256
+from cold_flower.reporting.live import live
+from cold_flower.reporting.progress import Event, Progress
 from cold_flower.repository.journal import CONFIG, RESULT, check_new, check_same
 from cold_flower.runtime.bundle import fab_sha256, stage
 from cold_flower.runtime.events import Events
@@ -53,13 +55,21 @@ def deploy(config: Config, connection: str, say: Callable[[str], object]) -> Non
         check_same(run_dir, config)
     else:
         check_new(run_dir)
-    with stoppable():
-        status = _run(config, connection, say)
+    progress = Progress(time.time())
+    with stoppable(), live(config, progress) as page:
+
+        def take(event: Event) -> None:
+            progress.take(event)
+            page(event)
+            if event["line"]:  # else only the report shows it
+                say(event["line"])
+
+        status = _run(config, connection, say, take)
         for _ in range(RESUMES):
             if not _lost(run_dir, status):
                 break
             say("the ServerApp ended without a result (the SuperLink was restarted?): resuming")
-            status = _run(replace(config, resume=True), connection, say)
+            status = _run(replace(config, resume=True), connection, say, take)
     judge(
         run_dir,
         status,
@@ -69,7 +79,12 @@ def deploy(config: Config, connection: str, say: Callable[[str], object]) -> Non
     )
 
 
-def _run(config: Config, connection: str, say: Callable[[str], object]) -> str:
+def _run(
+    config: Config,
+    connection: str,
+    say: Callable[[str], object],
+    take: Callable[[Event], object],
+) -> str:
     """Submit and follow; return how it ended."""
     run_dir = Path(config.run_dir)
     (run_dir / RESULT).unlink(missing_ok=True)
@@ -81,7 +96,7 @@ def _run(config: Config, connection: str, say: Callable[[str], object]) -> str:
         run = _submit(app, connection, fab)
         say(f"run {run} on {connection or 'the default SuperLink'}")
         try:
-            return _follow(run, connection, run_dir, events, say)
+            return _follow(run, connection, run_dir, events, say, take)
         except Stopped:
             flwr("stop", run, connection)
             say(f"stopped; what arrived is kept: add --resume --run-dir {run_dir}")
@@ -108,13 +123,18 @@ def _submit(app: Path, connection: str, fab: str) -> str:
 
 
 def _follow(
-    run: str, connection: str, run_dir: Path, events: Events, say: Callable[[str], object]
+    run: str,
+    connection: str,
+    run_dir: Path,
+    events: Events,
+    say: Callable[[str], object],
+    take: Callable[[Event], object],
 ) -> str:
     """Say what the run does until it has ended; return its status."""
     asked, silent = -ASK_SECONDS, False
     while True:
         for event in events.new():
-            say(event["line"])
+            take(event)
         if (run_dir / RESULT).exists() or time.monotonic() - asked > ASK_SECONDS:
             answer = flwr("ls", connection, "--run-id", run, seconds=STATUS_SECONDS)
             asked = time.monotonic()

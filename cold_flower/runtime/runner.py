@@ -12,6 +12,7 @@ from cold_flower.data.plan import naming_the_recipe
 from cold_flower.models.base import load_base
 from cold_flower.reporting import html
 from cold_flower.reporting.display import display
+from cold_flower.reporting.live import live
 from cold_flower.reporting.progress import Event, Progress, clock, phases
 from cold_flower.reporting.runs import every_score
 from cold_flower.reporting.tables import console
@@ -163,13 +164,19 @@ def _is_left(config: Config) -> bool:
     return True
 
 
-def run(config: Config, sharing: Sharing, again: str = "") -> None:
+def run(
+    config: Config,
+    sharing: Sharing,
+    again: str = "",
+    opened: Callable[[Path], object] | None = None,
+) -> None:
     """Run to the end, showing progress; write the report into the run.
 
     Args:
         config: resolved.
         sharing: of the machine.
         again: how the user goes on after a stop or a failure; by default with --resume.
+        opened: called once with the report, as soon as there is one.
 
     Raises:
         ColdFlowerError, StrategyError: what is wrong, before anything started; or why the
@@ -186,14 +193,23 @@ def run(config: Config, sharing: Sharing, again: str = "") -> None:
         ready = prepare(config, sharing)
     progress = Progress(started)
     try:
-        with naming_the_recipe(config), display(console(), progress) as show, stoppable():
+        with (
+            naming_the_recipe(config),
+            live(config, progress, opened) as page,
+            display(console(), progress) as show,
+            stoppable(),
+        ):
+
+            def take(event: Event) -> None:
+                show(event)
+                page(event)
 
             def say(line: str) -> None:
-                show({"time": time.time(), "line": line})
+                take({"time": time.time(), "line": line})
 
             say(introduction(ready))
             for leg in _legs(ready, again):
-                leg(show)
+                leg(take)
             say(phases(progress, ready.allocation.workers))
     except Stopped as stop:
         begun = (folder / CONFIG).exists()

@@ -7,6 +7,7 @@ published and evaluated (`Coordinator.after_round`).
 
 import os
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
@@ -21,6 +22,7 @@ from cold_flower.repository import by_reference
 from cold_flower.repository.arrivals import Arrivals
 from cold_flower.repository.bases import Repository, rejected
 from cold_flower.repository.journal import (
+    BEGUN,
     CONTRIBUTIONS,
     RUNNER,
     SCORES,
@@ -42,6 +44,7 @@ from cold_flower.server.strategy import needed, screen, strategy
 from strategies import records
 from strategies.collecting import Collector
 from strategies.contributions import INCOMING, Start
+from strategies.diagnostics import drift
 from strategies.fusion import Weights, fingerprint
 from strategies.gate import Gate
 from strategies.inbox import Inbox
@@ -247,6 +250,7 @@ class Coordinator:
         manifest = describe(
             self._config, self._inbox.contributions.values(), diagnosis, judgement, step
         )
+        manifest["drift"] = drift(self._repository.body(0), fused)
         # A candidate that was rejected has left its memory in the inbox; the base keeps its own.
         state = self._repository.state() if rejected(manifest) else self._inbox.state
         state = state if state and state.exists() else None
@@ -329,7 +333,10 @@ class Coordinator:
     def _say_of_fusing(self, line: str, done: int, of: int) -> None:
         self._say(line, phase="fuse", iteration=self._inbox.iteration, done=done, of=of)
 
-    def _say_of_finetuning(self, line: str) -> None:
+    def _say_of_finetuning(self, line: str, **facts: Any) -> None:
+        if BEGUN in facts:
+            self._say(line, **facts)
+            return
         iteration, arrived = self._inbox.iteration, self._inbox.contributions.values()
         self._say(
             line,
@@ -339,4 +346,5 @@ class Coordinator:
             of=self._inbox.expected,
             busy=sum(one.metrics.get("seconds", 0.0) for one in arrived),
             left=self._evaluation.left(iteration, evaluations_from=iteration),
+            **facts,
         )

@@ -252,7 +252,7 @@ class Evaluation:
         else:
             pairs = [(m, due[m.name]) for m in members]
         asked = {f"{m.name} {','.join(protocols)}": (m, protocols) for m, protocols in pairs}
-        self._say(model, what, done=0, of=len(asked))
+        self._say(model, what, done=0, of=len(asked), asked=[*asked])
         strict = self._participants.simulated
         replies = exchange(
             self._grid,
@@ -264,19 +264,23 @@ class Evaluation:
         busy, scored = 0.0, []
         for done, (key, reply) in enumerate(replies, start=1):
             member, protocols = asked[key]
+            facts: dict[str, Any] = {"who": key}
             try:
-                rows, seconds = self._read(model, member, protocols, reply)
+                rows, seconds, worker = self._read(model, member, protocols, reply)
             except Refused as reason:
                 text = f"iteration {model.iteration} was not evaluated at {member.name}: {reason}"
                 if strict:
                     raise RunStopped(text) from reason
+                facts |= {"verdict": "missing", "reason": str(reason)}
             else:
                 self._journal.append(VALIDATION if model.candidate else SCORES, rows)
                 scored += rows
                 busy += seconds
                 figures = ", ".join(f"{row['protocol']} {row['value']:.3f}" for row in rows)
                 text = f"{member.name} {figures}"
-            self._say(model, f"{done}/{len(asked)} {text}", done=done, of=len(asked), busy=busy)
+                facts |= {"seconds": seconds, "worker": worker}
+            line = f"{done}/{len(asked)} {text}"
+            self._say(model, line, done=done, of=len(asked), busy=busy, **facts)
         return scored
 
     def _question(self, model: _Model, member: Member, protocols: Sequence[str]) -> Message:
@@ -298,8 +302,8 @@ class Evaluation:
 
     def _read(
         self, model: _Model, member: Member, asked: Sequence[str], reply: Message | None
-    ) -> tuple[list[dict[str, Any]], float]:
-        """Return a reply's rows, and the seconds that it took."""
+    ) -> tuple[list[dict[str, Any]], float, str]:
+        """Return a reply's rows, the seconds that it took, and the worker that took them."""
         if reply is None or reply.has_error():
             raise Refused("no reply" if reply is None else reason_of(reply))
         records.check_size(reply.content)
@@ -307,7 +311,8 @@ class Evaluation:
         stated = records.config_of(reply.content, records.CONTRIBUTOR)
         rows = self._rows(model, member.name, asked, metrics, stated)
         seconds = stated.get("seconds")
-        return rows, seconds if isinstance(seconds, float) and 0 <= seconds < math.inf else 0.0
+        took = seconds if isinstance(seconds, float) and 0 <= seconds < math.inf else 0.0
+        return rows, took, records.text_of(stated.get("worker", ""))
 
     def _rows(
         self,

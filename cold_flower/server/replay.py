@@ -14,7 +14,7 @@ from cold_flower.repository.kept import Kept
 from cold_flower.server.manifest import describe
 from cold_flower.server.strategy import rule
 from strategies.contributions import Contribution
-from strategies.diagnostics import diagnose
+from strategies.diagnostics import diagnose, drift
 from strategies.fusion import Weights, load
 from strategies.stages import length
 
@@ -89,6 +89,7 @@ class Replay:
             refused = [Contribution(o.name, "refused", reason) for o in everybody if o not in ours]
             measured = diagnose(base, given)
             manifest = describe(self._config, [*ours, *refused], measured, None, step)
+            manifest["drift"] = drift(repository.body(0), Weights(fused))
             manifest["replay"] = {"of": iteration, "without": left, "exact": exact}
             there = state if state.exists() else None
             decay = self._config.fusion.ema
