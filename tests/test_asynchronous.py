@@ -25,7 +25,7 @@ from strategies.screening import Screen
 from strategies.staleness import discount
 from strategies.turns import Buffered, Together
 from tests.conftest import FakeGrid
-from tests.test_inbox import BASE, NAMES, ROSTER, STEP, inbox_of, trained
+from tests.test_inbox import BASE, NAMES, ROSTER, STEP, inbox_of, lines_to, trained
 from tests.test_simulation import rows, simulate
 
 KEYS = ["--set", "schedule=asynchronous", "--set", "buffer=2"]
@@ -171,7 +171,7 @@ def test_with_all_in_the_buffer_it_is_the_synchronous_run(tmp_path) -> None:
 
 def test_what_is_too_old_is_dropped_and_said(tmp_path) -> None:
     said: list[str] = []
-    run = Repeated(tmp_path, Pace(cat=30), turns=Buffered(2, 3), staleness=1, say=said.append)
+    run = Repeated(tmp_path, Pace(cat=30), turns=Buffered(2, 3), staleness=1, say=lines_to(said))
     run.run(20)
     assert not any(one.name == "cat" and one.staleness > 1 for part in run.parts for one in part)
     assert any("cat began from a base that is more than 1 older" in line for line in said)
@@ -258,7 +258,7 @@ def test_a_late_one_counts_in_the_next_iteration(tmp_path) -> None:
             return None
         return trained(message)
 
-    run = Repeated(tmp_path, client, quorum=2, staleness=1, say=said.append)
+    run = Repeated(tmp_path, client, quorum=2, staleness=1, say=lines_to(said))
     publish = run.inbox.drop
 
     def then(*refused) -> None:

@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import flwr.serverapp.strategy as strategies_of_flower
@@ -55,6 +56,16 @@ class Here(Participants):
 
     def allowed(self, name: str) -> bool:
         return name != self.banned
+
+
+def lines_to(kept: list[str]) -> Callable[..., None]:
+    """Return a ``say`` that keeps what is to be read, without the facts."""
+
+    def say(line: str, **facts) -> None:
+        if line:
+            kept.append(line)
+
+    return say
 
 
 def trained(message: Message, **changes) -> Message:
@@ -547,7 +558,7 @@ def test_what_fits_another_base_is_not_waited_for(tmp_path) -> None:
     _, first = make(tmp_path)
     start(first)
     lines: list[str] = []
-    _, second = make(tmp_path, participants=Here("ann", "bob"), say=lines.append)
+    _, second = make(tmp_path, participants=Here("ann", "bob"), say=lines_to(lines))
     moved = {key: tensor + 1 for key, tensor in BASE.items()}
     result = ColDFusion(load("average"), inbox=second).start(
         second, records.pack(moved.items()), num_rounds=1

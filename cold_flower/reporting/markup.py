@@ -50,6 +50,7 @@ img {{ max-width: 100%; display: block; margin: 1rem 0; background: #fff }}
 p.note {{ color: var(--soft); font-size: .9rem }}
 p.warning {{ border-left: 4px solid var(--bad); background: var(--warn); padding: .4rem .8rem }}
 code {{ font-size: .9em }} details {{ margin: 1rem 0 }} .wide {{ overflow-x: auto }}
+.many {{ display: flex; flex-wrap: wrap; gap: .3rem }}
 pre {{ overflow-x: auto; font-size: .85rem }} pre.lines {{ white-space: pre-wrap }}
 #theme {{ float: right; font: inherit; font-size: .85rem; color: var(--soft); background: none;
   border: 1px solid var(--line); border-radius: .3rem; padding: .1rem .6rem; cursor: pointer }}

@@ -18,7 +18,6 @@ from cold_flower.repository.bases import Repository, rejected
 Manifest = Mapping[str, Any]
 STEP, LANE, CELL, NAMES = 46, 34, 22, 150
 MOST = 40  # contributions of an iteration that the map of cosines has room for
-PER_ROW = 4  # of the small pictures, a task each
 
 
 def lineage(manifests: Sequence[Manifest], head: int, told: Mapping[int, str]) -> str:
@@ -103,7 +102,7 @@ def contributed(manifests: Sequence[Manifest]) -> str:
 
 def _contribution(iteration: int, row: Mapping[str, Any]) -> str:
     lines = [f"{row['name']}, iteration {iteration}: {row['verdict']}"]
-    if row["reason"]:
+    if row.get("reason"):
         lines.append(row["reason"])
     if "dev-accuracy" in row:
         lines.append(f"dev {100 * row.get('dev-start', 0):.1f} to {100 * row['dev-accuracy']:.1f}")
@@ -138,7 +137,7 @@ def cosines(manifest: Manifest) -> str:
             x = NAMES + CELL * j
             parts.append(rect(x, y, 20, 20, kind, title=title, fill_opacity=shade))
     side = CELL * len(names)
-    scale = f"deepest: {top:.2f}; towards each other, and apart"
+    scale = f"deepest: {top:.2f}; green alike, orange against each other"
     parts.append(text(NAMES, side + 26, scale, "small"))
     size = NAMES + max(side, 300) + 8
     return drawing(size, side + 36, parts, "cosines of the contributions")
@@ -206,38 +205,33 @@ def drift(manifests: Sequence[Manifest], width: float = 420) -> str:
     return drawing(60 + width + NAMES, height, parts, "drift of the base by layer")
 
 
-def tasks(scores: Sequence[Row], width: float = 220) -> str:
+def tasks(scores: Sequence[Row]) -> str:
     """Draw each task's scores by iteration, a small picture each, all to one scale."""
     names = sorted({row["task"] for row in scores})
     last = max((row["iteration"] for row in scores), default=0)
-    if not names or not last:
+    if not last:
         return ""
     values = [100 * row["value"] for row in scores]
-    low, high = min(values), max(values)
-    span = max(4.0, high - low)
-    height, parts = 104.0, []
-    for i, name in enumerate(names):
-        left, top = width * (i % PER_ROW), height * (i // PER_ROW)
-        rows = pick(scores, task=name)
-        group = rows[0]["group"]
-        parts.append(text(left + 4, top + 14, name, "strong"))
-        parts.append(text(left + width - 14, top + 14, group, "small", anchor="end"))
-        parts.append(path([(left + 4, top + 90), (left + width - 14, top + 90)], "soft"))
-        for protocol in ALL_PROTOCOLS:
-            own = {r["iteration"]: 100 * r["value"] for r in rows if r["protocol"] == protocol}
-            drawn = [
-                (left + 8 + x / last * (width - 30), top + 88 - (y - low) / span * 66)
-                for x, y in sorted(own.items())
-            ]
-            if not drawn:
-                continue
+    low, span = min(values), max(4.0, max(values) - min(values))
+    parts = (_task(pick(scores, task=name), last, low, span) for name in names)
+    return f'<div class="many">{"".join(parts)}</div>'
+
+
+def _task(rows: Sequence[Row], last: int, low: float, span: float) -> str:
+    """Draw one task's scores; ``low`` and ``span``: of the scale, in points."""
+    name, parts = rows[0]["task"], []
+    parts.append(text(4, 14, name, "strong"))
+    parts.append(text(206, 14, rows[0]["group"], "small", anchor="end"))
+    parts.append(path([(4, 90), (206, 90)], "soft"))
+    for protocol in ALL_PROTOCOLS:
+        own = {r["iteration"]: 100 * r["value"] for r in rows if r["protocol"] == protocol}
+        drawn = [(8 + x / last * 190, 88 - (own[x] - low) / span * 66) for x in sorted(own)]
+        if drawn:
             parts.append(path(drawn, protocol))
-            for (x, y), (iteration, value) in zip(drawn, sorted(own.items()), strict=True):
-                title = f"{name}, {protocol}, base {iteration}: {value:.1f}"
-                parts.append(circle(x, y, 3, protocol, title=title))
-    rows_of = -(-len(names) // PER_ROW)
-    size = width * min(PER_ROW, len(names))
-    return drawing(size, height * rows_of, parts, "scores by task")
+        for (x, y), iteration in zip(drawn, sorted(own), strict=True):
+            title = f"{name}, {protocol}, base {iteration}: {own[iteration]:.1f}"
+            parts.append(circle(x, y, 3, protocol, title=title))
+    return drawing(212, 104, parts, f"scores of {name}")
 
 
 def legend(protocols: Iterable[str]) -> str:
@@ -274,7 +268,11 @@ def drawings(run: RunDirectory, progress: Progress) -> str:
             "Green was fused, the deeper the more its finetuning gained on dev; red was refused, "
             "grey did not answer.",
         ),
-        ("Scores, task by task", tasks(scores), f"All to one scale, in points. {keys}"),
+        (
+            "Scores, task by task",
+            tasks(scores),
+            f"All to one scale, from the lowest to the highest score. {keys}",
+        ),
         (
             f"Contributions to base {newest.get('iteration', '')}",
             cosines(newest),

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 def drawing(width: float, height: float, parts: Iterable[str], label: str) -> str:
     """Return a drawing that keeps its size, and scrolls where the page is narrower."""
     return (
-        f'<div class=wide><svg width="{width:.0f}" height="{height:.0f}" role=img '
+        f'<div class="wide"><svg width="{width:.0f}" height="{height:.0f}" role="img" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" aria-label="{html.escape(label)}">'
         f"{''.join(parts)}</svg></div>"
     )
