@@ -4,8 +4,9 @@
 
 takes each finished run of the folders that are named, or that lie in them, and writes what its
 tables rest on: the keys that were set, every score, lengths of steps, what each took, and whether
-its recipe trained; with the commit, the machine and the versions. `benchmarks.claims` computes the
-tables of docs/results.md from these files.
+its recipe trained; with the commit, the date, the machine and the versions of each. What the file
+holds already stays, unless the same run comes again. `benchmarks.claims` computes the tables of
+docs/results.md from these files.
 """
 
 import json
@@ -31,28 +32,26 @@ _OF_A_SCORE = ("iteration", "task", "protocol", "group", "metric", "n_test")
 
 
 def keep(name: str, folders: Sequence[Path]) -> Path:
-    """Write what is known of some runs; return the file."""
+    """Write what is known of some runs beside what the file has; return the file."""
     runs, left_out = find(_inside(folders))
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
     file = SCIENCE / f"{name}.json"
-    kept = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine.name(),
-        "versions": versions(),
-        "commits": sorted({_commit(run.folder) for run in runs}),
-        "runs": [_run(run) for run in runs],
-    }
+    of_all = {"date": time.strftime("%Y-%m-%d"), "machine": machine.name(), "versions": versions()}
+    new = [{**of_all, "commit": _commit(run.folder), **_run(run)} for run in runs]
+    again = [run["config"] for run in new]
+    before = json.loads(file.read_text()) if file.exists() else []
+    kept = [run for run in before if run["config"] not in again] + new
+    kept.sort(key=lambda run: (run["config"]["seed"], json.dumps(run["config"])))
     SCIENCE.mkdir(parents=True, exist_ok=True)
-    rows = ",\n  ".join(json.dumps(run) for run in kept.pop("runs"))
-    file.write_text(f'{json.dumps(kept)[:-1]},\n "runs": [\n  {rows}\n]}}\n')
+    file.write_text("[\n" + ",\n".join(json.dumps(run) for run in kept) + "\n]\n")
     return file
 
 
 def load(name: str) -> list[RunDirectory]:
     """Return the runs of a file, as if their directories were here."""
     runs = []
-    for kept in json.loads((SCIENCE / f"{name}.json").read_text())["runs"]:
+    for kept in json.loads((SCIENCE / f"{name}.json").read_text()):
         run = RunDirectory(Path(), {**Config().flat(), **kept["config"]})
         seed = run.config["seed"]
         run.__dict__["scores"] = [

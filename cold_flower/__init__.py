@@ -17,6 +17,7 @@ from cold_flower.identity import __version__
 
 if TYPE_CHECKING:
     from cold_flower.commands.api import compare, evaluate, fuse, simulate, statistics, tune
+    from cold_flower.commands.card import card
     from cold_flower.commands.contribute import contribute
     from cold_flower.data.suite import Suite, load_suite
     from cold_flower.reporting.run import Gain, Run, open_run
@@ -27,6 +28,7 @@ __all__ = [
     "Run",
     "Suite",
     "__version__",
+    "card",
     "compare",
     "contribute",
     "evaluate",
@@ -40,6 +42,7 @@ __all__ = [
 
 _HOMES = {
     "cold_flower.commands.api": ("compare", "evaluate", "fuse", "simulate", "statistics", "tune"),
+    "cold_flower.commands.card": ("card",),
     "cold_flower.commands.contribute": ("contribute",),
     "cold_flower.data.suite": ("Suite", "load_suite"),
     "cold_flower.reporting.run": ("Gain", "Run", "open_run"),

@@ -55,6 +55,20 @@ def test_scores_are_kept_and_read_again(make, tmp_path, monkeypatch) -> None:  #
         science.select(sorted(runs, key=lambda run: run.config["seed"]), "all")
 
 
+def test_seeds_are_added_and_the_same_run_is_replaced(make, tmp_path, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.setattr(science, "SCIENCE", tmp_path / "science")
+    runs = {seed: make(f"seed={seed}", 0.1, seed=seed) for seed in (0, 1)}
+    science.keep("trial", [runs[0]])
+    (tmp_path / "runs" / "seed=0").rename(tmp_path / "elsewhere")
+    again = make("seed=0", 0.2, seed=0)
+    science.keep("trial", [runs[1]])
+    assert [run.config["seed"] for run in science.load("trial")] == [0, 1]
+    science.keep("trial", [again])
+    kept = science.load("trial")
+    assert [run.config["seed"] for run in kept] == [0, 1]
+    assert [run.scores[-1]["value"] for run in kept] == pytest.approx([0.65, 0.45])
+
+
 def test_the_page_shows_what_is_kept() -> None:
     said = results.PAGE.read_text().partition(claims.BEGIN)[2].partition(claims.END)[0]
     assert said.strip() == claims.table().strip()

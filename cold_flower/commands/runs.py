@@ -1,4 +1,4 @@
-"""Commands about runs on the disk: `report`, `log`, `rollback`, `contribute`, `leave`, `worth`."""
+"""Commands about runs on the disk: `report`, `log`, `rollback`, `card`, `contribute`, and so on."""
 
 from pathlib import Path
 from typing import Annotated
@@ -61,6 +61,31 @@ def rollback(run: Path, iteration: int) -> None:
     from cold_flower.commands import history
 
     typer.echo(history.rollback(run, iteration))
+
+
+def card(
+    run: Path,
+    iteration: Annotated[int | None, typer.Argument(help="Default: the latest.")] = None,
+    licence: Annotated[
+        str, typer.Option(help="Of the base (default: what the starting model's card names).")
+    ] = "",
+    contributors: Annotated[
+        bool, typer.Option(help="Name the contributors, or only count them.")
+    ] = True,
+) -> None:
+    """Write a base's model card: README.md in its folder, as the hub reads it.
+
+    How to use the model, its scores and gains with their intervals, contributors, recipe, lineage,
+    and what is not comparable; in YAML licence, base model, datasets and every score.
+
+    Examples:
+    * `cold-flower card runs/mine`
+
+    * `cold-flower card runs/mine 3 --licence mit --no-contributors`
+    """
+    from cold_flower.commands.card import card
+
+    typer.echo(card(run, iteration, licence=licence, contributors=contributors))
 
 
 def contribute(

@@ -29,7 +29,7 @@ from cold_flower.identity import timestamp
 from cold_flower.models.folder import WEIGHTS, Folder
 from cold_flower.repository import ema
 from cold_flower.repository.journal import Journal
-from cold_flower.repository.provenance import MANIFEST
+from cold_flower.repository.provenance import CARD, MANIFEST
 from cold_flower.repository.publish import add_body, fsync, new_folder, replace_body
 from strategies.fusion import Weights
 
@@ -296,7 +296,7 @@ class Repository:
 
 def _beside(folder: Path) -> list[Path]:
     """Return the files of a base that the next one has, too: configuration and tokenizer."""
-    own = (WEIGHTS, MANIFEST, STATE)
+    own = (WEIGHTS, MANIFEST, STATE, CARD)
     return [file for file in folder.iterdir() if file.is_file() and file.name not in own]
 
 

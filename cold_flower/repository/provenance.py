@@ -7,6 +7,17 @@ CARD, TAG = "README.md", "cold-fusion"  # the model card of `cold-flower fuse`, 
 MANIFEST = "manifest.json"  # of a base, beside its weights
 
 
+def licence_of(folder: Path) -> str:
+    """Return the licence that the model card in a folder names; "" without any."""
+    from huggingface_hub import ModelCard
+
+    try:
+        named = ModelCard.load(folder / CARD).data.license
+    except Exception:  # no card, or any fault that somebody's YAML may have
+        return ""
+    return str(named or "")
+
+
 def was_fused(model: str) -> bool:
     """Return whether a folder holds a base of a run, or what `cold-flower fuse` wrote.
 

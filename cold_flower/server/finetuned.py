@@ -25,7 +25,7 @@ from cold_flower.models.bodies import match
 from cold_flower.models.folder import ADAPTER, WEIGHTS, Folder
 from cold_flower.repository.bases import STATE, Repository, rejected
 from cold_flower.repository.dropbox import STATED
-from cold_flower.repository.provenance import CARD, MANIFEST
+from cold_flower.repository.provenance import MANIFEST, licence_of
 from strategies.fusion import Weights, fingerprint, is_finite
 
 LEAST = 0.5  # of a base, that a model finetuned from it holds
@@ -56,13 +56,7 @@ class Finetuned:
     @property
     def licence(self) -> str:
         """Return the licence that its model card names, or ""."""
-        from huggingface_hub import ModelCard
-
-        try:
-            named = ModelCard.load(self.path / CARD).data.license
-        except Exception:  # no card, or any fault that somebody's YAML may have
-            return ""
-        return str(named or "")
+        return licence_of(self.path)
 
     def items(self, base: Weights) -> Iterator[tuple[str, Tensor]]:
         """Yield the body in float32, in its base's order."""

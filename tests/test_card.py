@@ -1,0 +1,87 @@
+"""The model card of a base, as the hub's own library reads it."""
+
+import json
+
+import pytest
+from huggingface_hub import ModelCard
+
+import cold_flower
+from cold_flower.errors import RunError
+from cold_flower.repository.bases import Repository
+from cold_flower.repository.journal import SCORES, Journal
+from strategies.fusion import Weights
+from tests.test_cli import cold_flower as command
+from tests.test_html import make  # noqa: F401 - a fixture
+
+PAPER = {"suite": "paper", "tasks": "mnli,rte", "unseen": "rte", "base_model": "org/model"}
+
+
+def test_the_hub_reads_licence_base_model_datasets_and_every_score(make) -> None:  # noqa: F811
+    run = make("mine", 0.1, **PAPER)
+    path = cold_flower.card(run, licence="mit")
+    assert path == run / "iterations" / "0002" / "README.md"
+    data = ModelCard.load(path).data
+    assert (data.license, data.base_model, data.base_model_relation) == (
+        "mit", "org/model", "merge",
+    )  # fmt: skip
+    assert data.datasets == ["SetFit/mnli", "nyu-mll/glue"] or "nyu-mll/glue" in data.datasets
+    assert data.metrics == ["accuracy"]
+    found = {(one.dataset_name, one.metric_name): one.metric_value for one in data.eval_results}
+    assert found == {
+        ("mnli", "accuracy, frozen"): 0.7, ("mnli", "accuracy, finetuned"): 0.7,
+        ("rte", "accuracy, frozen"): 0.45, ("rte", "accuracy, finetuned"): 0.45,
+    }  # fmt: skip
+
+
+def test_gains_have_their_interval_over_tasks(make) -> None:  # noqa: F811
+    """Two seen tasks that gain 10 and 20 points: 15 ± 12.706 * 5, Student's t of one degree."""
+    run = make("mine", 0.05)
+    row = {"task": "qnli", "protocol": "frozen", "group": "seen", "metric": "accuracy", "seed": 0}
+    Journal(run).append(
+        SCORES,
+        [{**row, "iteration": i, "value": 0.5 + 0.1 * i, "n_test": 9, "base": ""} for i in (0, 2)],
+    )
+    text = cold_flower.card(run).read_text()
+    assert "| frozen, seen | 2 | 65.0 | +15.0 ± 63.5 |" in text
+    assert "| frozen, unseen | 1 | 35.0 | +10.0 |" in text  # one task leaves no interval
+    assert "mnli (2)" in text
+    assert "&lt;" not in text  # who was refused is not named
+    assert "<b>" not in text
+
+
+def test_what_is_not_known_or_not_allowed_is_not_claimed(make) -> None:  # noqa: F811
+    run = make("mine", 0.1, evaluate__max_test_examples=50)
+    text = cold_flower.card(run, contributors=False).read_text()
+    assert "No licence is stated here" in text
+    assert "base_model" not in text  # the demo's own, which is no model of the hub
+    assert "1 contributors gave 2 models; they are not named here" in text
+    assert "at most 50 test examples of a task: not a published test score" in text
+    start = cold_flower.card(run, 0).read_text()
+    assert "None." in start
+
+
+def test_the_start_has_its_models_licence_and_the_next_base_no_card(make, tmp_path) -> None:  # noqa: F811
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    run = make("mine", 0.1)
+    config = json.loads((run / "config.json").read_text())
+    config["config"]["base-model"] = str(model)
+    (run / "config.json").write_text(json.dumps(config))
+    assert ModelCard.load(cold_flower.card(run)).data.license == "apache-2.0"
+    repository = Repository(run)
+    repository.publish(3, 2, Weights(dict(repository.body(2).items())), {"contributors": []})
+    assert not (repository.path(3) / "README.md").exists()  # it speaks of another base
+    assert "No score was measured at base 3" in cold_flower.card(run).read_text()
+
+
+def test_the_command(make, tmp_path) -> None:  # noqa: F811
+    run = make("mine", 0.1)
+    done = command("card", str(run), "1", "--licence", "mit", "--no-contributors", cwd=tmp_path)
+    assert done.stdout.strip() == str(run / "iterations" / "0001" / "README.md")
+    wrong = command("card", str(run), "7", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert "no iteration 7" in wrong.stderr
+    Repository(run).prune(1)
+    with pytest.raises(RunError, match="has no weights any more"):
+        cold_flower.card(run, 1)
