@@ -1,7 +1,8 @@
 """The matrices that take too long for every commit: ``make acceptance``, run by hand.
 
     python -m tests.acceptance [demo] [clean] [determinism] [interrupt] [crash]
-        [crash-asynchronous] [attacks] [fuzz] [disk] [cluster] [real] [real-attacks] [sites] [sites-small]
+        [crash-asynchronous] [attacks] [fuzz] [disk] [bundle] [cluster] [real] [real-attacks]
+        [sites] [sites-small]
 
 - demo: five seeds; after the last iteration the fused base must beat the start frozen on
   seen tasks, frozen on unseen tasks and finetuned, by more than the standard error over
@@ -20,6 +21,7 @@
 - attacks: every attack under every defence; with screening, the default, nothing is lost.
 - fuzz: 3,000 replies, manifests, suite files and config strings each.
 - disk: a full disk stops a run with the last iteration intact.
+- bundle: `flwr run` of the app bundle, unpacked elsewhere: the demo, to its end.
 - cluster: the demo on two Ray nodes with a core each gives the bases of this machine.
 - real: real_small with three seeds, nobody refused, and once under stock FedAvg (needs
   COLD_FLOWER_REAL).
@@ -46,6 +48,7 @@ from cold_flower.repository.journal import CONTRIBUTIONS, PROGRESS, SCORES, Jour
 from tests import attack
 from tests.acceptance_sites import sites, sites_small
 from tests.crash import crash, crash_asynchronous
+from tests.test_bundle import unpacked
 from tests.test_simulation import MARK, SMALL, marked
 
 COLD_FLOWER = str(Path(sys.executable).parent / "cold-flower")
@@ -280,6 +283,36 @@ def cluster(folder: Path) -> bool:
     return outcome(done) == want and len(workers) == 2
 
 
+def bundle(folder: Path) -> bool:
+    """The demo from the app bundle that `flwr build` makes, by `flwr run` alone."""
+    here = folder / "bundle"
+    here.mkdir()
+    app = unpacked(here)
+    environment = {
+        **os.environ,
+        MARK: "bundle",
+        "FLWR_HOME": str(here / "flwr"),
+        "COLD_FLOWER_HOME": str(here / "home"),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "41896",
+        "FLWR_LOCAL_CONTROL_API_PORT": "41898",
+    }
+    environment.pop("PYTHONPATH", None)
+    nodes = "num-supernodes=12 client-resources-num-cpus=1"
+    command = [str(Path(sys.executable).parent / "flwr"), "run", str(app), "--stream"]
+    command += ["--federation-config", nodes]
+    try:
+        subprocess.run(command, cwd=here, env=environment, capture_output=True, timeout=900)
+    finally:
+        for pid in marked("bundle"):
+            os.kill(pid, signal.SIGKILL)
+    (done,) = (here / "home" / "runs").iterdir()
+    result = json.loads((done / "result.json").read_text())
+    mean, sem = gain(done, "frozen", "seen")
+    print(f"{result['status']}, frozen seen {mean:+.1f} ± {sem:.1f}")
+    return result["status"] == "completed" and mean > sem
+
+
 def main() -> None:
     """Run what is named, or all; exit with 1 if anything does not hold."""
     known = {
@@ -292,6 +325,7 @@ def main() -> None:
         "attacks": attack.demo,
         "fuzz": fuzz,
         "disk": disk,
+        "bundle": bundle,
         "cluster": cluster,
         "sites-small": sites_small,
     }
