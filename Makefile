@@ -7,7 +7,7 @@ ifneq ($(wildcard ../shared/data/suite.toml),)
 export COLD_FLOWER_REAL ?= $(abspath ../shared)
 endif
 
-.PHONY: demo install test acceptance mutants check bench
+.PHONY: demo install test acceptance mutants check docs bench
 demo: $(BIN)/cold-flower
 	$(BIN)/cold-flower simulate demo
 
@@ -29,6 +29,10 @@ check: $(BIN)/cold-flower
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A site of docs/ and of the docstrings, in dist/site.
+docs: $(BIN)/cold-flower
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench: $(BIN)/cold-flower
 	$(BIN)/python -m benchmarks.probe
