@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cold_flower.commands.api import compare, evaluate, fuse, simulate, statistics, tune
     from cold_flower.commands.card import card
     from cold_flower.commands.contribute import contribute
+    from cold_flower.commands.leave import leave
+    from cold_flower.commands.worth import worth
     from cold_flower.data.suite import Suite, load_suite
     from cold_flower.reporting.run import Gain, Run, open_run
 
@@ -33,17 +35,21 @@ __all__ = [
     "contribute",
     "evaluate",
     "fuse",
+    "leave",
     "load_suite",
     "open_run",
     "simulate",
     "statistics",
     "tune",
+    "worth",
 ]
 
 _HOMES = {
     "cold_flower.commands.api": ("compare", "evaluate", "fuse", "simulate", "statistics", "tune"),
     "cold_flower.commands.card": ("card",),
     "cold_flower.commands.contribute": ("contribute",),
+    "cold_flower.commands.leave": ("leave",),
+    "cold_flower.commands.worth": ("worth",),
     "cold_flower.data.suite": ("Suite", "load_suite"),
     "cold_flower.reporting.run": ("Gain", "Run", "open_run"),
 }

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+import cold_flower
 from cold_flower.commands import history
-from cold_flower.commands.leave import leave
 from cold_flower.config import Config
 from cold_flower.errors import RunError
 from cold_flower.repository.bases import STATE, Repository
@@ -89,6 +89,13 @@ def grown(run_dir, config: Config, iterations=3, absent=(), gone=()) -> None:
         publish(run_dir, config, iteration, {n: b for n, b in bodies.items() if n not in away})
 
 
+def leave(run_dir, name) -> list[str]:
+    """Have somebody leave; return what is said."""
+    said: list[str] = []
+    cold_flower.leave(run_dir, name, say=said.append)
+    return said
+
+
 def manifest(run_dir, iteration):
     return Repository(run_dir).manifest(iteration)
 
@@ -168,7 +175,7 @@ def test_the_memory_of_the_parent_goes_on(tmp_path) -> None:
     run = tmp_path / "run"
     grown(run, config_of(**{"fusion.momentum": 0.5}), 2, absent={1: ("music",)})
     first, before = body(run, 1), body(run, 0)
-    list(leave(run, "music"))
+    leave(run, "music")
     made = given(2, first)
     for key, tensor in body(run, 3).items():
         step = sum(made[name][key] - first[key] for name in NAMES if name != "music") / 3
@@ -179,7 +186,7 @@ def test_afterwards_the_others_differences_stand_on_the_new_base(tmp_path) -> No
     run, config = tmp_path / "run", config_of()
     grown(run, config)
     before = {i: body(run, i) for i in range(4)}
-    said = list(leave(run, "music"))
+    said = leave(run, "music")
     assert said[1:4] == [
         "iteration 1 without music is 0004, from 0000: exact",
         *(
@@ -216,8 +223,8 @@ def test_a_second_one_leaves_what_the_first_one_left(tmp_path) -> None:
     run, other, config = tmp_path / "run", tmp_path / "other", config_of()
     grown(run, config, 2)
     grown(other, config, 1, gone=("music", "garden"))
-    list(leave(run, "music"))
-    said = list(leave(run, "garden"))
+    leave(run, "music")
+    said = leave(run, "garden")
     assert said[1] == "iteration 3 without garden is 0005, from 0000: exact"
     assert manifest(run, 5)["sha256"] == manifest(other, 1)["sha256"]
     assert Kept(run).origin(6) == 2
@@ -227,7 +234,7 @@ def test_a_second_one_leaves_what_the_first_one_left(tmp_path) -> None:
 def test_what_is_not_kept_is_said_and_nothing_is_replayed(tmp_path) -> None:
     run = tmp_path / "run"
     grown(run, config_of(**{"keep-contributions": 2}))
-    said = list(leave(run, "music"))
+    said = leave(run, "music")
     assert said == [
         f"music left {run}: it is refused from now on, and its task is not scored",
         "iteration 1 cannot be replayed: the contributions of iteration 1 are not kept "
@@ -238,15 +245,15 @@ def test_what_is_not_kept_is_said_and_nothing_is_replayed(tmp_path) -> None:
     assert Repository(run).latest() == 3
     assert Journal(run).left() == ["music"]
     with pytest.raises(RunError, match="music left .* already"):
-        list(leave(run, "music"))
+        leave(run, "music")
 
 
 def test_who_left_before_is_not_in_a_replay_either(tmp_path) -> None:
     """Nothing could be replayed for the first one; in what is replayed now it is left out, too."""
     run = tmp_path / "run"
     grown(run, config_of(**{"keep-contributions": 2}), absent={1: ("garden",)})
-    list(leave(run, "music"))
-    list(leave(run, "garden"))
+    leave(run, "music")
+    leave(run, "garden")
     for number in (4, 5):
         verdicts = {row["name"]: row["verdict"] for row in manifest(run, number)["contributors"]}
         assert {n for n, verdict in verdicts.items() if verdict == "refused"} == {"music", "garden"}
@@ -257,7 +264,7 @@ def test_bases_that_were_deleted_cannot_be_replayed_from(tmp_path) -> None:
     run = tmp_path / "run"
     grown(run, config_of())
     Repository(run).prune(1)
-    said = list(leave(run, "music"))
+    said = leave(run, "music")
     assert "iteration 2 cannot be replayed: iteration 1 has no weights any more" in said[1]
     assert Repository(run).latest() == 3
 
@@ -267,7 +274,7 @@ def test_who_took_part_in_nothing_is_only_refused(tmp_path) -> None:
     grown(run, config_of(), 1, gone=("music",))
     inbox = run / INCOMING / "0002"
     inbox.mkdir(parents=True)  # what had arrived stays good
-    assert list(leave(run, "music"))[1] == (
+    assert leave(run, "music")[1] == (
         "it took part in no iteration of the lineage: there is nothing to replay"
     )
     assert inbox.exists()
@@ -279,7 +286,7 @@ def test_what_the_gate_rejected_holds_nothing(tmp_path) -> None:
     start(run, config)
     publish(run, config, 1, given(1, BODY), {"accepted": False, "reason": "worse"})
     publish(run, config, 2, {"travel": given(2, BODY)["travel"]})
-    said = list(leave(run, "music"))
+    said = leave(run, "music")
     assert "nothing to replay" in said[1]
 
 
@@ -288,7 +295,7 @@ def test_an_iteration_of_its_contribution_alone_falls_away(tmp_path) -> None:
     start(run, config)
     publish(run, config, 1, {"music": given(1, BODY)["music"]})
     publish(run, config, 2, given(2, body(run)))
-    said = list(leave(run, "music"))
+    said = leave(run, "music")
     assert "made of its contribution alone, and left out: iteration 1" in said
     assert Repository(run).lineage() == [0, 3]
     assert manifest(run, 3)["replay"] == {"of": 2, "without": "music", "exact": False}
@@ -299,7 +306,7 @@ def test_too_few_for_the_rule(tmp_path) -> None:
     run, config = tmp_path / "run", config_of(**keys)
     start(run, config)
     publish(run, config, 1, {n: b for n, b in given(1, BODY).items() if n != "garden"})
-    said = list(leave(run, "music"))
+    said = leave(run, "music")
     assert said[1] == "iteration 1 cannot be replayed: krum needs 3 contributions, 2 remain"
     assert said[-1] == "WARNING: this run cannot go on: 3 contributors stay, of 4 (quorum)"
 
@@ -320,17 +327,17 @@ def test_a_replay_that_was_stopped_goes_on(tmp_path, monkeypatch, after) -> None
     with monkeypatch.context() as patch:
         patch.setattr(Repository, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
-            list(leave(tmp_path / "run", "music"))
-    said = list(leave(tmp_path / "run", "music"))
+            leave(tmp_path / "run", "music")
+    said = leave(tmp_path / "run", "music")
     assert said[0].startswith(f"iteration {after + 1} without music")
-    list(leave(tmp_path / "whole", "music"))
+    leave(tmp_path / "whole", "music")
     run, whole = (Repository(tmp_path / name) for name in ("run", "whole"))
     assert run.lineage() == whole.lineage() == [0, 4, 5, 6]
     assert [run.manifest(i)["sha256"] for i in (4, 5, 6)] == [
         whole.manifest(i)["sha256"] for i in (4, 5, 6)
     ]
     with pytest.raises(RunError, match="already"):
-        list(leave(tmp_path / "run", "music"))
+        leave(tmp_path / "run", "music")
 
 
 def test_a_run_that_went_on_from_half_a_replay_is_left_alone(tmp_path, monkeypatch) -> None:
@@ -339,25 +346,25 @@ def test_a_run_that_went_on_from_half_a_replay_is_left_alone(tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(Replay, "publish", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            list(leave(run, "music"))
+            leave(run, "music")
     assert Repository(run).latest() == 0
     publish(run, config, 4, {"travel": given(4, BODY)["travel"]})
     with pytest.raises(
         RunError, match="its replay was stopped before iteration 1, and the run went"
     ):
-        list(leave(run, "music"))
+        leave(run, "music")
 
 
 def test_what_is_refused_by_name(tmp_path) -> None:
     run = tmp_path / "run"
     grown(run, config_of(), 1)
     with pytest.raises(RunError, match="unknown contributor of .* 'musik'. Did you mean 'music'"):
-        list(leave(run, "musik"))
+        leave(run, "musik")
     with held(run), pytest.raises(RunError, match="another run is at work"):
-        list(leave(run, "music"))
+        leave(run, "music")
     assert Journal(run).left() == []
     with pytest.raises(RunError, match="holds no run"):
-        list(leave(tmp_path, "music"))
+        leave(tmp_path, "music")
 
 
 def test_a_flower_strategy_cannot_be_replayed(tmp_path) -> None:
@@ -366,7 +373,7 @@ def test_a_flower_strategy_cannot_be_replayed(tmp_path) -> None:
     strategy = replace(config.fusion, strategy="flwr.serverapp.strategy:FedAvg")
     flat = replace(config, fusion=strategy).flat()
     (run / "config.json").write_text(json.dumps({"config": flat, "run": "x"}))
-    said = list(leave(run, "music"))
+    said = leave(run, "music")
     assert said[1].startswith("no iteration can be replayed: ")
     assert "fuses with flwr.serverapp.strategy:FedAvg: only a fusion rule" in said[1]
     assert Repository(run).latest() == 1
@@ -401,7 +408,7 @@ def test_a_stale_contribution_is_replayed_from_its_own_base_and_with_its_age(tmp
 def test_a_replay_has_a_moving_average_where_the_run_has_one(tmp_path) -> None:
     run, config = tmp_path / "run", config_of(**{"fusion.ema": 0.5})
     grown(run, config, iterations=1)
-    list(leave(run, "music"))
+    leave(run, "music")
     store = Repository(run)
     start_, made = body(run, 0), body(run, 2)
     for key, tensor in store.average(2).items():

@@ -7,7 +7,7 @@ their differences are fused, and the result is an approximation.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,22 @@ from strategies.contributions import INCOMING
 from strategies.names import unknown
 
 
-def leave(run_dir: Path, name: str) -> Iterator[str]:
-    """Have a contributor leave; yield lines to tell the user. A second call goes on after a stop.
+def leave(run_dir: str | Path, name: str, *, say: Callable[[str], object] = print) -> None:
+    """Have a contributor leave a run for good; a second call goes on after a stop.
+
+    Args:
+        run_dir: of a run that ended, or was stopped.
+        name: the contributor's.
+        say: takes a line for each thing that is done, or cannot be.
 
     Raises:
         RunError: no run, or it is at work; no such contributor, the only one, or it left before.
     """
+    for line in _leave(Path(run_dir), name):
+        say(line)
+
+
+def _leave(run_dir: Path, name: str) -> Iterator[str]:
     config = Config.from_flat(configuration(run_dir))
     journal, repository = Journal(run_dir), Repository(run_dir)
     with journal.locked():

@@ -129,8 +129,7 @@ def leave(run: Path, name: str) -> None:
     """
     from cold_flower.commands.leave import leave
 
-    for line in leave(run, name):
-        typer.echo(line)
+    leave(run, name, say=typer.echo)
 
 
 def worth(

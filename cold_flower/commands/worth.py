@@ -37,7 +37,7 @@ SMALL = 5_000_000  # numbers: a step of a smaller model is shorter than the barr
 
 
 def worth(
-    run_dir: Path,
+    run_dir: str | Path,
     iteration: int | None = None,
     *,
     budget: int = 100,
@@ -66,6 +66,7 @@ def worth(
             raise ConfigError(unknown(what, given, valid))
     if not 0 <= tolerance <= 1:
         raise ConfigError(f"tolerance is a share from 0 to 1 (0.01 is a point), got {tolerance:g}")
+    run_dir = Path(run_dir)
     config = Config.from_flat(configuration(run_dir))
     if config.sites.allow:
         raise RunError(
