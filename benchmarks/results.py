@@ -99,10 +99,10 @@ def _keep(rows: list[Row], date: str) -> None:
     write(BEGIN, table(), END)
 
 
-def write(begin: str, text: str, end: str) -> None:
-    """Put a text between two marks of the page, in place of what stands there."""
-    before, _, rest = PAGE.read_text().partition(begin)
-    PAGE.write_text(f"{before}{begin}\n{text}{end}{rest.partition(end)[2]}")
+def write(begin: str, text: str, end: str, page: Path = PAGE) -> None:
+    """Put a text between two marks of a page, in place of what stands there."""
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text(f"{before}{begin}\n{text}{end}{rest.partition(end)[2]}")
 
 
 def against(now: Row, last: Row | None) -> str:

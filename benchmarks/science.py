@@ -24,6 +24,7 @@ from cold_flower.identity import code_sha256
 from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.runs import RunDirectory, find
 from cold_flower.repository.journal import CONFIG
+from cold_flower.runtime.flower import completed
 
 SCIENCE = FOLDER / "science"
 _NOT_KEPT = ("run-dir", "resume", "log", "explicit", "recipe")
@@ -34,8 +35,10 @@ _OF_A_SCORE = ("iteration", "task", "protocol", "group", "metric", "n_test")
 def keep(name: str, folders: Sequence[Path]) -> Path:
     """Write what is known of some runs beside what the file has; return the file."""
     runs, left_out = find(_inside(folders))
+    left_out += [f"{run.folder}: it has not ended" for run in runs if not _ended(run)]
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
+    runs = [run for run in runs if _ended(run)]
     file = SCIENCE / f"{name}.json"
     of_all = {"date": time.strftime("%Y-%m-%d"), "machine": machine.name(), "versions": versions()}
     new = [{**of_all, "commit": _commit(run.folder), **_run(run)} for run in runs]
@@ -103,6 +106,11 @@ def _run(run: RunDirectory) -> dict[str, Any]:
             [*(row[key] for key in _OF_A_SCORE), round(row["value"], 6)] for row in run.scores
         ],
     }
+
+
+def _ended(run: RunDirectory) -> bool:
+    """Return whether a run is complete; half of its scores would be compared with whole ones."""
+    return completed(run.folder, run.config["iterations"])
 
 
 def _commit(run: Path) -> str:

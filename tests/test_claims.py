@@ -1,13 +1,14 @@
 """The paper's claims, computed from the scores that are kept."""
 
 import math
+from pathlib import Path
 
 import pytest
 
 from benchmarks import claims, results, science
 from benchmarks.claims import Claim
 from cold_flower.reporting.paired import Difference
-from cold_flower.repository.journal import SCORES, Journal
+from cold_flower.repository.journal import RESULT, SCORES, Journal
 from tests.test_html import make  # noqa: F401 - a fixture
 
 
@@ -31,11 +32,19 @@ def test_verdicts() -> None:
     assert Claim("Fig. 4", "+6.73", None).line == "| Fig. 4 | +6.73 | not run |  | undecided |"
 
 
+def end(run: Path) -> Path:
+    Journal(run).write(RESULT, {"status": "completed", "iterations": 2, "cause": ""})
+    return run
+
+
 def test_scores_are_kept_and_read_again(make, tmp_path, monkeypatch) -> None:  # noqa: F811
     monkeypatch.setattr(science, "SCIENCE", tmp_path / "science")
     for seed in (0, 1):
         make(f"seed={seed}", 0.1 * (seed + 1), seed=seed, fusion__rule="ties")
     make("average", 0.1, seed=0)
+    for run in (tmp_path / "runs").iterdir():
+        end(run)
+    make("at-work", 0.1, seed=5)
     file = science.keep("trial", [tmp_path / "runs"])
     assert str(tmp_path) not in file.read_text()
     runs = science.load("trial")
@@ -57,10 +66,10 @@ def test_scores_are_kept_and_read_again(make, tmp_path, monkeypatch) -> None:  #
 
 def test_seeds_are_added_and_the_same_run_is_replaced(make, tmp_path, monkeypatch) -> None:  # noqa: F811
     monkeypatch.setattr(science, "SCIENCE", tmp_path / "science")
-    runs = {seed: make(f"seed={seed}", 0.1, seed=seed) for seed in (0, 1)}
+    runs = {seed: end(make(f"seed={seed}", 0.1, seed=seed)) for seed in (0, 1)}
     science.keep("trial", [runs[0]])
     (tmp_path / "runs" / "seed=0").rename(tmp_path / "elsewhere")
-    again = make("seed=0", 0.2, seed=0)
+    again = end(make("seed=0", 0.2, seed=0))
     science.keep("trial", [runs[1]])
     assert [run.config["seed"] for run in science.load("trial")] == [0, 1]
     science.keep("trial", [again])
@@ -72,3 +81,5 @@ def test_seeds_are_added_and_the_same_run_is_replaced(make, tmp_path, monkeypatc
 def test_the_page_shows_what_is_kept() -> None:
     said = results.PAGE.read_text().partition(claims.BEGIN)[2].partition(claims.END)[0]
     assert said.strip() == claims.table().strip()
+    first = claims.README.read_text().partition(claims.BEGIN)[2].partition(claims.END)[0]
+    assert first.strip() == claims.first_table().strip()
