@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cold_flower.commands.card import card
     from cold_flower.commands.contribute import contribute
     from cold_flower.commands.leave import leave
+    from cold_flower.commands.publish import publish
     from cold_flower.commands.worth import worth
     from cold_flower.data.suite import Suite, load_suite
     from cold_flower.reporting.run import Gain, Run, open_run
@@ -38,6 +39,7 @@ __all__ = [
     "leave",
     "load_suite",
     "open_run",
+    "publish",
     "simulate",
     "statistics",
     "tune",
@@ -49,6 +51,7 @@ _HOMES = {
     "cold_flower.commands.card": ("card",),
     "cold_flower.commands.contribute": ("contribute",),
     "cold_flower.commands.leave": ("leave",),
+    "cold_flower.commands.publish": ("publish",),
     "cold_flower.commands.worth": ("worth",),
     "cold_flower.data.suite": ("Suite", "load_suite"),
     "cold_flower.reporting.run": ("Gain", "Run", "open_run"),

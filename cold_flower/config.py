@@ -258,7 +258,10 @@ class Config:
     )
     folds: int = key(0, "divide the tasks into so many parts, drawn from the seed; 0 = do not")
     fold: int = key(0, "which of these parts is unseen, from 0")
-    base_model: str = key("demo", "a hub name or a folder, resolved at each contributor")
+    base_model: str = key(
+        "demo",
+        "a hub name (owner/name@tag for a revision) or a folder, resolved at each contributor",
+    )
     iterations: int = key(30, "iterations to run", most=MANY)
     contributors_per_iteration: int = key(8, "sampled for each iteration; 0 = all seen")
     schedule: str = key(

@@ -24,7 +24,8 @@ REFERENCE = {
     "Read a run": ("reporting.run.open_run", "reporting.run.Run", "reporting.run.Gain"),
     "Models": (
         *("commands.api.fuse", "commands.api.statistics", "commands.contribute.contribute"),
-        *("commands.card.card", "commands.worth.worth", "commands.leave.leave"),
+        *("commands.card.card", "commands.publish.publish", "commands.worth.worth"),
+        "commands.leave.leave",
     ),
     "Suites": ("data.suite.load_suite", "data.suite.Suite"),
     "A trainer of a site's own": ("contributors.trainer",),

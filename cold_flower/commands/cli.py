@@ -48,8 +48,8 @@ def _options(
 
 for command in (
     simulate, compare, evaluate, tune, fuse, statistics, runs.report, runs.log, runs.rollback,
-    runs.card, runs.contribute, runs.leave, runs.worth, listings.experiments, listings.keys,
-    listings.suites, listings.rules, site.deploy,
+    runs.card, runs.publish, runs.contribute, runs.leave, runs.worth, listings.experiments,
+    listings.keys, listings.suites, listings.rules, site.deploy,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(site.app, name="site")

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from cold_flower.commands.options import exit_code_of_a_stop
+
 
 def report(
     run: list[Path],
@@ -86,6 +88,46 @@ def card(
     from cold_flower.commands.card import card
 
     typer.echo(card(run, iteration, licence=licence, contributors=contributors))
+
+
+def publish(
+    run: Path,
+    to: Annotated[str, typer.Option(metavar="OWNER/NAME", help="The repository on the hub.")],
+    iteration: Annotated[
+        int | None, typer.Argument(help="Default: every base of the lineage.")
+    ] = None,
+    licence: Annotated[
+        str, typer.Option(help="Of the bases (default: what the starting model's card names).")
+    ] = "",
+    contributors: Annotated[
+        bool, typer.Option(help="Name the contributors on the card, or only count them.")
+    ] = True,
+    public: Annotated[bool, typer.Option(help="Everybody may see it (default: private).")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing; say what.")] = False,
+) -> None:
+    """Put a run's bases on the hub, each a revision with a tag: `owner/name@iteration-3`.
+
+    Weights, configuration, tokenizer and a model card; no manifest, so nothing of a contributor but
+    what the card says. The same command goes on after a stop.
+
+    Examples:
+    * `cold-flower publish runs/mine --to me/evolved --dry-run`
+
+    * `cold-flower publish runs/mine 3 --to me/evolved --licence mit --public`
+    """
+    from cold_flower.commands.publish import publish
+
+    with exit_code_of_a_stop():
+        publish(
+            run,
+            iteration,
+            to=to,
+            licence=licence,
+            contributors=contributors,
+            public=public,
+            dry_run=dry_run,
+            say=typer.echo,
+        )
 
 
 def contribute(

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from cold_flower.errors import ModelError, sentence
 from cold_flower.models import demo
 from cold_flower.models.families import BEHIND_PADDING, PREFIXES
+from cold_flower.models.folder import located
 from cold_flower.models.tokenizer import load_tokenizer
 
 # The class of a T5 with decoder and LM head, and its name in old checkpoints.
@@ -30,6 +31,8 @@ class Base:
     tokenizer: Any
     sha256: str
     """Fingerprint of both: contributors must agree on it."""
+    place: str = ""
+    """What transformers loads its weights by; "" for the demo, which has none."""
 
     @property
     def text_to_text(self) -> bool:
@@ -39,7 +42,7 @@ class Base:
 
 @functools.lru_cache(maxsize=4)
 def load_base(name: str) -> Base:
-    """Load configuration and tokenizer of a hub model, a folder, or the demo.
+    """Load configuration and tokenizer of a hub model (``owner/name@tag``), a folder, or the demo.
 
     Raises:
         ModelError: it cannot be read, or is of a family that is not supported.
@@ -47,13 +50,14 @@ def load_base(name: str) -> Base:
     if name == "demo":
         config, tokenizer = demo.config(), demo.tokenizer()
         return Base(name, config, tokenizer, _fingerprint(config, tokenizer))
-    config = _load_config(name)
+    place = located(name)
+    config = _load_config(name, place)
     if config.model_type not in PREFIXES:
         raise ModelError(
             f"base-model {name!r} is {config.architectures or config.model_type}: no tested "
             f"sequence-classification class. Supported: {', '.join(PREFIXES)}."
         )
-    tokenizer = load_tokenizer(name, config)
+    tokenizer = load_tokenizer(place, config)
     if config.model_type == "t5":  # has relative positions, so only the tokenizer sets a limit
         if (config.architectures or [""])[0] not in TEXT_TO_TEXT:
             raise ModelError(
@@ -65,12 +69,12 @@ def load_base(name: str) -> Base:
         skipped = config.pad_token_id + 1 if config.model_type in BEHIND_PADDING else 0
         positions = config.max_position_embeddings - skipped
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-    return Base(name, config, tokenizer, _fingerprint(config, tokenizer))
+    return Base(name, config, tokenizer, _fingerprint(config, tokenizer), place)
 
 
-def _load_config(name: str) -> Any:
+def _load_config(name: str, place: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(place)
     except Exception as error:  # a broken file may raise anything
         tried = "" if Path(name).is_dir() else " (no such folder here; as a model of the hub)"
         raise ModelError(

@@ -217,15 +217,28 @@ def _modern(name: str) -> str:
     return name
 
 
+def located(name: str) -> str:
+    """Return what transformers loads a model by: the name, but of one revision the folder.
+
+    ``owner/name@revision`` is a model of the hub at that revision: a tag, a branch or a commit.
+
+    Raises:
+        ModelError: that revision cannot be had.
+    """
+    return str(_path(name)) if "@" in name and not Path(name).is_dir() else name
+
+
 def _path(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
 
+    repository, _, revision = name.partition("@")
     try:
         return Path(
             snapshot_download(
-                name,
+                repository,
+                revision=revision or None,
                 # Of the sub-folders only those of sentence-transformers, such as 1_Pooling.
                 allow_patterns=[
                     *(f"*{suffix}" for suffix in BESIDE),

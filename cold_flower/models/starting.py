@@ -40,11 +40,11 @@ def starting_model(base: Base, seed: int) -> tuple[Any, dict[str, Tensor]]:
         own_class = getattr(transformers, class_name, transformers.AutoModel)
         options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
         try:
-            model, loaded = own_class.from_pretrained(base.name, **options)
+            model, loaded = own_class.from_pretrained(base.place, **options)
             holder = model  # of the body
             if not base.text_to_text:
                 holder, loaded = AutoModelForSequenceClassification.from_pretrained(
-                    base.name, **options
+                    base.place, **options
                 )
         except Exception as error:  # a broken file may raise anything
             raise ModelError(

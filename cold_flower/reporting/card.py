@@ -32,7 +32,14 @@ _NOT_OF_THE_RECIPE = (
 )
 
 
-def card(run: RunDirectory, iteration: int, *, licence: str = "", contributors: bool = True) -> str:
+def card(
+    run: RunDirectory,
+    iteration: int,
+    *,
+    licence: str = "",
+    contributors: bool = True,
+    place: str = '"HERE"',
+) -> str:
     """Write the card of one base.
 
     Args:
@@ -40,6 +47,7 @@ def card(run: RunDirectory, iteration: int, *, licence: str = "", contributors: 
         iteration: which.
         licence: of the base; empty is that of the starting model's card, if it names one.
         contributors: whether to name them; else they are counted.
+        place: what `from_pretrained` takes to load it.
 
     Raises:
         RunError: there is no such iteration.
@@ -60,7 +68,7 @@ def card(run: RunDirectory, iteration: int, *, licence: str = "", contributors: 
         eval_results=list(_results(run.scores, iteration, tasks)) or None,
     )
     return f"---\n{data.to_yaml()}\n---\n" + "\n".join(
-        _text(run, iteration, lineage, start, named, contributors=contributors)
+        _text(run, iteration, lineage, start, named, place, contributors=contributors)
     )
 
 
@@ -115,6 +123,7 @@ def _text(
     lineage: list[Mapping[str, Any]],
     start: str,
     licence: str,
+    place: str,
     *,
     contributors: bool,
 ) -> Iterator[str]:
@@ -136,8 +145,8 @@ def _text(
     yield "A body to finetune; a head for your classes is drawn anew.\n"
     yield "```python"
     yield "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n"
-    yield 'model = AutoModelForSequenceClassification.from_pretrained("HERE", num_labels=3)'
-    yield 'tokenizer = AutoTokenizer.from_pretrained("HERE")'
+    yield f"model = AutoModelForSequenceClassification.from_pretrained({place}, num_labels=3)"
+    yield f"tokenizer = AutoTokenizer.from_pretrained({place})"
     yield "```\n"
     yield from _gains(run, iteration)
     yield "## Contributors\n"
