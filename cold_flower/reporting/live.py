@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cold_flower.config import Config
-from cold_flower.errors import ColdFlowerError
 from cold_flower.reporting.markup import SCRIPT, STYLE
 from cold_flower.reporting.pictures import drawings
 from cold_flower.reporting.progress import WORK, Arrived, Event, Progress, clock
@@ -81,8 +80,9 @@ class _Page:
         if not (self._folder / CONFIG).exists():
             return
         steps = self._steps
-        # An event may come while this reads: then the next page has it.
-        with suppress(OSError, RuntimeError, ColdFlowerError, ValueError, KeyError):
+        # A full disk, an event that comes while this reads, a file of an older version: a run
+        # goes on without its page, and the next one has what came.
+        with suppress(Exception):
             if steps != self._drawn and (ended or time.monotonic() >= self._due):
                 begun = time.monotonic()
                 run = RunDirectory(self._folder, configuration(self._folder))
