@@ -99,8 +99,9 @@ def _keep(rows: list[Row], date: str) -> None:
     write(BEGIN, table(), END)
 
 
-def write(begin: str, text: str, end: str, page: Path = PAGE) -> None:
-    """Put a text between two marks of a page, in place of what stands there."""
+def write(begin: str, text: str, end: str, page: Path | None = None) -> None:
+    """Put a text between two marks of a page, `PAGE` by default, in place of what stands there."""
+    page = page or PAGE
     before, _, rest = page.read_text().partition(begin)
     page.write_text(f"{before}{begin}\n{text}{end}{rest.partition(end)[2]}")
 
