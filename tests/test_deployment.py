@@ -227,7 +227,7 @@ def test_deploy_needs_sites(tmp_path) -> None:
     ],
 )
 def test_a_run_completed_only_if_both_say_so(tmp_path, monkeypatch, status, result, words) -> None:
-    def run(config, connection, say):
+    def run(config, connection, say, take):
         run_dir.mkdir()
         if result:
             (run_dir / RESULT).write_text(json.dumps(result))
@@ -243,7 +243,7 @@ def test_a_run_completed_only_if_both_say_so(tmp_path, monkeypatch, status, resu
 def test_a_run_that_was_lost_with_its_superlink_is_taken_up_again(tmp_path, monkeypatch) -> None:
     resumed, lines = [], []
 
-    def run(config, connection, say):
+    def run(config, connection, say, take):
         resumed.append(config.resume)
         tmp_path.mkdir(exist_ok=True)
         (run_dir / CONFIG).parent.mkdir(exist_ok=True)
