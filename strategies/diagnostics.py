@@ -41,10 +41,10 @@ class Diagnosis:
 
 
 def drift(start: Weights, body: Weights) -> dict[str, float]:
-    """Return how far a body is from another, in its L2 norm, by layer."""
+    """Return how far a body is from another, in its L2 norm, by layer; a tensor at a time."""
     squares: dict[str, float] = {}
     for key in learned(start):
-        layer, moved = layer_of(key), body.get(key).double() - start.get(key).double()
+        layer, moved = layer_of(key), body.get(key) - start.get(key)
         squares[layer] = squares.get(layer, 0.0) + float(torch.linalg.vector_norm(moved)) ** 2
     return {layer: math.sqrt(square) for layer, square in squares.items()}
 
