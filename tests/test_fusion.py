@@ -222,10 +222,9 @@ class TestEveryRule:
     def test_memory_does_not_grow_with_the_contributions(self, rule: Case, monkeypatch) -> None:
         few, many = peaks(load(rule[0], **rule[1]), monkeypatch)
         assert few > 0
-        # Bytes: a tensor of a contribution has 24,000, and there are seven contributions more. One tensor
-
-    # may by chance live a moment longer.
-    assert many < few + 40_000
+        # Bytes: a tensor of a contribution has 24,000, and there are seven more contributions. One
+        # tensor may by chance live a moment longer.
+        assert many < few + 40_000
 
 
 class Decoded(dict):
