@@ -50,12 +50,19 @@ class Claim:
         return f"| {self.what} | {self.there} | {ours} | {size} | {self.verdict} |"
 
 
+def _compared() -> tuple[Condition, Condition, Condition]:
+    """Return the main experiment, the same fused once, and multitask training on the union."""
+    runs = load("main")
+    return (
+        select(runs, "ColD", iterations=4),
+        select(runs, "fused", iterations=1, baseline=""),
+        select(runs, "multitask", baseline="multitask"),
+    )
+
+
 def _main() -> Iterator[Claim]:
     """Section 5.1, Fig. 2, and the baselines of section 4.2."""
-    runs = load("main")
-    cold = select(runs, "ColD", iterations=4)
-    fused = select(runs, "fused", iterations=1, baseline="")
-    union = select(runs, "multitask", baseline="multitask")
+    cold, fused, union = _compared()
     for protocol, there in (("finetuned", "+2.33, +2.50"), ("frozen", "rises")):
         yield Claim(f"Fig. 2: {protocol} rises", there, gain(cold, "seen", protocol, 4))
     for protocol, there in (("finetuned", "+2.33 against +0.92"), ("frozen", "far above")):
@@ -115,10 +122,7 @@ def table() -> str:
 
 def first_table() -> str:
     """Return README's first table: gains on real data, as Markdown."""
-    runs, unseen = load("main"), select(load("unseen"), "ColD")
-    cold = select(runs, "ColD", iterations=4)
-    fused = select(runs, "fused", iterations=1, baseline="")
-    union = select(runs, "multitask", baseline="multitask")
+    (cold, fused, union), unseen = _compared(), select(load("unseen"), "ColD")
     protocols = ("frozen", "finetuned", "few-shot")
     rows = {
         "4 iterations, over MiniLM": [gain(cold, "seen", p, 4) for p in protocols],

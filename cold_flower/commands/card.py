@@ -7,6 +7,7 @@ from cold_flower.reporting.card import card as text_of
 from cold_flower.reporting.runs import RunDirectory, configuration
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.provenance import CARD
+from cold_flower.repository.publish import replace_text
 
 
 def card(
@@ -33,7 +34,5 @@ def card(
     if chosen is None:
         raise RunError(f"{run_dir}: no base is published yet")
     path = repository.with_weights(chosen) / CARD
-    temporary = path.with_name(f".{CARD}")
-    temporary.write_text(text_of(run, chosen, licence=licence, contributors=contributors), "utf-8")
-    temporary.replace(path)
+    replace_text(path, text_of(run, chosen, licence=licence, contributors=contributors))
     return path

@@ -1,18 +1,18 @@
 """`cold-flower contribute`: put a finetuned model into a run's drop box, checked first."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from cold_flower.config import Config
 from cold_flower.data.plan import plan
-from cold_flower.errors import ModelError, RunError
+from cold_flower.errors import RunError
 from cold_flower.models.adapter import is_adapter
 from cold_flower.reporting.runs import configuration
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.dropbox import Dropbox, Stated, folder_of
 from cold_flower.repository.journal import RESULT, Journal
 from cold_flower.repository.provenance import CARD
+from cold_flower.repository.publish import check_space
 from cold_flower.server.drops import lacking
 from cold_flower.server.finetuned import examine, files
 from strategies.names import NAME
@@ -60,7 +60,7 @@ def contribute(
     found = examine(model, repository, config.staleness, stated=sha256)
     copied = files(found.path)
     box = Dropbox(folder_of(config, run_dir))
-    _check_space(copied, box.folder)
+    check_space(sum(path.stat().st_size for path in copied.values()), box.folder)
     # An adapter's configuration names its base by a path, which may be another's from elsewhere.
     known = Stated(found.base, examples) if is_adapter(found.path) else stated
     where = box.put(name, copied, known)
@@ -74,10 +74,3 @@ def contribute(
             f"iterations={more}"
         )
     return where
-
-
-def _check_space(copied: dict[str, Path], box: Path) -> None:
-    needed = sum(path.stat().st_size for path in copied.values())
-    there = next(path for path in (box, *box.parents) if path.exists())
-    if needed > (free := shutil.disk_usage(there).free):
-        raise ModelError(f"no space in {box}: it takes {needed:,} bytes, there are {free:,}")

@@ -29,8 +29,9 @@ from cold_flower.models.bodies import match
 from cold_flower.models.folder import WEIGHTS, Folder, is_tied_name
 from cold_flower.models.vocabularies import Vocabulary
 from cold_flower.repository.provenance import CARD, TAG
+from cold_flower.repository.publish import check_space
 from strategies.errors import FusionError
-from strategies.fusion import Rule, Template, Weights, is_finite, write_safetensors
+from strategies.fusion import Rule, Weights, is_finite, write_safetensors
 from strategies.waiting import told
 
 VOCABULARIES = ("base", "union")
@@ -167,7 +168,7 @@ def fuse(
         progress(line)
 
     template |= heads
-    _check_space(template, out)
+    check_space(sum(d.itemsize * torch.Size(s).numel() for d, s in template.values()), out)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -243,11 +244,3 @@ class _Checked(Weights):
                 raise FusionError(f"model {self.name}: tensor {key} holds NaN or infinity")
             self._finite.add(key)
         return tensor
-
-
-def _check_space(template: Template, out: Path) -> None:
-    needed = sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in template.values())
-    there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise ModelError(f"no space for {out}: it takes {needed:,} bytes, there are {free:,}")

@@ -7,6 +7,12 @@ import typer
 
 from cold_flower.commands.options import exit_code_of_a_stop
 
+# Of a model card.
+Licence = Annotated[
+    str, typer.Option(help="Of the base (default: what the starting model's card names).")
+]
+Named = Annotated[bool, typer.Option(help="Name the contributors on the card, or only count them.")]
+
 
 def report(
     run: list[Path],
@@ -68,12 +74,8 @@ def rollback(run: Path, iteration: int) -> None:
 def card(
     run: Path,
     iteration: Annotated[int | None, typer.Argument(help="Default: the latest.")] = None,
-    licence: Annotated[
-        str, typer.Option(help="Of the base (default: what the starting model's card names).")
-    ] = "",
-    contributors: Annotated[
-        bool, typer.Option(help="Name the contributors, or only count them.")
-    ] = True,
+    licence: Licence = "",
+    contributors: Named = True,
 ) -> None:
     """Write a base's model card: README.md in its folder, as the hub reads it.
 
@@ -96,12 +98,8 @@ def publish(
     iteration: Annotated[
         int | None, typer.Argument(help="Default: every base of the lineage.")
     ] = None,
-    licence: Annotated[
-        str, typer.Option(help="Of the bases (default: what the starting model's card names).")
-    ] = "",
-    contributors: Annotated[
-        bool, typer.Option(help="Name the contributors on the card, or only count them.")
-    ] = True,
+    licence: Licence = "",
+    contributors: Named = True,
     public: Annotated[bool, typer.Option(help="Everybody may see it (default: private).")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing; say what.")] = False,
 ) -> None:

@@ -24,6 +24,7 @@ from cold_flower.reporting.progress import PHASES
 from cold_flower.reporting.runs import FIGURES, RunDirectory, find
 from cold_flower.reporting.statistics import curve, mean_gain, pick, task_gains
 from cold_flower.reporting.tables import columns, points
+from cold_flower.repository.publish import replace_text
 
 MADE_BY = "by cold-flower"
 
@@ -66,9 +67,7 @@ def write_conditions(
     with _writing(report):
         if not alone:
             replace(out / FIGURES, _figures_of(report), images)
-        temporary = report.with_name(f".{report.name}")
-        temporary.write_text(page)
-        temporary.replace(report)
+        replace_text(report, page)
     return report
 
 

@@ -18,6 +18,7 @@ from cold_flower.reporting.pictures import drawings
 from cold_flower.reporting.progress import WORK, Arrived, Event, Progress, clock
 from cold_flower.reporting.runs import RunDirectory, configuration
 from cold_flower.repository.journal import CONFIG
+from cold_flower.repository.publish import replace_text
 
 REPORT = "report.html"
 EVERY = 1.0  # seconds between two writes, at least
@@ -90,9 +91,7 @@ class _Page:
                 now = time.monotonic()
                 self._due = now + SHARE * (now - begun)
             page = "".join(self._parts(time.time(), ended))
-            temporary = self._folder / f".{REPORT}"
-            temporary.write_text(page)
-            temporary.replace(self._folder / REPORT)
+            replace_text(self._folder / REPORT, page)
             if self._opened:
                 self._opened(self._folder / REPORT)
                 self._opened = None

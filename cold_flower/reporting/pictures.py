@@ -29,10 +29,7 @@ def lineage(manifests: Sequence[Manifest], head: int, told: Mapping[int, str]) -
         told: the scores of those that were evaluated, in words.
     """
     by_number = {one["iteration"]: one for one in manifests}
-    line, at = [], head
-    while at is not None and at in by_number:
-        line.append(at)
-        at = by_number[at]["parent"]
+    line = {one["iteration"] for one in _along(manifests, head)}
     place = {
         number: (24.0 + STEP * i, 24.0 + (0 if number in line else LANE))
         for i, number in enumerate(sorted(by_number))

@@ -8,9 +8,32 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cold_flower.errors import ModelError
 from strategies.fusion import Fingerprint, Template, Weights, fingerprint, write_safetensors
 
 _METADATA = {"format": "pt"}  # as transformers saves its own
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file, or replace it, in one step."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)
+
+
+def check_space(needed: int, folder: Path) -> None:
+    """Check that a disk has room.
+
+    Args:
+        needed: bytes.
+        folder: to be written; it need not exist.
+
+    Raises:
+        ModelError: it has less.
+    """
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if needed > (free := shutil.disk_usage(there).free):
+        raise ModelError(f"no space for {folder}: it takes {needed:,} bytes, there are {free:,}")
 
 
 @contextmanager

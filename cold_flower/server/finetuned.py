@@ -22,7 +22,7 @@ from cold_flower.errors import ModelError
 from cold_flower.models import configurations, vocabularies
 from cold_flower.models.adapter import Adapter, is_adapter
 from cold_flower.models.bodies import match
-from cold_flower.models.folder import ADAPTER, WEIGHTS, Folder
+from cold_flower.models.folder import ADAPTER, BESIDE, WEIGHTS, Folder
 from cold_flower.repository.bases import STATE, Repository, rejected
 from cold_flower.repository.dropbox import STATED
 from cold_flower.repository.provenance import MANIFEST, licence_of
@@ -244,10 +244,7 @@ def _compare(
 
 def files(path: Path) -> dict[str, Path]:
     """Return what of a model's files makes a contribution, by name: no pickle, and no code."""
-    kinds = (".safetensors", ".json", ".md", *_TOKENS)
+    kinds = {".safetensors", ".md", *BESIDE} - {".py", ".jinja"}
     own = (MANIFEST, STATED, STATE)
     there = [file for file in path.iterdir() if file.suffix in kinds and file.name not in own]
     return {file.name: file for file in sorted(there) if file.is_file()}
-
-
-_TOKENS = (".txt", ".model", ".spm", ".codes", ".bpe", ".vocab", ".tokenizer", ".tiktoken")
