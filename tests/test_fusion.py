@@ -222,9 +222,7 @@ class TestEveryRule:
     def test_memory_does_not_grow_with_the_contributions(self, rule: Case, monkeypatch) -> None:
         few, many = peaks(load(rule[0], **rule[1]), monkeypatch)
         assert few > 0
-        # Bytes: a tensor of a contribution has 24,000, and there are seven more contributions. One
-        # tensor may by chance live a moment longer.
-        assert many < few + 40_000
+        assert many < few + 20_000  # bytes; a tensor of a contribution has 24,000
 
 
 class Decoded(dict):
@@ -235,7 +233,10 @@ class Decoded(dict):
 
 
 def peaks(fuse: fusion.Rule, monkeypatch) -> list[int]:
-    """Return the most bytes of tensors alive while 5 contributions are fused, and 12."""
+    """Return the most bytes of tensors alive while 5 contributions are fused, and 12.
+
+    The least of two tries: in a thread that is interrupted, a tensor lives a moment longer.
+    """
     monkeypatch.setattr(_deltas, "BLOCK", 1 << 13)
     monkeypatch.setattr(_deltas, "ROW", 1 << 11)
     monkeypatch.setattr("strategies.fusion.dare.CHUNK", 1 << 11)
@@ -250,10 +251,13 @@ def peaks(fuse: fusion.Rule, monkeypatch) -> list[int]:
         ]
         for one in given if fuse.statistic else []:
             one.statistic = Weights(statistic(fuse.statistic, Weights(base), one.name))
-        with Live() as live:
-            for _ in fuse(Weights(Decoded(base)), given, seed=1):
-                pass
-        found.append(live.peak)
+        tries = []
+        for _ in range(2):
+            with Live() as live:
+                for _ in fuse(Weights(Decoded(base)), given, seed=1):
+                    pass
+            tries.append(live.peak)
+        found.append(min(tries))
     return found
 
 
