@@ -242,7 +242,7 @@ def test_what_is_printed_drawn_and_handed_to_pandas(compared, tmp_path) -> None:
     assert sum(line[:1] == ["average"] for line in lines) == 5  # four parts, and the cost
     page = (compared.folder / "report.html").read_text()
     assert "<h2>Against average</h2>" in page
-    assert '<img alt="differences"' in page
+    assert '<div class="figure" role="img" aria-label="differences"' in page
     frame = compared.to_pandas()
     assert list(frame["condition"].unique()) == [
         "average",

@@ -87,9 +87,12 @@ def test_seeds_are_one_condition_and_the_figures_are_files(make, tmp_path) -> No
     assert {p.name for p in (tmp_path / "out" / "figures").iterdir()} >= {
         "curves.png", "curves.svg", "gains-frozen.png", "beside-the-paper.png",
     }  # fmt: skip
-    assert page.count("<img") == 4
+    assert page.count('<div class="figure"') == 4 and "<img" not in page
+    named = re.findall(r' id="([^"]*)"', page)
+    assert len(set(named)) == len(named) > 0
+    assert {*re.findall(r'(?:href="|url\()#([^")]*)', page)} <= {*named}
     assert 'src="http' not in page
-    assert not re.search(r"<(script [^>]*src|link|iframe)|url\(|fetch\(", page)
+    assert not re.search(r"<(script [^>]*src|link|iframe)|url\((?!#)|fetch\(", page)
 
 
 def test_a_report_says_what_was_run_and_how_it_differs_from_what_is_shipped(make, tmp_path) -> None:
@@ -268,7 +271,8 @@ def test_figures_of_an_earlier_report_go_away_and_others_stay(make, tmp_path) ->
     mine.write_bytes(b"")
     html.write([first], out)
     left = {path.stem for path in (out / "figures").iterdir()}
-    (out / "report.html").write_bytes(b'<img alt="mine">\xff')  # somebody else's page
+    somebodys = b'<div class="figure" role="img" aria-label="mine">\xff'
+    (out / "report.html").write_bytes(somebodys)
     html.write([first], out)
     assert mine.exists()
     assert left == {"curves", "gains-frozen", "gains-finetuned", "beside-the-paper", "mine"}
@@ -339,7 +343,7 @@ def test_a_report_goes_into_one_file_or_a_folder_and_says_where_it_cannot(make, 
     done = cold_flower("report", str(folder), "--out", "new/deep/x.html", cwd=tmp_path)
     assert done.stdout.startswith("new/deep/x.html\n")
     assert [path.name for path in (tmp_path / "new" / "deep").iterdir()] == ["x.html"]
-    assert (tmp_path / "new" / "deep" / "x.html").read_text().count("<img") == 4
+    assert (tmp_path / "new" / "deep" / "x.html").read_text().count('class="figure"') == 4
     assert cold_flower("report", str(folder), "--out", "more/folders", cwd=tmp_path).returncode == 0
     assert (tmp_path / "more" / "folders" / "figures" / "curves.svg").exists()
     (tmp_path / "file").write_text("mine")

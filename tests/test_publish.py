@@ -1,8 +1,10 @@
 """Publishing bases to a stand-in for the hub, and loading them from it, by the real client."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,22 +27,41 @@ def there():
         yield one
 
 
-def client(there: Hub, tmp_path: Path, *code: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with the hub where it stands in: the library reads HF_ENDPOINT when imported."""
+MAIN = "import sys; from cold_flower.commands.cli import main; sys.argv[0] = 'x'; main()"
+
+
+def client(
+    there: Hub, tmp_path: Path, *code: str, kill: Callable[[str], bool] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with the hub where it stands in: the library reads HF_ENDPOINT when imported.
+
+    It is killed -9 as it asks what ``kill`` is true of.
+    """
     environment = {
         **os.environ,
         "HF_ENDPOINT": there.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_secret",
         "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }  # fmt: skip
-    return subprocess.run(
-        [sys.executable, *code], cwd=tmp_path, env=environment, capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
+    command = [sys.executable, *code]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+
+        def stop(line: str) -> bool:
+            if found := kill is not None and kill(line):
+                process.kill()
+            return found
+
+        there.stop_before = stop
+        out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def publish(there: Hub, tmp_path: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = "import sys; from cold_flower.commands.cli import main; sys.argv[0] = 'x'; main()"
-    return client(there, tmp_path, "-c", command, "publish", str(run), "--to", TO, *more)
+def publish(
+    there: Hub, tmp_path: Path, run: Path, *more: str, kill: Callable[[str], bool] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return client(there, tmp_path, "-c", MAIN, "publish", str(run), "--to", TO, *more, kill=kill)
 
 
 @pytest.fixture
@@ -58,7 +79,8 @@ def here(there, monkeypatch):
 
 
 def shas(there: Hub) -> dict[str, dict[str, str]]:
-    at = there.repositories[TO]
+    if not (at := there.repositories.get(TO)):
+        return {}
     return {tag: at.commits[commit] for tag, commit in at.tags.items()}
 
 
@@ -135,6 +157,21 @@ def test_what_was_cut_off_goes_on(make, there, here, where) -> None:  # noqa: F8
         assert weights == (files / f"{i:04d}" / "model.safetensors").read_bytes()
     if where == "tag":  # what was there is not sent again
         assert len([line for line in there.asked if line.startswith("PUT")]) == sent + 1
+
+
+def test_a_kill_in_the_middle_loses_nothing(make, there, tmp_path) -> None:  # noqa: F811
+    run = make("mine", 0.1)
+    killed = publish(there, tmp_path, run, kill=lambda _: "iteration-0" in shas(there))
+    assert killed.returncode == -signal.SIGKILL
+    assert list(shas(there)) == ["iteration-0"]
+    done = publish(there, tmp_path, run)
+    assert done.stdout.splitlines() == [
+        f"{TO}@iteration-0 is there",
+        *(f"{TO}@iteration-{i} is published" for i in (1, 2)),
+    ]
+    for i, files in enumerate(shas(there).values()):
+        weights = run / "iterations" / f"{i:04d}" / "model.safetensors"
+        assert there.blobs[files["model.safetensors"]] == weights.read_bytes()
 
 
 def test_a_dry_run_sends_nothing_and_public_needs_a_licence(make, there, here) -> None:  # noqa: F811

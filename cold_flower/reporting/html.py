@@ -61,7 +61,7 @@ def write_conditions(
     report = out if alone else out / REPORT
     with _writing(report):  # said before the figures are drawn
         report.parent.mkdir(parents=True, exist_ok=True)
-    kinds = ("png",) if alone else KINDS
+    kinds = ("svg",) if alone else KINDS
     images = {name: drawn(figure, kinds) for name, figure in all_figures(compared).items()}
     page = "".join(_page(compared, images, left_out))
     with _writing(report):
@@ -85,7 +85,7 @@ def _writing(report: Path) -> Iterator[None]:
 def _figures_of(report: Path) -> list[str]:
     """Return the names of the figures that an earlier report of ours made; none of other pages."""
     page = report.read_text(errors="replace") if report.exists() else ""
-    return markup.images(page) if MADE_BY in page else []
+    return markup.figures(page) if MADE_BY in page else []
 
 
 def _page(
@@ -118,7 +118,7 @@ def _page(
         yield f"<h2>The run in pictures</h2>{drawings(runs[0], runs[0].progress)}"
     yield "<h2>Figures</h2>"
     for name, files in images.items():
-        yield f"<h3>{html.escape(name.replace('-', ' '))}</h3>{markup.image(name, files['png'])}"
+        yield f"<h3>{html.escape(name.replace('-', ' '))}</h3>{markup.figure(name, files['svg'])}"
     yield "<h2>Task by task</h2>"
     for condition in compared:
         yield from _tasks(condition)

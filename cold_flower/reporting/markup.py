@@ -1,6 +1,5 @@
-"""The HTML that a report is made of: style, tables, images; nothing is loaded from elsewhere."""
+"""The HTML that a report is made of: style, tables, figures; nothing is loaded from elsewhere."""
 
-import base64
 import html
 import re
 from collections.abc import Iterable, Sequence
@@ -46,7 +45,8 @@ th, td {{ padding: .2rem .8rem .2rem 0; text-align: right; vertical-align: top }
 th:first-child, td:first-child {{ text-align: left }}
 th {{ border-bottom: 1px solid var(--soft); font-weight: 600 }}
 tr:nth-child(even) td {{ background: var(--stripe) }}
-img {{ max-width: 100%; display: block; margin: 1rem 0; background: #fff }}
+.figure {{ margin: 1rem 0 }}
+.figure svg {{ max-width: 100%; height: auto; fill: var(--ink) }}
 p.note {{ color: var(--soft); font-size: .9rem }}
 p.warning {{ border-left: 4px solid var(--bad); background: var(--warn); padding: .4rem .8rem }}
 code {{ font-size: .9em }} details {{ margin: 1rem 0 }} .wide {{ overflow-x: auto }}
@@ -81,7 +81,7 @@ svg :is(rect, circle):hover {{ stroke: var(--ink); stroke-width: 1.5 }}
 @keyframes grow {{ to {{ width: 100% }} }}
 @media print {{ #theme {{ display: none }} .wide {{ overflow: visible }}
   body {{ max-width: none; margin: 0 }} svg {{ max-width: 100%; height: auto }}
-  h2, h3 {{ break-after: avoid }} svg, table, img {{ break-inside: avoid }} }}
+  h2, h3 {{ break-after: avoid }} svg, table {{ break-inside: avoid }} }}
 @media (max-width: 40rem) {{ body {{ margin: 1rem auto; font-size: 15px }}
   table {{ display: block; overflow-x: auto }} .cohort {{ grid-template-columns: auto 1fr }}
   .cohort .small {{ grid-column: 1 / -1 }} }}
@@ -117,12 +117,21 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     return f"<table><tr>{top}{body}</table>"
 
 
-def image(name: str, png: bytes) -> str:
-    """Return a PNG as part of the page."""
-    data = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">'
+def figure(name: str, svg: bytes) -> str:
+    """Return a figure that matplotlib drew as part of the page: ink and paper are the page's.
+
+    What refers to a part of the drawing does so by an id, which must be the page's only one.
+    """
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", svg.decode(), flags=re.S)
+    drawing = drawing[drawing.index("<svg") :]
+    own = re.sub(r"\W+", "-", name)
+    drawing = re.sub(r'( id="|"#|url\(#)', rf"\g<1>{own}-", drawing)
+    for colour, of_page in (("#000000", "ink"), ("#ffffff", "paper"), ("#555555", "soft")):
+        drawing = drawing.replace(colour, f"var(--{of_page})")
+    return f'<div class="figure" role="img" aria-label="{html.escape(name)}">{drawing}</div>'
 
 
-def images(page: str) -> list[str]:
-    """Return the names of a page's images."""
-    return [html.unescape(name) for name in re.findall(r'<img alt="([^"]*)"', page)]
+def figures(page: str) -> list[str]:
+    """Return the names of a page's figures."""
+    found = re.findall(r'<div class="figure" role="img" aria-label="([^"]*)"', page)
+    return [html.unescape(name) for name in found]
