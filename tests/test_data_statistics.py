@@ -14,10 +14,14 @@ from cold_flower.contributors.contributor import Contributor
 from cold_flower.contributors.egress import Egress
 from cold_flower.contributors.site import load_site
 from cold_flower.data.encode import Encoded
+from cold_flower.data.plan import plan
 from cold_flower.errors import ConfigError, SiteError
 from cold_flower.models.classifier import classifier
 from cold_flower.models.starting import starting_model
 from cold_flower.repository.bases import Repository
+from cold_flower.runtime import preview, resources
+from cold_flower.runtime.experiments import Checked, configure
+from cold_flower.server.strategy import needed
 from cold_flower.training.statistics import statistic
 from strategies import records
 from strategies.errors import FusionError, Refused
@@ -120,7 +124,10 @@ def test_grams_are_of_tokens_alone_and_shared_by_who_reads_the_same(tiny) -> Non
     assert some.keys() == grams.keys()
     torch.testing.assert_close(some[name], whole.diagonal(), rtol=1e-4, atol=1e-5)
     assert torch.equal(some[shared], grams[shared])
+    pooler = 4 * forms.packed(64)  # of the library's body, which a classifier has none of
     for kind, found in (("gram-full", grams), ("gram", some)):
+        alone = sum(4 * len(t) * len(names.split(",")) for names, t in found.items())
+        assert resources.statistic(tiny, kind) == alone + pooler
         form = {key: (t.dtype, tuple(t.shape)) for key, t in found.items()}
         template = Weights(body).template()
         forms.check_form(kind, form, template)
@@ -145,6 +152,27 @@ def test_a_statistic_is_of_the_finetuned_model_and_its_own_head(tiny) -> None:
 
 def weights(name: str, matrix: torch.Tensor, **found: torch.Tensor) -> Weights:
     return Weights({"w": matrix}, name=name, statistic=Weights(found))
+
+
+def test_a_dry_run_says_what_a_statistic_costs(tiny) -> None:
+    config = Config.from_flat(
+        {**configure("demo", {}).flat(), "iterations": 3, "contributors-per-iteration": 0}
+    )
+    checked = Checked(plan(config), *({name: 300 for name in plan(config).names} for _ in "ab"))
+    said = {}
+    for rule in ("average", "fisher", "regmean"):
+        one = Config.from_flat({**config.flat(), "fusion.rule": rule})
+        size = resources.statistic(tiny, needed(one)[0])
+        said[rule] = preview.cost(one, checked, preview.ahead(one, checked), 10, size)
+    plain, fisher, grams = said.values()
+    assert (plain.statistic, plain.looked_at) == (0, 0)
+    assert fisher.statistic == 4 * resources.parameters(tiny)
+    assert (fisher.looked_at, grams.looked_at) == (24 * 256, 24 * 300)
+    assert fisher.messages - plain.messages == 24 * fisher.statistic
+    assert grams.disk - plain.disk == 8 * grams.statistic
+    cells = [[*column.cells] for column in preview._costs(fisher, checked, 1, 1.0).columns]
+    assert cells[2][cells[0].index("statistics")].startswith("of 6,144 training examples; ")
+    assert "statistics" not in [*preview._costs(plain, checked, 1, 1.0).columns[0].cells]
 
 
 def test_a_rule_says_what_it_needs() -> None:

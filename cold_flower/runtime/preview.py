@@ -19,7 +19,8 @@ from cold_flower.runtime.experiments import Checked, remarks
 from cold_flower.runtime.resources import GB, Allocation
 from cold_flower.runtime.resources import describe as say_allocation
 from cold_flower.server import turns
-from cold_flower.server.strategy import stages
+from cold_flower.server.strategy import needed, stages
+from cold_flower.training.statistics import EXAMPLES
 from strategies.contributions import INCOMING, Store
 
 
@@ -68,6 +69,8 @@ class Cost:
     """Training examples of these, repeats counted."""
     probed: int = 0
     """Training examples that are run forward alone, once, to train these contributions' heads."""
+    looked_at: int = 0
+    """Training examples that these contributions' statistics are made of."""
     evaluations: int = 0
     trained_on: int = 0
     """Training examples of these."""
@@ -76,11 +79,15 @@ class Cost:
     candidates: int = 0
     """Further ones of the gate, each of which every contributor validates."""
     body: int = 0
+    statistic: int = 0
+    """Of one contribution, beside its body."""
     messages: int = 0
     disk: int = 0
 
 
-def cost(config: Config, checked: Checked, left: Ahead, parameters: int) -> Cost:
+def cost(
+    config: Config, checked: Checked, left: Ahead, parameters: int, statistic: int = 0
+) -> Cost:
     """Count what a run takes at most.
 
     Args:
@@ -88,6 +95,7 @@ def cost(config: Config, checked: Checked, left: Ahead, parameters: int) -> Cost
         checked: the plan, and how many examples each contributor has.
         left: what there is to do.
         parameters: of the body.
+        statistic: bytes of what the rule asks for beside a body.
     """
     plan, body, cohorts = checked.plan, 4 * parameters, _cohorts(config, checked, left)
     contributions = sum(len(names) for names in cohorts)
@@ -110,23 +118,33 @@ def cost(config: Config, checked: Checked, left: Ahead, parameters: int) -> Cost
     kept = len(cohorts) * (1 + optimizer + average) + at_once
     kept += at_once * min(config.keep_contributions, len(cohorts))
     kept += left.iterations.start == 1  # the start
+    kind = needed(config)[0]
+    most = EXAMPLES[kind.partition("-")[0]] if kind else 0
     return Cost(
         contributions,
         trained * config.finetune.max_epochs,
         trained if config.finetune.head == "probe" else 0,
+        sum(min(checked.train[name], most) for names in cohorts for name in names),
         evaluations,
         bases * trained_on - saved,
         bases * forward,
         validations,
         candidates,
         body,
-        body * bodies,
-        body * kept,
+        statistic,
+        body * bodies + statistic * contributions,
+        body * kept + statistic * at_once,
     )
 
 
 def preview(
-    config: Config, checked: Checked, allocation: Allocation, *, parameters: int, footprint: float
+    config: Config,
+    checked: Checked,
+    allocation: Allocation,
+    *,
+    parameters: int,
+    statistic: int,
+    footprint: float,
 ) -> Iterator[str | Table]:
     """Yield what to print: the configuration, the cohorts, the cost.
 
@@ -135,6 +153,7 @@ def preview(
         checked: the plan, and how many examples each contributor has.
         allocation: how this machine is shared.
         parameters: of the body.
+        statistic: bytes of what the rule asks for beside a body.
         footprint: bytes of one finetuning.
     """
     left = ahead(config, checked)
@@ -156,7 +175,8 @@ def preview(
         yield listed
     evaluating = checked.plan.evaluated
     yield f"{len(evaluating)} contributors evaluate: {', '.join(evaluating)}"
-    yield _costs(cost(config, checked, left, parameters), checked, allocation.workers, footprint)
+    one = cost(config, checked, left, parameters, statistic)
+    yield _costs(one, checked, allocation.workers, footprint)
     yield say_allocation(allocation)
     yield from remarks(config, checked)
 
@@ -263,6 +283,12 @@ def _costs(one: Cost, checked: Checked, workers: int, footprint: float) -> Table
             f"{one.validations:,}",
             f"and for each further candidate {len(checked.plan.seen)}; at most {one.candidates} of "
             "those",
+        )
+    if one.statistic:
+        table.add_row(
+            "statistics",
+            f"{one.contributions:,}",
+            f"of {one.looked_at:,} training examples; {_bytes(one.statistic)} each, beside its body",
         )
     table.add_row("messages", _bytes(one.messages), f"{_bytes(one.body)} a body")
     table.add_row("disk", _bytes(one.disk), "bodies of the bases, average, optimizer, inbox")

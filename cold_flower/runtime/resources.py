@@ -12,6 +12,7 @@ from cold_flower.errors import ConfigError
 from cold_flower.models.base import Base
 from cold_flower.models.families import FIRST_TOKEN, OWN_ATTENTION
 from cold_flower.runtime.machine import Machine
+from strategies.fusion._statistics import packed
 
 GB = 1e9
 PROCESS = 0.6 * GB  # a worker before it has a model: libraries, or a CUDA context
@@ -51,6 +52,25 @@ def parameters(base: Base) -> int:
 
     with torch.device("meta"):
         return sum(p.numel() for p in AutoModel.from_config(base.config).parameters())
+
+
+def statistic(base: Base, kind: str) -> int:
+    """Return the bytes of what a rule asks for beside a body (`strategies.fusion`), at most.
+
+    Layers that read one input share a gram, which is counted here for each.
+    """
+    import torch
+    from torch import nn
+    from transformers import AutoModel
+
+    if not kind:
+        return 0
+    if kind == "fisher":
+        return 4 * parameters(base)
+    with torch.device("meta"):
+        layers = AutoModel.from_config(base.config).modules()
+    shapes = [(one.in_features, one.out_features) for one in layers if isinstance(one, nn.Linear)]
+    return 4 * sum(n if kind == "gram" and n > out else packed(n) for n, out in shapes)
 
 
 def footprint(config: Config, base: Base, *, bf16: bool, cores: bool, plain: bool = False) -> float:

@@ -27,6 +27,7 @@ from cold_flower.runtime.processes import Stopped, stoppable
 from cold_flower.runtime.simulate import simulate
 from cold_flower.runtime.sweep import Cell
 from cold_flower.runtime.writable import check_writable
+from cold_flower.server.strategy import needed
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Prepared:
     checked: Checked
     allocation: resources.Allocation
     parameters: int
+    statistic: int
     footprint: float
 
 
@@ -73,7 +75,14 @@ def prepare(config: Config, sharing: Sharing) -> Prepared:
             cpus=sharing.cpus,
             gpus=sharing.gpus,
         )
-    return Prepared(config, checked, allocation, resources.parameters(base), footprint)
+    return Prepared(
+        config,
+        checked,
+        allocation,
+        resources.parameters(base),
+        resources.statistic(base, needed(config)[0]),
+        footprint,
+    )
 
 
 def _legs(ready: Prepared, again: str) -> Iterator[Callable[[Callable[[Event], None]], None]]:
@@ -118,6 +127,7 @@ def show(config: Config, sharing: Sharing) -> None:
         checked,
         ready.allocation,
         parameters=ready.parameters,
+        statistic=ready.statistic,
         footprint=ready.footprint,
     )
     for part in parts:
@@ -139,7 +149,7 @@ def show_cells(planned: Sequence[Cell], sharing: Sharing) -> None:
             ready = prepare(cell.config, sharing)
         left = ahead(cell.config, ready.checked)
         state = f"goes on at {left.iterations.start}" if cell.config.resume else "to do"
-        one = cost(cell.config, ready.checked, left, ready.parameters)
+        one = cost(cell.config, ready.checked, left, ready.parameters, ready.statistic)
         lines.append((cell.name, state, one))
         for line in experiments.remarks(cell.config, ready.checked):
             console().print(f"{cell.name}: {line}", highlight=False, markup=False)
