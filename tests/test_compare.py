@@ -272,9 +272,40 @@ def test_other_code_scores_its_own_start(compared, monkeypatch) -> None:
         compared.folder,
     )  # fmt: skip
     done, new = (cell.config for cell in planned.cells)
-    assert shared_start.sharing(new, [done]) == Path(done.run_dir)
+    assert shared_start.sharing(new, [done]) == done
     monkeypatch.setattr(shared_start, "made_with", lambda: {"versions": "v", "code": "other"})
     assert shared_start.sharing(new, [done]) is None
+
+
+def test_kept_contributions_are_finetuned_once_for_all_who_ask_for_the_same(tmp_path) -> None:
+    """The third variant tells contributors something else; the last one asks for a statistic."""
+    found = cold_flower.compare(
+        "demo",
+        rules=["median", "fisher"],
+        variants=[{"finetune.head": "probe"}],
+        seeds=[0],
+        settings={**SMALL, "keep-contributions": 1, "evaluate.protocols": "frozen"},
+        run_dir=tmp_path,
+    )
+    folders = ("average", "median", "finetune.head=probe", "fisher")
+    runs = {name: tmp_path / name / "seed=0" for name in folders}
+    asked, bases, bodies = {}, {}, {}
+    for name, run in runs.items():
+        lines = [event["line"] for event in Journal(run).rows(PROGRESS)]
+        asked[name] = [line.split()[1] for line in lines if " finetuned in " in line]
+        bases[name] = Repository(run).sha256(1)
+        bodies[name] = (run / "contributions" / "0001" / "music.safetensors").stat()
+    everybody = ["music", "travel"]
+    assert [sorted(names) for names in asked.values()] == [everybody, [], everybody, everybody]
+    assert bodies["median"].st_ino == bodies["average"].st_ino
+    assert [cost.finetunings for cost in found.costs] == [2] * 4
+    # A run of its own makes the same base of them.
+    alone = cold_flower.simulate(
+        "demo",
+        settings={**SMALL, "evaluate.protocols": "frozen", "fusion.rule": "median"},
+        run_dir=tmp_path / "alone",
+    )
+    assert Repository(alone.folder).sha256(1) == bases["median"]
 
 
 def test_an_open_comparison_needs_runs(tmp_path) -> None:

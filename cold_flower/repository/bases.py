@@ -30,7 +30,7 @@ from cold_flower.models.folder import WEIGHTS, Folder
 from cold_flower.repository import ema
 from cold_flower.repository.journal import Journal
 from cold_flower.repository.provenance import CARD, MANIFEST
-from cold_flower.repository.publish import add_body, fsync, new_folder, replace_body
+from cold_flower.repository.publish import add_body, fsync, link, new_folder, replace_body
 from strategies.fusion import Weights
 
 STATE = "fusion-state.safetensors"  # momentum or Adam's moments, where the fusion has them
@@ -232,10 +232,7 @@ class Repository:
         source = other.with_weights(0)
         with self._new_iteration(0) as folder:
             for file in source.iterdir():
-                try:
-                    os.link(file, folder / file.name)
-                except OSError:  # another disk, or one without links
-                    shutil.copy2(file, folder)
+                link(file, folder)
 
     def publish(
         self,

@@ -12,6 +12,7 @@ from pathlib import Path
 from cold_flower.errors import RunError
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import load_config
+from cold_flower.repository.publish import link
 from strategies.contributions import INCOMING, Contribution, Store
 from strategies.fusion import Weights
 from strategies.fusion._deltas import Scaled
@@ -37,6 +38,16 @@ class Kept:
         Store(self._run_dir / INCOMING, iteration).hand_over(names, self.folder)
         for old in self.numbers()[:-keep]:
             shutil.rmtree(self.folder / f"{old:04d}")
+
+    def lend(self, iteration: int, inbox: Path) -> list[str]:
+        """Put what an iteration was fused of into the inbox of another run; return whose it is."""
+        here, there = (folder / f"{iteration:04d}" for folder in (self.folder, inbox))
+        if names := Store(self.folder, iteration).names():
+            there.mkdir(parents=True)
+        for name in names:
+            link(here / f"{name}.safetensors", there)
+            shutil.copy2(here / f"{name}.sha256", there)  # last: now it counts
+        return names
 
     def numbers(self) -> list[int]:
         """Return the iterations whose contributions are here."""

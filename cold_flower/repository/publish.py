@@ -21,6 +21,14 @@ def replace_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def link(file: Path, folder: Path) -> None:
+    """Put a file into a folder, too; it must not be written to any more, only replaced."""
+    try:
+        os.link(file, folder / file.name)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(file, folder)
+
+
 def check_space(needed: int, folder: Path) -> None:
     """Check that a disk has room.
 

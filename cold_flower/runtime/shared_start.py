@@ -1,7 +1,9 @@
-"""A start that several runs have in common: one publishes and scores it, the others take it over.
+"""What several runs have in common: one computes it, the others take it over.
 
 What is random follows (seed, iteration, contributor, purpose). So runs that differ in nothing that
-bears on the scores of the start would all measure the same ones.
+bears on the scores of the start would all measure the same ones; and those that moreover differ in
+nothing that a contributor is told would finetune the same contributions to iteration 1. These are
+taken over where they were kept (``keep-contributions``).
 """
 
 import json
@@ -9,10 +11,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from cold_flower.config import Config
+from cold_flower.config import ASYNCHRONOUS, Config
 from cold_flower.identity import made_with
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, SCORES, Journal
+from cold_flower.repository.kept import Kept
+from cold_flower.server.stock import proximal_mu
+from cold_flower.server.strategy import needed
+from strategies.contributions import INCOMING
 
 # What bears on a run only after its start was scored, or on no score at all.
 _LATER = (
@@ -23,40 +29,59 @@ _LATER = (
     *("evaluate.every", "wait.nodes", "wait.replies"),
 )
 _LATER_ROOMS = ("fusion.", "screen.", "gate.")
+# What of these bears on the contributions to iteration 1; beside it what the rule asks for.
+_TOLD = (
+    *("contributors-per-iteration", "schedule", "quorum", "transport", "baseline"),
+    *("finetune.head", "fusion.strategy", "wait.replies"),
+)
 
 
-def sharing(config: Config, finished: Iterable[Config]) -> Path | None:
-    """Return the run, of those that are finished, whose start and its scores are this run's, too.
+def sharing(config: Config, finished: Iterable[Config]) -> Config | None:
+    """Return the run, of those that are finished, that this run has most in common with.
 
-    None where there is none, or it ran with other code or libraries.
+    None where there is none whose start was scored as this one's is to be, with the same code and
+    libraries.
     """
-    mine = _bearing(config)
+    mine, found = _bearing(config), None
     for other in finished:
-        folder = Path(other.run_dir)
-        if _bearing(other) == mine and _made_with(folder) == made_with():
-            return folder
-    return None
+        if _bearing(other) == mine and _made_with(Path(other.run_dir)) == made_with():
+            if _told(other) == _told(config):
+                return other
+            found = found or other
+    return found
 
 
-def take_over(config: Config, source: Path) -> None:
-    """Begin a new run with the start of another one, and its scores.
+def take_over(config: Config, source: Config) -> str:
+    """Begin a new run with what another one has in common with it; return what that is, in words.
 
-    The files of the start become links where the disk has them: neither run changes them.
+    Files become links where the disk has them: neither run changes them.
 
     Raises:
         RunError: something lies in the run's directory.
     """
-    run_dir = Path(config.run_dir)
+    run_dir, where = Path(config.run_dir), Path(source.run_dir)
     journal = Journal(run_dir)
     # A baseline first scores its start in a run without iterations, then it trains.
     journal.open(replace(config, iterations=0) if config.baseline else config, made_with())
     try:
-        Repository(run_dir).take_over_start(Repository(source))
-        rows = Journal(source).rows(SCORES)
+        Repository(run_dir).take_over_start(Repository(where))
+        rows = Journal(where).rows(SCORES)
         journal.append(SCORES, [row for row in rows if row["iteration"] == 0])
-        journal.say(f"the start and its scores are those of {source}")
+        said = "its start and the scores of that"
+        alike = _told(config) == _told(source) and config.schedule != ASYNCHRONOUS
+        if alike and (names := Kept(where).lend(1, run_dir / INCOMING)):
+            said += f", and the contributions to iteration 1 ({', '.join(names)}),"
+        said += f" are those of {where.parent.name}/{where.name}"
+        journal.say(said)
+        return said
     finally:
         journal.unlock()
+
+
+def _told(config: Config) -> dict[str, object]:
+    """Return what bears on the contributions to iteration 1, beside what bears on the start."""
+    keys = {key: value for key, value in config.flat().items() if key in _TOLD}
+    return {**keys, "mu": proximal_mu(config), "statistic": needed(config)[0]}
 
 
 def _bearing(config: Config) -> dict[str, object]:

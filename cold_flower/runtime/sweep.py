@@ -104,7 +104,7 @@ def run(
 ) -> None:
     """Run the cells that are not done, one after the other; a failed one stops no other.
 
-    What several cells start from is scored once (`cold_flower.runtime.shared_start`).
+    What several cells have in common is computed once (`cold_flower.runtime.shared_start`).
 
     Raises:
         RunError: naming the cells that failed; or nothing can be written where they are to go.
@@ -122,11 +122,7 @@ def run(
         config = cell.config
         try:
             if not config.resume and (source := shared_start.sharing(config, finished)):
-                shared_start.take_over(config, source)
-                say(
-                    f"{where}: its start and the scores of that are those of "
-                    f"{source.parent.name}/{source.name}"
-                )
+                say(f"{where}: {shared_start.take_over(config, source)}")
                 config = replace(config, resume=True)
             start(config)
             finished.append(config)
