@@ -28,6 +28,7 @@ VICTIMS = {
     "tree": "",
 }
 ASYNCHRONOUS = ["--set", "schedule=asynchronous", "--set", "buffer=2", "--set", "iterations=4"]
+LATE = ["--set", "late=next", "--set", "quorum=1", "--set", "wait.replies=5", "--set", "iterations=3"]  # fmt: skip
 Events = list[dict[str, Any]]
 Rows = list[dict[str, Any]]
 Moments = dict[str, tuple[Callable[[Path, Events], bool], float]]
@@ -59,6 +60,10 @@ MOMENTS_OF_ASYNCHRONOUS: Moments = {
     "mid-fuse": (phase("finetune", 1, 2), 0.05),
     "others at work": (phase("evaluate", 2, 1), 0.5),
 }
+MOMENTS_OF_LATE: Moments = {
+    "with late ones": (phase("finetune", 2, 1), 0.3),
+    "late ones at work": (phase("evaluate", 1, 1), 0.5),
+}
 
 
 def pids(mark: str, pattern: str) -> list[int]:
@@ -88,6 +93,12 @@ def crash_asynchronous(folder: Path, events: Callable[[Path], Events]) -> bool:
     """Kill runs in which nobody waits: what had arrived counts, and they can be repeated."""
     settings = [*SMALL, *LONGER, *ASYNCHRONOUS]
     return _matrix(folder, settings, MOMENTS_OF_ASYNCHRONOUS, [*VICTIMS][:4], events, _repeated)
+
+
+def crash_late(folder: Path, events: Callable[[Path], Events]) -> bool:
+    """Kill runs in which those who come too late count in the next iteration."""
+    settings = [*SMALL, *LONGER, *LATE]
+    return _matrix(folder, settings, MOMENTS_OF_LATE, [*VICTIMS][:4], events, _repeated)
 
 
 def _repeated(run: Path, arrived: Rows) -> bool:
