@@ -14,6 +14,7 @@ SuperLink's database and its log before writing take on disk.
 """
 
 import argparse
+import math
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ iterations = {iterations}
 contributors-per-iteration = 0
 sites.allow = "*"
 sites.minimum = {sites}
+quorum = {quorum}
 wait.nodes = 900
 wait.replies = 900
 evaluate.protocols = "frozen"
@@ -182,7 +184,9 @@ def measure(count: int, megabytes: float, iterations: int) -> dict[str, float]:
                 where = f"127.0.0.1:{federation.port}"
                 given = ("--names", own, "--address", where, "--model", sha256)
                 started.append(start("sites", *given))
-            recipe = RECIPE.format(model=model, iterations=iterations, sites=count)
+            recipe = RECIPE.format(
+                model=model, iterations=iterations, sites=count, quorum=math.ceil(0.9 * count)
+            )
             run = federation.deploy(recipe, "run", "< /dev/null", f"> {home}/deploy.log", "2>&1")
             used = _watch(federation, run, started)
             if run.returncode:

@@ -37,6 +37,8 @@ def test_who_does_what_from_when() -> None:
     [
         ("music", "attacks is a TOML inline table such as"),
         ("{music = 'sign-flop'}", "unknown attack of music 'sign-flop'. Did you mean 'sign-flip'"),
+        ("{music = {kind = 'nan', size = 2}}", "music: size is about scale, .*, not about nan"),
+        ("{music = {kind = 'label-flip', size = 2}}", r"a share, in \(0, 1\], got 2"),
         ("{music = {kind = 'nan', form = 2}}", "unknown key of music 'form'. Did you mean 'from'"),
         ("{music = {kind = 'scale', size = 'x'}}", "size of music is 'x', expected float"),
         ("{music = 'copy'}", "music: of names the contributor whose weights copy sends"),
@@ -109,6 +111,28 @@ def test_labels_are_flipped_in_training_data_alone() -> None:
     assert torch.equal(flipped.train.labels, 2 - own.train.labels)
     assert torch.equal(flipped.dev.labels, 2 - own.dev.labels)
     assert torch.equal(flipped.test.labels, own.test.labels)
+
+
+def test_a_share_of_the_labels_is_flipped_and_always_the_same() -> None:
+    chosen = config("{music = {kind = 'label-flip', size = 0.25}}")
+    seen = []
+
+    def spy(who, start):
+        seen.append(who.splits())
+        return dict(start), {"num-examples": 1.0}
+
+    answer(chosen, work=spy)
+    answer(chosen, work=spy)
+    own = Contributor(chosen, plan(chosen).names.index("music")).splits()
+    one, same = seen
+    for mine, theirs, again in ((own.train, one.train, same.train), (own.dev, one.dev, same.dev)):
+        changed = mine.labels != theirs.labels
+        assert torch.equal(theirs.labels[changed], 2 - mine.labels[changed])
+        movable = mine.labels != 1  # the middle one of three stays itself
+        share = changed.sum() / movable.sum()
+        assert 0.1 < share < 0.4
+        assert torch.equal(theirs.labels, again.labels)
+    assert torch.equal(own.test.labels, one.test.labels)
 
 
 def test_a_stale_base_is_named_or_not() -> None:

@@ -29,6 +29,7 @@ from strategies.fusion._statistics import prefix
 from strategies.names import unknown
 
 BESIDE = tuple(set(map(prefix, KINDS_OF_STATISTICS)))
+SIZED = ("scale", "sign-flip", "noise", "label-flip")
 HUGE = 1 << 24  # numbers: 64 MB
 
 
@@ -52,7 +53,7 @@ class Attack:
 
     kind: str
     size: float = math.nan
-    """Of scale, sign-flip and noise; by default each kind's own."""
+    """Of scale, sign-flip, noise and label-flip; by default each kind's own."""
     first: int = 1
     """The first iteration in which it is done; ``from`` in the table."""
     of: str = ""
@@ -114,6 +115,10 @@ def _attack(name: str, entry: Any) -> Attack:
     attack = Attack(**given)
     if attack.kind not in KINDS:
         raise ValueError(unknown(f"attack of {name}", attack.kind, sorted(KINDS)))
+    if "size" in given and attack.kind not in SIZED:
+        raise ValueError(f"{name}: size is about {', '.join(SIZED)}, not about {attack.kind}")
+    if attack.kind == "label-flip" and not (math.isnan(attack.size) or 0 < attack.size <= 1):
+        raise ValueError(f"{name}: size of label-flip is a share, in (0, 1], got {attack.size}")
     if (attack.kind == "copy") != bool(attack.of):
         raise ValueError(f"{name}: of names the contributor whose weights copy sends, only there")
     return attack
@@ -220,19 +225,27 @@ def copy(case: Case) -> Answer:
 
 
 class _Flipped(Contributor):
+    """Reads a share of its training and dev examples with the labels in the reverse order."""
+
+    share, draw = 1.0, 0
+
     def splits(self, iteration: int = 0, *, evaluation: bool = False) -> EncodedSplits:
         data = super().splits(iteration, evaluation=evaluation)
         top = len(data.labels) - 1  # regression: one label, the numbers change their sign
 
-        def flipped(rows: Encoded) -> Encoded:
-            return replace(rows, labels=top - rows.labels)
+        def flipped(rows: Encoded, purpose: str) -> Encoded:
+            random = torch.Generator().manual_seed(derive(self.draw, purpose))
+            chosen = torch.rand(len(rows.labels), generator=random) < self.share
+            return replace(rows, labels=torch.where(chosen, top - rows.labels, rows.labels))
 
-        return replace(data, train=flipped(data.train), dev=flipped(data.dev))
+        return replace(data, train=flipped(data.train, "train"), dev=flipped(data.dev, "dev"))
 
 
 def label_flip(case: Case) -> Answer:
-    """Train on labels in the reverse order."""
-    return case.honest(_Flipped(case.me.config, case.index(case.me.name)))
+    """Train on labels in the reverse order: all of them, or the share ``size``."""
+    me = _Flipped(case.me.config, case.index(case.me.name))
+    me.share, me.draw = case.size(1.0), case.seed
+    return case.honest(me)
 
 
 def shape(case: Case) -> Answer:

@@ -1,0 +1,48 @@
+"""Which rule when: each fusion rule against the plain mean on real data, at equal length.
+
+Everything is computed from benchmarks/results/science/rules.json; `python -m benchmarks.rules`
+writes the table of docs/fusion-rules.md, and a test keeps the page equal to it.
+"""
+
+from collections.abc import Sequence
+
+from benchmarks.results import PAGE, write
+from benchmarks.science import load, select
+from cold_flower.reporting.conditions import Condition
+from cold_flower.reporting.paired import Difference, difference, gain
+from cold_flower.reporting.runs import RunDirectory
+
+NAME = "rules"
+RULES = PAGE.with_name("fusion-rules.md")
+BEGIN, END = "<!-- written by benchmarks/rules.py -->", "<!-- end of the rules -->"
+PLAIN = "average"
+GROUPS = ("seen", "unseen")
+HEADER = (
+    "| rule | frozen, seen: above the mean, 95 % | frozen, unseen | |",
+    "|---|---|---|---|",
+)
+
+
+def table() -> str:
+    """Return a line for each rule, the best on seen tasks first, as Markdown."""
+    runs = load(NAME)
+    mean = select(runs, PLAIN, fusion__rule=PLAIN)
+    rows = []
+    for rule in sorted({str(run.config["fusion.rule"]) for run in runs} - {PLAIN}):
+        seen, unseen = (_against(runs, rule, mean, group) for group in GROUPS)
+        found = dict(zip(GROUPS, (seen, unseen), strict=True))
+        said = [f"{one.verdict} on {group}" for group, one in found.items() if one.verdict]
+        rows.append((seen.mean, f"| {rule} | {seen} | {unseen} | {', '.join(said)} |"))
+    plain = [gain(mean, group, "frozen", mean.last) for group in GROUPS]
+    first = f"| {PLAIN}, over the start | {plain[0]} | {plain[1]} | |"
+    return "\n".join([*HEADER, first, *(line for _, line in sorted(rows, reverse=True))]) + "\n"
+
+
+def _against(runs: Sequence[RunDirectory], rule: str, mean: Condition, group: str) -> Difference:
+    found = difference(select(runs, rule, fusion__rule=rule), mean, group, "frozen")
+    assert found is not None  # every run of the comparison has scored the same tasks
+    return found
+
+
+if __name__ == "__main__":
+    write(BEGIN, table(), END, RULES)
