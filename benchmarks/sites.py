@@ -109,6 +109,7 @@ def answer(name: str, model: str, message: Any) -> Any:
 
     kind = message.metadata.message_type.partition(".")[0]
     content: dict[str, Any]
+    about: dict[str, Any]
     if kind == "query":
         about = {"name": name, "task": name, "metric": "accuracy", "examples": EXAMPLES}
         content = {"contributor": ConfigRecord({**about, "protocol": 1, "model": model})}

@@ -288,7 +288,7 @@ def _costs(one: Cost, checked: Checked, workers: int, footprint: float) -> Table
         table.add_row(
             "statistics",
             f"{one.contributions:,}",
-            f"of {one.looked_at:,} training examples; {_bytes(one.statistic)} each, beside its body",
+            f"of {one.looked_at:,} training examples; {_bytes(one.statistic)} each, beside a body",
         )
     table.add_row("messages", _bytes(one.messages), f"{_bytes(one.body)} a body")
     table.add_row("disk", _bytes(one.disk), "bodies of the bases, average, optimizer, inbox")
