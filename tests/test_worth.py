@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from cold_flower.commands import scorers as scoring
 from cold_flower.commands import worth as command
+from cold_flower.commands.scorers import Scorers
+from cold_flower.config import Config
+from cold_flower.data.plan import plan
 from cold_flower.errors import RunError
+from cold_flower.reporting.runs import configuration
 from cold_flower.reporting.worth import Worth
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, VALIDATION, Journal
@@ -72,21 +77,21 @@ def test_sets_are_fused_and_scored_as_the_run_does_it(run) -> None:
 
 
 def test_a_stopped_command_goes_on(run, monkeypatch) -> None:
-    score, scored = command._Bench._score, []
+    score, scored = Scorers.scores, []
 
-    def stopped(self, body):
+    def stopped(self, body, **asked):
         if len(scored) == 3:
             raise KeyboardInterrupt
         scored.append(body)
-        return score(self, body)
+        return score(self, body, **asked)
 
     with monkeypatch.context() as patch:
-        patch.setattr(command._Bench, "_score", stopped)
+        patch.setattr(Scorers, "scores", stopped)
         with pytest.raises(KeyboardInterrupt):
             command.worth(run, budget=7, say=lambda line: None)
     again = []
     monkeypatch.setattr(
-        command._Bench, "_score", lambda self, body: again.append(body) or score(self, body)
+        Scorers, "scores", lambda self, body, **kw: again.append(body) or score(self, body, **kw)
     )
     found = command.worth(run, budget=7, say=lambda line: None)
     assert len(again) == found.sets - 3
@@ -94,6 +99,20 @@ def test_a_stopped_command_goes_on(run, monkeypatch) -> None:
     assert len(again) == found.sets - 3
     command.worth(run, budget=5, split="test", say=lambda line: None)
     assert len(again) == found.sets - 3 + 5  # another split is another score
+
+
+def test_processes_beside_each_other_score_as_this_one(run, monkeypatch) -> None:
+    config, body = Config.from_flat(configuration(run)), dict(Repository(run).body(2).items())
+    index = {name: plan(config).names.index(name) for name in ALL}
+    asked = {"protocol": "frozen", "split": "dev", "iteration": 2}
+    with Scorers(config, index, run / "contributors") as scorers:
+        here = scorers.scores(body, **asked)
+        assert scorers._pool is None  # a small one
+        monkeypatch.setattr(scoring, "SMALL", 0)
+        assert scorers.scores(body, **asked) == here
+        assert scorers.scores(body, **asked) == here
+        assert scorers._pool is not None
+    assert {*here} == {*ALL}
 
 
 def test_what_the_command_prints(run) -> None:

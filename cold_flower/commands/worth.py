@@ -9,13 +9,11 @@ too small for the rule leaves the base as it is, as a run does. What was scored 
 
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from cold_flower.commands.scorers import Scorers
 from cold_flower.config import PROTOCOLS, Config
-from cold_flower.contributors.contributor import Contributor
 from cold_flower.data.plan import plan
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.models.body import State
@@ -27,13 +25,11 @@ from cold_flower.repository.kept import accepted
 from cold_flower.seeds import derive
 from cold_flower.server.replay import Replay
 from strategies.fusion import fingerprint
-from strategies.fusion._deltas import one_thread
 from strategies.names import unknown
 from strategies.worth import Counted, Shapley, SpentError, leave_one_out, shapley
 
 FOLDER, SCORED = "worth", "scores.jsonl"  # in a run directory, and in that folder
 SPLITS = ("dev", "test")
-SMALL = 5_000_000  # numbers: a step of a smaller model is shorter than the barrier of threads
 
 
 def worth(
@@ -77,21 +73,23 @@ def worth(
     with Journal(run_dir).locked():
         replay = Replay(config, run_dir)
         chosen = _newest(replay) if iteration is None else iteration
-        bench = _Bench(config, run_dir, replay, chosen, protocol, split, say)
-        names = bench.names
+        names = _contributors(replay, chosen)
         if budget < (least := len(names) + 2):
             raise ConfigError(
                 f"budget is {budget}, expected at least {least}: the base, all {len(names)} "
                 "contributions, and all without each"
             )
-        value = Counted(bench.value, budget)
-        base, whole = value(frozenset()), value(frozenset(names))
-        without = leave_one_out(value, names)
-        try:
-            seed = derive(config.seed, chosen, "worth")
-            found = shapley(value, names, tolerance=tolerance, seed=seed)
-        except SpentError:
-            found = Shapley({}, {}, 0)
+        with _scorers(config, run_dir, chosen, names) as scorers:
+            value = Counted(
+                _Bench(replay, chosen, names, scorers, protocol, split, say).value, budget
+            )
+            base, whole = value(frozenset()), value(frozenset(names))
+            without = leave_one_out(value, names)
+            try:
+                seed = derive(config.seed, chosen, "worth")
+                found = shapley(value, names, tolerance=tolerance, seed=seed)
+            except SpentError:
+                found = Shapley({}, {}, 0)
         result = Worth(
             chosen, protocol, split, without, found.mean, found.error, found.orders,
             found.truncated, tolerance, base, whole, len(value),
@@ -117,53 +115,68 @@ def _newest(replay: Replay) -> int:
     )
 
 
+def _contributors(replay: Replay, iteration: int) -> list[str]:
+    """Return whose contributions an iteration was fused of.
+
+    Raises:
+        RunError: it is the start.
+    """
+    if not iteration:
+        run_dir = replay.repository.folder.parent
+        raise RunError(f"iteration 0 of {run_dir} is the start: nobody contributed to it")
+    return accepted(replay.repository, iteration)
+
+
+def _scorers(config: Config, run_dir: Path, iteration: int, names: list[str]) -> Scorers:
+    """Return who scores what an iteration's contributions make.
+
+    Raises:
+        RunError: nobody is left.
+    """
+    planned, left = plan(config), Journal(run_dir).left()
+    staying = [name for name in planned.names if name not in left]
+    # What came from a drop box has no data here; nor has any, where that alone feeds the run.
+    judges = [name for name in staying if name in names] or [
+        name for name in staying if name in planned.evaluated
+    ]
+    if not judges:
+        raise RunError(f"nobody is left in {run_dir} to score what iteration {iteration} took")
+    index = {name: planned.names.index(name) for name in judges}
+    return Scorers(config, index, run_dir / "contributors")
+
+
 class _Bench:
     """Fuses and scores sets of one iteration's contributions."""
 
     def __init__(
         self,
-        config: Config,
-        run_dir: Path,
         replay: Replay,
         iteration: int,
+        names: list[str],
+        scorers: Scorers,
         protocol: str,
         split: str,
         say: Callable[[str], object],
     ) -> None:
-        self._config, self._replay, self._iteration = config, replay, iteration
+        self._replay, self._iteration, self._scorers = replay, iteration, scorers
         self._asked = {"protocol": protocol, "split": split}
-        self._say = say
+        self._say, self._whole = say, {*names}
         repository, kept = replay.repository, replay.kept
-        if not iteration:
-            raise RunError(f"iteration 0 of {run_dir} is the start: nobody contributed to it")
-        self.names = accepted(repository, iteration)
         manifest = repository.manifest(iteration)
         contributions = kept.contributions(iteration)
         self._base = int(manifest["parent"])
         repository.with_weights(self._base)
         given = kept.onto(self._base, contributions)
-        self._given = dict(zip(self.names, given, strict=True))
+        self._given = dict(zip(names, given, strict=True))
         self._published = "" if rejected(manifest) else manifest["sha256"]
-        folder = run_dir / FOLDER
+        folder = repository.folder.parent / FOLDER
         folder.mkdir(exist_ok=True)
         self._journal = Journal(folder)
-        planned, left = plan(config), Journal(run_dir).left()
-        staying = [name for name in planned.names if name not in left]
-        # What came from a drop box has no data here; nor has any, where that alone feeds the run.
-        judges = [name for name in staying if name in self.names] or [
-            name for name in staying if name in planned.evaluated
-        ]
-        if not judges:
-            raise RunError(f"nobody is left in {run_dir} to score what iteration {iteration} took")
-        self._scorers = {
-            name: Contributor(config, planned.names.index(name), run_dir / "contributors")
-            for name in judges
-        }
         self._rows = [
             row
             for row in self._journal.rows(SCORED)
             if {k: row[k] for k in self._asked} == self._asked
-            and row["scores"].keys() == self._scorers.keys()
+            and row["scores"].keys() == {*scorers.names}
         ]
         self._done = 0
 
@@ -175,13 +188,17 @@ class _Bench:
         if not known:
             body = self._fuse(listed)
             sha256 = fingerprint(body.items())
-            if names == {*self.names} and self._published not in ("", sha256):
+            if names == self._whole and self._published not in ("", sha256):
                 self._say(
                     f"WARNING: fused here, iteration {self._iteration} is {sha256[:12]}, published "
                     f"was {self._published[:12]}: another kind of machine, or another version"
                 )
             known = [row for row in self._rows if row["sha256"] == sha256]  # the same weights
-            scores = known[0]["scores"] if known else self._score(body)
+            scores = (
+                known[0]["scores"]
+                if known
+                else self._scorers.scores(body, iteration=self._iteration, **self._asked)
+            )
             row = {**wanted, "sha256": sha256, **self._asked, "scores": scores}
             self._journal.append(SCORED, [row])
             self._rows.append(row)
@@ -196,15 +213,3 @@ class _Bench:
         with tempfile.TemporaryDirectory() as folder:
             given = [self._given[name] for name in names]
             return self._replay.fuse(self._base, given, Path(folder) / "state.safetensors")
-
-    def _score(self, body: State) -> Mapping[str, Any]:
-        protocol, split = self._asked["protocol"], self._asked["split"]
-        small = sum(tensor.numel() for tensor in body.values()) < SMALL
-        found = {}
-        with one_thread() if small else nullcontext():
-            for name, who in self._scorers.items():
-                scores, _ = who.evaluate(
-                    body, [protocol], iteration=self._iteration, seed=self._config.seed, split=split
-                )
-                found[name] = scores[protocol]
-        return found
