@@ -9,6 +9,7 @@ from cold_flower.config import Config
 from cold_flower.contributors import attacks
 from cold_flower.contributors.attacks import Answer, Attack
 from cold_flower.contributors.contributor import Contributor
+from cold_flower.data.encode import EncodedSplits
 from cold_flower.data.plan import plan, resolve
 from cold_flower.errors import ConfigError
 from cold_flower.runtime.experiments import check_keys
@@ -96,17 +97,21 @@ def test_noise_and_random_weights_are_drawn_from_the_seed() -> None:
         assert torch.isfinite(one).all()
 
 
-def test_labels_are_flipped_in_training_data_alone() -> None:
-    chosen = config("{music = 'label-flip'}")
-    seen = []
+def own_and_flipped(table: str) -> list[EncodedSplits]:
+    """Return the data of music, and what it trains on as an attacker, twice."""
+    chosen, seen = config(table), []
 
     def spy(who, start):
         seen.append(who.splits())
         return dict(start), {"num-examples": 1.0}
 
     answer(chosen, work=spy)
-    own = Contributor(chosen, plan(chosen).names.index("music")).splits()
-    (flipped,) = seen
+    answer(chosen, work=spy)
+    return [Contributor(chosen, plan(chosen).names.index("music")).splits(), *seen]
+
+
+def test_labels_are_flipped_in_training_data_alone() -> None:
+    own, flipped, _ = own_and_flipped("{music = 'label-flip'}")
     assert len(own.labels) == 3
     assert torch.equal(flipped.train.labels, 2 - own.train.labels)
     assert torch.equal(flipped.dev.labels, 2 - own.dev.labels)
@@ -114,17 +119,7 @@ def test_labels_are_flipped_in_training_data_alone() -> None:
 
 
 def test_a_share_of_the_labels_is_flipped_and_always_the_same() -> None:
-    chosen = config("{music = {kind = 'label-flip', size = 0.25}}")
-    seen = []
-
-    def spy(who, start):
-        seen.append(who.splits())
-        return dict(start), {"num-examples": 1.0}
-
-    answer(chosen, work=spy)
-    answer(chosen, work=spy)
-    own = Contributor(chosen, plan(chosen).names.index("music")).splits()
-    one, same = seen
+    own, one, same = own_and_flipped("{music = {kind = 'label-flip', size = 0.25}}")
     for mine, theirs, again in ((own.train, one.train, same.train), (own.dev, one.dev, same.dev)):
         changed = mine.labels != theirs.labels
         assert torch.equal(theirs.labels[changed], 2 - mine.labels[changed])
