@@ -5,7 +5,6 @@ barrier: where something else wants a core, too, that takes twenty times as long
 """
 
 import multiprocessing
-import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +17,7 @@ import torch
 from cold_flower.config import Config
 from cold_flower.contributors.contributor import Contributor
 from cold_flower.models.body import State
+from cold_flower.runtime.machine import this_machine
 from strategies.fusion import Weights, write_safetensors
 from strategies.fusion._deltas import one_thread
 
@@ -67,7 +67,7 @@ class Scorers:
     def _workers(self) -> ProcessPoolExecutor:
         """Start the processes when they are first needed."""
         if self._pool is None:
-            count = min(len(self._index), len(os.sched_getaffinity(0)))
+            count = min(len(self._index), this_machine().cores)
             context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
             self._pool = ProcessPoolExecutor(count, context, _start, (self._here,))
         return self._pool

@@ -13,7 +13,7 @@ from cold_flower.errors import RunError
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import load_config
 from cold_flower.repository.publish import link
-from strategies.contributions import INCOMING, Contribution, Store
+from strategies.contributions import FROM, INCOMING, Contribution, Store
 from strategies.fusion import Weights
 from strategies.fusion._deltas import Scaled
 from strategies.staleness import discount
@@ -40,9 +40,15 @@ class Kept:
             shutil.rmtree(self.folder / f"{old:04d}")
 
     def lend(self, iteration: int, inbox: Path) -> list[str]:
-        """Put what an iteration was fused of into the inbox of another run; return whose it is."""
+        """Put what an iteration was fused of into the inbox of another run; return whose it is.
+
+        Not what came from this run's drop box.
+        """
         here, there = (folder / f"{iteration:04d}" for folder in (self.folder, inbox))
-        if names := Store(self.folder, iteration).names():
+        rows = self._repository.manifest(iteration).get("contributors", [])
+        dropped = {row["name"] for row in rows if FROM in row}
+        names = [n for n in Store(self.folder, iteration).names() if n not in dropped]
+        if names:
             there.mkdir(parents=True)
         for name in names:
             link(here / f"{name}.safetensors", there)

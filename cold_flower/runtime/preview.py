@@ -115,8 +115,8 @@ def cost(
     optimizer = 0 if config.fusion.strategy else len(stages(config).memory)  # bodies, each time
     average = bool(config.fusion.ema)
     at_once = max(map(len, cohorts), default=0)
-    kept = len(cohorts) * (1 + optimizer + average) + at_once
-    kept += at_once * min(config.keep_contributions, len(cohorts))
+    given = at_once * (1 + min(config.keep_contributions, len(cohorts)))  # in the inbox, and kept
+    kept = len(cohorts) * (1 + optimizer + average) + given
     kept += left.iterations.start == 1  # the start
     kind = needed(config)[0]
     most = EXAMPLES[kind.partition("-")[0]] if kind else 0
@@ -133,7 +133,7 @@ def cost(
         body,
         statistic,
         body * bodies + statistic * contributions,
-        body * kept + statistic * at_once,
+        body * kept + statistic * given,
     )
 
 
