@@ -25,6 +25,7 @@ from cold_flower.repository import dropbox
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.dropbox import STATED, Dropbox, Stated
 from cold_flower.repository.journal import LEFT, Journal
+from cold_flower.repository.kept import Kept
 from cold_flower.runtime import experiments
 from cold_flower.server.drops import FromDropbox, lacking
 from cold_flower.server.finetuned import examine, files
@@ -575,6 +576,8 @@ def test_a_drop_box_alone_is_a_run(tmp_path, alone, finetuned, monkeypatch) -> N
     assert told["zoe"]["recognised"].startswith("base 0, the nearest (")
     sha256 = fingerprint(body_of(repository, models["zoe"]).items())
     assert told["zoe"]["sha256"] == sha256
+    assert Kept(run).numbers() == [1]
+    assert Kept(run).lend(1, tmp_path / "incoming") == []  # another run has another drop box
     # The same again is refused, and a run of such things cannot be replayed.
     shutil.copytree(models["ann"], run / "dropbox" / "ann")
     for seed, name in enumerate(("cat", "dan"), 7):
