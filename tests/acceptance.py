@@ -1,8 +1,8 @@
 """The matrices that take too long for every commit: ``make acceptance``, run by hand.
 
     python -m tests.acceptance [demo] [clean] [determinism] [interrupt] [crash]
-        [crash-asynchronous] [crash-late] [attacks] [fuzz] [disk] [bundle] [cluster] [real]
-        [real-attacks] [sites] [sites-small]
+        [crash-asynchronous] [attacks] [fuzz] [disk] [bundle] [cluster] [real] [real-attacks]
+        [sites] [sites-small]
 
 - demo: five seeds; after the last iteration the fused base must beat the start frozen on
   seen tasks, frozen on unseen tasks and finetuned, by more than the standard error over
@@ -18,7 +18,6 @@
   and evaluated; the bases, scores and rule memory after --resume are those of a run left alone.
 - crash-asynchronous: the same where nobody waits, while contributors finetune, a base is fused
   and others are at work: what had arrived is fused, and --replay gives the same bases.
-- crash-late: the same where those who are too late count in the next iteration.
 - attacks: every attack under every defence; with screening, the default, nothing is lost.
 - fuzz: 3,000 replies, manifests, suite files and config strings each.
 - disk: a full disk stops a run with the last iteration intact.
@@ -48,7 +47,7 @@ from cold_flower.repository.bases import STATE, Repository
 from cold_flower.repository.journal import CONTRIBUTIONS, PROGRESS, SCORES, Journal
 from tests import attack
 from tests.acceptance_sites import sites, sites_small
-from tests.crash import crash, crash_asynchronous, crash_late
+from tests.crash import crash, crash_asynchronous
 from tests.test_bundle import unpacked
 from tests.test_simulation import MARK, SMALL, marked
 
@@ -225,11 +224,6 @@ def crashes_asynchronous(folder: Path) -> bool:
     return crash_asynchronous(folder / "crash-asynchronous", events)
 
 
-def crashes_late(folder: Path) -> bool:
-    """The crash matrix of runs in which late contributions count in the next iteration."""
-    return crash_late(folder / "crash-late", events)
-
-
 def fuzz(folder: Path) -> bool:
     """Whatever comes in is accepted, or refused with one error."""
     environment = {**os.environ, "COLD_FLOWER_FUZZ": "3000"}
@@ -328,7 +322,6 @@ def main() -> None:
         "interrupt": interrupt,
         "crash": crashes,
         "crash-asynchronous": crashes_asynchronous,
-        "crash-late": crashes_late,
         "attacks": attack.demo,
         "fuzz": fuzz,
         "disk": disk,

@@ -28,8 +28,6 @@ VICTIMS = {
     "tree": "",
 }
 ASYNCHRONOUS = ["--set", "schedule=asynchronous", "--set", "buffer=2", "--set", "iterations=4"]
-# Each for about 18 seconds on two workers: the third is too late.
-LATE = ["--set", "late=next", "--set", "quorum=1", "--set", "wait.replies=30", "--set", "finetune.max-epochs=60"]  # fmt: skip
 Events = list[dict[str, Any]]
 Rows = list[dict[str, Any]]
 Moments = dict[str, tuple[Callable[[Path, Events], bool], float]]
@@ -61,10 +59,6 @@ MOMENTS_OF_ASYNCHRONOUS: Moments = {
     "mid-fuse": (phase("finetune", 1, 2), 0.05),
     "others at work": (phase("evaluate", 2, 1), 0.5),
 }
-MOMENTS_OF_LATE: Moments = {
-    "late ones at work": (phase("evaluate", 1, 1), 0.5),
-    "with a late one": (phase("finetune", 2, 1), 0.3),
-}
 
 
 def pids(mark: str, pattern: str) -> list[int]:
@@ -94,12 +88,6 @@ def crash_asynchronous(folder: Path, events: Callable[[Path], Events]) -> bool:
     """Kill runs in which nobody waits: what had arrived counts, and they can be repeated."""
     settings = [*SMALL, *LONGER, *ASYNCHRONOUS]
     return _matrix(folder, settings, MOMENTS_OF_ASYNCHRONOUS, [*VICTIMS][:4], events, _repeated)
-
-
-def crash_late(folder: Path, events: Callable[[Path], Events]) -> bool:
-    """Kill runs in which those who come too late count in the next iteration."""
-    settings = [*SMALL, *LONGER[:4], *LATE]
-    return _matrix(folder, settings, MOMENTS_OF_LATE, [*VICTIMS][:4], events, _repeated)
 
 
 def _repeated(run: Path, arrived: Rows) -> bool:

@@ -6,12 +6,14 @@ import math
 import pytest
 
 import cold_flower
+from cold_flower.config import Config
 from cold_flower.errors import ColdFlowerError, ConfigError
 from cold_flower.reporting.comparison import comparison
 from cold_flower.reporting.paired import paired
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import PROGRESS, SCORES, Journal
-from cold_flower.runtime import compare
+from cold_flower.repository.kept import Kept
+from cold_flower.runtime import compare, shared_start
 from tests.test_cli import cold_flower as cold_flower_command
 
 SMALL = {
@@ -264,8 +266,6 @@ def test_a_folder_of_another_comparison_is_not_mixed_in(compared, tmp_path) -> N
 
 
 def test_other_code_scores_its_own_start(compared, monkeypatch) -> None:
-    from cold_flower.runtime import shared_start
-
     planned = compare.plan(
         "demo", compare.variants(["median"], [], [], equal_length=False), [0], SMALL,
         compared.folder,
@@ -298,6 +298,10 @@ def test_kept_contributions_are_finetuned_once_for_all_who_ask_for_the_same(tmp_
     assert [sorted(names) for names in asked.values()] == [everybody, [], everybody, everybody]
     assert bodies["median"].st_ino == bodies["average"].st_ino
     assert [cost.finetunings for cost in found.costs] == [2] * 4
+    assert [doubt for doubt in found.doubts if "taken over" in doubt] == [
+        "median: 2 of its contributions were finetuned in another run and taken over: its seconds "
+        "are without them"
+    ]
     # A run of its own makes the same base of them.
     alone = cold_flower.simulate(
         "demo",
@@ -305,6 +309,33 @@ def test_kept_contributions_are_finetuned_once_for_all_who_ask_for_the_same(tmp_
         run_dir=tmp_path / "alone",
     )
     assert Repository(alone.folder).sha256(1) == bases["median"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "others", "alike"),
+    [
+        ({}, {"fusion.rule": "median", "fusion.clip": "median", "iterations": 3}, True),
+        ({}, {"fusion.rule": "regmean"}, False),
+        ({"fusion.rule": "regmean"}, {"fusion.rule": "regmean"}, True),
+        ({"finetune.head": "keep"}, {"finetune.head": "keep"}, False),
+        ({"schedule": "asynchronous"}, {"schedule": "asynchronous"}, False),
+        ({}, {"finetune.proximal-mu": 0.1}, False),
+        ({}, {"contributors-per-iteration": 2}, False),
+        (
+            {"fusion.strategy": "mine.py:One", "fusion.options": "{mu0 = 0.1}"},
+            {"fusion.strategy": "mine.py:One", "fusion.options": "{mu0 = 1.0}"},
+            False,
+        ),
+    ],
+)
+def test_whose_contributions_are_the_same(keys, others, alike) -> None:
+    one, other = (Config.from_flat(found) for found in (keys, others))
+    assert shared_start._contributors_alike(one, other) is alike
+
+
+def test_a_run_that_kept_nothing_lends_nothing(tmp_path) -> None:
+    assert Kept(tmp_path / "run").lend(1, tmp_path / "incoming") == []
+    assert not (tmp_path / "incoming").exists()
 
 
 def test_an_open_comparison_needs_runs(tmp_path) -> None:

@@ -107,11 +107,14 @@ def test_processes_beside_each_other_score_as_this_one(run, monkeypatch) -> None
     asked = {"protocol": "frozen", "split": "dev", "iteration": 2}
     with Scorers(config, index, run / "contributors") as scorers:
         here = scorers.scores(body, **asked)
-        assert scorers._pool is None  # a small one
+        assert not scorers._workers  # a small one
         monkeypatch.setattr(scoring, "SMALL", 0)
         assert scorers.scores(body, **asked) == here
         assert scorers.scores(body, **asked) == here
-        assert scorers._pool is not None
+        assert len(scorers._workers) in (1, 2, 3)
+        scorers._workers[0]._process.kill()
+        with pytest.raises(RunError, match="a process that scores ended with exit code -9"):
+            scorers.scores(body, **asked)
     assert {*here} == {*ALL}
 
 

@@ -1,23 +1,30 @@
 """Contributors of a simulation, scored side by side: each in a process with one core.
 
 A head is trained in many short steps, and between threads of one process every step ends with a
-barrier: where something else wants a core, too, that takes twenty times as long.
+barrier: where something else wants a core, too, that takes twenty times as long. The processes are
+``python -m`` this file, and not `multiprocessing`'s, which would run a caller's script again.
 """
 
-import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
+from queue import SimpleQueue
+from typing import Any
 
 import torch
 
 from cold_flower.config import Config
 from cold_flower.contributors.contributor import Contributor
+from cold_flower.errors import RunError
+from cold_flower.models.base import load_base
 from cold_flower.models.body import State
 from cold_flower.runtime.machine import this_machine
+from cold_flower.runtime.resources import footprint
 from strategies.fusion import Weights, write_safetensors
 from strategies.fusion._deltas import one_thread
 
@@ -33,19 +40,17 @@ class Scorers:
         folder: where they keep what is theirs.
     """
 
-    def __init__(self, config: Config, index: dict[str, int], folder: Path) -> None:
-        self._index = index
+    def __init__(self, config: Config, index: Mapping[str, int], folder: Path) -> None:
+        self._index, self._config = index, config
         self._here = _Here(config, folder)
-        self._pool: ProcessPoolExecutor | None = None
+        self._workers: list[_Worker] = []
 
     def __enter__(self) -> "Scorers":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
-    ) -> None:
-        if self._pool:
-            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+    def __exit__(self, *error: object) -> None:
+        for worker in self._workers:
+            worker.end()
 
     @property
     def names(self) -> list[str]:
@@ -53,24 +58,42 @@ class Scorers:
         return [*self._index]
 
     def scores(self, body: State, *, protocol: str, split: str, iteration: int) -> dict[str, float]:
-        """Return each contributor's score of a body, as a message of this iteration asks for it."""
+        """Return each contributor's score of a body, as a message of this iteration asks for it.
+
+        Raises:
+            RunError: a process that scores has ended.
+        """
         asked = (protocol, split, iteration)
         if torch.cuda.is_available() or sum(t.numel() for t in body.values()) < SMALL:
             with one_thread():
                 return {name: self._here.score(body, i, *asked) for name, i in self._index.items()}
+        self._start()
+        free: SimpleQueue[_Worker] = SimpleQueue()
+        for worker in self._workers:
+            free.put(worker)
+
+        def score(index: int) -> float:
+            worker = free.get()
+            try:
+                return worker.score(file, index, *asked)
+            finally:
+                free.put(worker)
+
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "body.safetensors"
             write_safetensors(file, Weights(body).template(), body.items(), durable=False)
-            found = self._workers().map(partial(_score, file, asked), self._index.values())
-            return dict(zip(self._index, found, strict=True))
+            with ThreadPoolExecutor(len(self._workers)) as pool:
+                found = [*pool.map(score, self._index.values())]
+        return dict(zip(self._index, found, strict=True))
 
-    def _workers(self) -> ProcessPoolExecutor:
-        """Start the processes when they are first needed."""
-        if self._pool is None:
-            count = min(len(self._index), this_machine().cores)
-            context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
-            self._pool = ProcessPoolExecutor(count, context, _start, (self._here,))
-        return self._pool
+    def _start(self) -> None:
+        """Start the processes when they are first needed: as many as cores and memory allow."""
+        if self._workers:
+            return
+        machine, base = this_machine(), load_base(self._config.base_model)
+        each = footprint(self._config, base, bf16=machine.bf16, cores=True)
+        count = min(len(self._index), machine.cores, max(1, int(machine.memory / each)))
+        self._workers = [_Worker(self._here) for _ in range(count)]
 
 
 class _Here:
@@ -88,14 +111,56 @@ class _Here:
         return float(scores[protocol])
 
 
-_here: Sequence[_Here] = ()  # of a process of the pool
+class _Worker:
+    """A process that scores; it is told and answers by pickles through its pipes."""
+
+    def __init__(self, here: _Here) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._tell(here)
+
+    def score(self, *asked: Any) -> float:
+        try:
+            self._tell(asked)
+            return float(pickle.load(self._process.stdout))  # type: ignore[arg-type]
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            code = self._process.wait()
+            raise RunError(
+                f"a process that scores ended with exit code {code}; why stands above. What was "
+                "scored is kept: the same command goes on"
+            ) from error
+
+    def end(self) -> None:
+        self._process.kill()  # it holds nothing
+        self._process.communicate()
+
+    def _tell(self, what: object) -> None:
+        assert self._process.stdin
+        pickle.dump(what, self._process.stdin)
+        self._process.stdin.flush()
 
 
-def _start(here: _Here) -> None:
-    global _here
+def _main() -> None:
+    """Score what is asked for until the pipe is closed."""
     torch.set_num_threads(1)
-    _here = (here,)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library may print
+    here: _Here = pickle.load(sys.stdin.buffer)
+    while True:
+        try:
+            file, *asked = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pickle.dump(here.score(dict(Weights(file).items()), *asked), answers)
+        answers.flush()
 
 
-def _score(file: Path, asked: tuple[str, str, int], index: int) -> float:
-    return _here[0].score(dict(Weights(file).items()), index, *asked)
+if __name__ == "__main__":
+    from cold_flower.commands import scorers  # so that what was pickled there is found
+
+    scorers._main()

@@ -113,6 +113,11 @@ class Comparison:
                     "that all have"
                 )
         for condition in self.conditions:
+            if number := sum(run.progress.taken_over for run in condition.runs):
+                said.append(
+                    f"{condition.label}: {number} of its contributions were finetuned in another "
+                    "run and taken over: its seconds are without them"
+                )
             seeds_of: dict[str, list[str]] = {}
             for run in condition.runs:
                 for finding in run.findings:

@@ -106,6 +106,10 @@ addEventListener("beforeprint", () => {
 });
 """
 Cell = str | float | int
+_OF_PAGE = {
+    "#000000": "ink", "#ffffff": "paper", "#555555": "soft",
+    **{PROTOCOL_COLOURS[name].lower(): name for name in ("frozen", "finetuned")},
+}  # fmt: skip
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
@@ -118,15 +122,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
 
 
 def figure(name: str, svg: bytes) -> str:
-    """Return a figure that matplotlib drew as part of the page: ink and paper are the page's.
+    """Return a figure that matplotlib drew as part of the page: its colours are the page's.
 
     What refers to a part of the drawing does so by an id, which must be the page's only one.
     """
     drawing = re.sub(r"<metadata>.*?</metadata>", "", svg.decode(), flags=re.S)
-    drawing = drawing[drawing.index("<svg") :]
+    drawing = drawing[drawing.index("<svg") :].replace("*{", ".figure svg *{")  # not the page's
     own = re.sub(r"\W+", "-", name)
     drawing = re.sub(r'( id="|"#|url\(#)', rf"\g<1>{own}-", drawing)
-    for colour, of_page in (("#000000", "ink"), ("#ffffff", "paper"), ("#555555", "soft")):
+    for colour, of_page in _OF_PAGE.items():
         drawing = drawing.replace(colour, f"var(--{of_page})")
     return f'<div class="figure" role="img" aria-label="{html.escape(name)}">{drawing}</div>'
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cold_flower.repository.journal import ASKED, BEGUN, READ, WAITS, WHO
+from cold_flower.repository.journal import ASKED, BEGUN, READ, TAKEN_OVER, WAITS, WHO
 
 Event = Mapping[str, Any]
 AGAIN = "again"  # of an event: it says nothing new, the run still waits
@@ -60,6 +60,8 @@ class Progress:
     """By contributor: which shares of its tokens are ``unknown``, of its texts ``cut``."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     """Time spent in each phase, up to the last event."""
+    taken_over: int = 0
+    """Contributions that another run has finetuned: their time is in none of the phases."""
     busy: float = 0.0
     """Seconds of the contributors' own work, summed over them."""
     asked: Sequence[str] = ()
@@ -93,6 +95,7 @@ class Progress:
         self.iterations = event.get("iterations", self.iterations)
         self.scores = event.get("scores", self.scores)
         self.read |= event.get(READ, {})
+        self.taken_over += event.get(TAKEN_OVER, 0)
         if "server" in event:
             self.spans, self.begun, self.arrived = [], {}, {}
         if who := event.get(BEGUN):

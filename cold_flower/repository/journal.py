@@ -25,6 +25,7 @@ WAITS = "waits"  # of an event there: what the run waits for next, where that ma
 READ = "read"  # of an event there: by contributor, its shares of tokens unknown and of texts cut
 # Of events, too: whom a phase asks; who begins; whose answer came (verdict, seconds, worker).
 ASKED, BEGUN, WHO = "asked", "begun", "who"
+TAKEN_OVER = "taken-over"  # of an event, too: how many contributions another run has finetuned
 LOG = "flower.log"
 SITES = "sites.jsonl"  # which came, left or was refused; with versions and code
 FULL = "no space left on the disk of the run directory: make room there"

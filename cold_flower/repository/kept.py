@@ -40,16 +40,20 @@ class Kept:
             shutil.rmtree(self.folder / f"{old:04d}")
 
     def lend(self, iteration: int, inbox: Path) -> list[str]:
-        """Put what an iteration was fused of into the inbox of another run; return whose it is.
+        """Put what an iteration was fused of into the inbox of another run.
 
         Not what came from this run's drop box.
+
+        Returns:
+            The contributors' names; none where nothing of the iteration is kept.
         """
-        here, there = (folder / f"{iteration:04d}" for folder in (self.folder, inbox))
-        rows = self._repository.manifest(iteration).get("contributors", [])
+        if not (names := Store(self.folder, iteration).names()):
+            return []
+        rows = self._repository.manifest(iteration)["contributors"]
         dropped = {row["name"] for row in rows if FROM in row}
-        names = [n for n in Store(self.folder, iteration).names() if n not in dropped]
-        if names:
-            there.mkdir(parents=True)
+        names = [name for name in names if name not in dropped]
+        here, there = (folder / f"{iteration:04d}" for folder in (self.folder, inbox))
+        there.mkdir(parents=True, exist_ok=True)
         for name in names:
             link(here / f"{name}.safetensors", there)
             shutil.copy2(here / f"{name}.sha256", there)  # last: now it counts

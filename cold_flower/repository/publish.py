@@ -22,7 +22,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def link(file: Path, folder: Path) -> None:
-    """Put a file into a folder, too; it must not be written to any more, only replaced."""
+    """Hard-link a file into a folder, or copy it: now it may be replaced, never written to."""
     try:
         os.link(file, folder / file.name)
     except OSError:  # another disk, or one without links

@@ -291,7 +291,7 @@ def _costs(one: Cost, checked: Checked, workers: int, footprint: float) -> Table
             f"of {one.looked_at:,} training examples; {_bytes(one.statistic)} each, beside a body",
         )
     table.add_row("messages", _bytes(one.messages), f"{_bytes(one.body)} a body")
-    table.add_row("disk", _bytes(one.disk), "bodies of the bases, average, optimizer, inbox")
+    table.add_row("disk", _bytes(one.disk), "bases, average, optimizer; inbox and kept, whole")
     table.add_row(
         "memory",
         _bytes(workers * footprint + 6 * one.body),

@@ -14,7 +14,7 @@ from pathlib import Path
 from cold_flower.config import ASYNCHRONOUS, Config
 from cold_flower.identity import made_with
 from cold_flower.repository.bases import Repository
-from cold_flower.repository.journal import CONFIG, SCORES, Journal
+from cold_flower.repository.journal import CONFIG, SCORES, TAKEN_OVER, Journal
 from cold_flower.repository.kept import Kept
 from cold_flower.server.stock import proximal_mu
 from cold_flower.server.strategy import needed
@@ -45,7 +45,7 @@ def sharing(config: Config, finished: Iterable[Config]) -> Config | None:
     mine, found = _bearing(config), None
     for other in finished:
         if _bearing(other) == mine and _made_with(Path(other.run_dir)) == made_with():
-            if _told(other) == _told(config):
+            if _contributors_alike(config, other):
                 return other
             found = found or other
     return found
@@ -67,21 +67,41 @@ def take_over(config: Config, source: Config) -> str:
         Repository(run_dir).take_over_start(Repository(where))
         rows = Journal(where).rows(SCORES)
         journal.append(SCORES, [row for row in rows if row["iteration"] == 0])
-        said = "its start and the scores of that"
-        alike = _told(config) == _told(source) and config.schedule != ASYNCHRONOUS
-        if alike and (names := Kept(where).lend(1, run_dir / INCOMING)):
+        said, names = "its start and the scores of that", list[str]()
+        if _contributors_alike(config, source):
+            names = Kept(where).lend(1, run_dir / INCOMING)
+        if names:
             said += f", and the contributions to iteration 1 ({', '.join(names)}),"
         said += f" are those of {where.parent.name}/{where.name}"
-        journal.say(said)
+        journal.say(said, **{TAKEN_OVER: len(names)})
         return said
     finally:
         journal.unlock()
 
 
+def _contributors_alike(one: Config, other: Config) -> bool:
+    """Return whether contributors of two runs with the same start cannot tell them apart.
+
+    Not where they come as they are done, nor where each keeps a head of its own: that stays where
+    it was trained.
+    """
+    apart = one.schedule == ASYNCHRONOUS or one.finetune.head == "keep"
+    return not apart and _told(one) == _told(other)
+
+
 def _told(config: Config) -> dict[str, object]:
-    """Return what bears on the contributions to iteration 1, beside what bears on the start."""
+    """Return what bears on the contributions to iteration 1, beside what bears on the start.
+
+    A strategy of the user's own may tell contributors of any of its options.
+    """
     keys = {key: value for key, value in config.flat().items() if key in _TOLD}
-    return {**keys, "mu": proximal_mu(config), "statistic": needed(config)[0]}
+    options = config.fusion.options if config.fusion.strategy else ""
+    return {
+        **keys,
+        "mu": proximal_mu(config),
+        "options": options,
+        "statistic": needed(config)[0],
+    }
 
 
 def _bearing(config: Config) -> dict[str, object]:

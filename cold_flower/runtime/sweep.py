@@ -125,7 +125,8 @@ def run(
                 say(f"{where}: {shared_start.take_over(config, source)}")
                 config = replace(config, resume=True)
             start(config)
-            finished.append(config)
+            if not cell.config.resume:
+                finished.append(cell.config)
         except (ColdFlowerError, StrategyError, OSError) as error:
             say(f"{where}: failed: {error}")
             failed.append(cell.name)
