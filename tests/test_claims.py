@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import claims, results, science
+from benchmarks import claims, results, rules, science
 from benchmarks.claims import Claim
 from cold_flower.reporting.paired import Difference
 from cold_flower.repository.journal import RESULT, SCORES, Journal
@@ -76,6 +76,11 @@ def test_seeds_are_added_and_the_same_run_is_replaced(make, tmp_path, monkeypatc
     kept = science.load("trial")
     assert [run.config["seed"] for run in kept] == [0, 1]
     assert [run.scores[-1]["value"] for run in kept] == pytest.approx([0.65, 0.45])
+
+
+def test_the_table_of_rules_shows_what_is_kept() -> None:
+    said = rules.RULES.read_text().partition(rules.BEGIN)[2].partition(rules.END)[0]
+    assert said.strip() == rules.table().strip()
 
 
 def test_the_page_shows_what_is_kept() -> None:
