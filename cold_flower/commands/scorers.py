@@ -161,6 +161,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    from cold_flower.commands import scorers  # so that what was pickled there is found
-
-    scorers._main()
+    _main()
