@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import results
+from benchmarks import machine, results
 from cold_flower.models.folder import WEIGHTS
 from strategies.fusion import Weights, names, write_safetensors
 from strategies.fusion._deltas import learned
@@ -83,11 +83,8 @@ def measure(command: Sequence[str], log: Path) -> dict[str, float]:
 
 def _anonymous(pid: int) -> int:
     """Return RssAnon of a process and its children."""
-    total = 0
+    total = machine.anonymous(pid)
     try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                total += int(line.split()[1]) * 1024
         for task in Path(f"/proc/{pid}/task").iterdir():
             children = (task / "children").read_text().split()
             total += sum(_anonymous(int(child)) for child in children)

@@ -5,6 +5,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -67,3 +68,11 @@ def peak_bytes() -> float:
         context = total - free - torch.cuda.memory_reserved()
         return float(torch.cuda.max_memory_reserved() + context)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def anonymous(pid: int) -> int:
+    """Return the bytes of anonymous memory of a process; 0 where it has ended."""
+    with suppress(OSError, IndexError, ValueError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+    return 0

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
+from benchmarks.machine import anonymous
 from benchmarks.overhead import without_finetuning
 from cold_flower.data import demo
 from cold_flower.repository.journal import PROGRESS, Journal
@@ -105,9 +106,7 @@ class Used:
             with suppress(OSError, IndexError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 self._seconds[pid] = (int(fields[11]) + int(fields[12])) / TICK
-        with suppress(OSError, IndexError):
-            status = Path(f"/proc/{self._server}/status").read_text()
-            self.bytes = max(self.bytes, int(status.partition("RssAnon:")[2].split()[0]) * 1024)
+        self.bytes = max(self.bytes, anonymous(self._server))
         self._samples.append((time.time(), sum(self._seconds.values())))
 
     def seconds(self, moment: float) -> float:

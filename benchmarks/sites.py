@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import anonymous
 from benchmarks.models import bert
 from cold_flower.repository.journal import CONTRIBUTIONS, PROGRESS
 from cold_flower.runtime.processes import descendants
@@ -210,8 +211,8 @@ def _watch(federation: Federation, run: Any, sites: list[Any]) -> dict[str, floa
         for key, found in (
             # Before the ServerApp has said which of the SuperLink's processes it is, its memory
             # would count.
-            ("SuperLink MB", sum(map(_anonymous, _alone(superlink, server))) if server else 0.0),
-            ("coordinator MB", _anonymous(server)),
+            ("SuperLink MB", sum(map(anonymous, _alone(superlink, server))) if server else 0.0),
+            ("coordinator MB", anonymous(server)),
             ("database MB", sum(_sizes(federation.coordinator.folder))),
         ):
             most[key] = max(most[key], found / 1e6)
@@ -229,15 +230,8 @@ def _watch(federation: Federation, run: Any, sites: list[Any]) -> dict[str, floa
 
 def _alone(superlink: int, server: int) -> Iterator[int]:
     """Yield the SuperLink's processes, without the ServerApp that it starts."""
-    theirs = descendants(server) if server else set()
+    theirs = descendants(server)
     yield from (pid for pid in descendants(superlink) if pid not in theirs)
-
-
-def _anonymous(pid: int) -> float:
-    with suppress(OSError, IndexError, ValueError):
-        status = Path(f"/proc/{pid}/status").read_text()
-        return int(status.partition("RssAnon:")[2].split()[0]) * 1024
-    return 0.0
 
 
 def _sizes(folder: Path) -> Iterator[float]:

@@ -127,7 +127,7 @@ class _Worker:
     def score(self, *asked: Any) -> float:
         try:
             self._tell(asked)
-            return float(pickle.load(self._process.stdout))  # type: ignore[arg-type]
+            return float(pickle.load(self._process.stdout))  # type: ignore[arg-type]  # a pipe
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             code = self._process.wait()
             raise RunError(
