@@ -8,9 +8,11 @@ key and its connection, looking for work every three seconds as SuperNodes do, b
 process, and answer at once: to train, with a body a little away from what came. They share the
 machine with the SuperLink, so what it does a second is a lower bound.
 
-Measured are an iteration's seconds (bodies out, bodies back, screened, fused, published) and its
-messages and bytes a second, the most memory of SuperLink and of coordinator, and the most that the
-SuperLink's database and its write-ahead log take on disk. A site that is lost ends the benchmark.
+Measured are an iteration's seconds (bodies out, bodies back, screened, fused, published), the
+messages and bytes a second until the last answer, the most memory of SuperLink and of coordinator,
+and the most that the SuperLink's database and its write-ahead log take on disk. The database does
+one write at a time and refuses whoever has waited for five seconds (`database is locked`): that
+answer is lost, as a SuperNode's is, which only logs it. How many answers came in is a figure.
 """
 
 import argparse
@@ -38,17 +40,17 @@ HIDDEN = 96
 EXAMPLES, STEPS = 1000, 100
 PROCESSES = 2
 LOOK = 3.0  # seconds between a SuperNode's looks for work
-LIMIT = 1800.0
+LIMIT = 3600.0
 RECIPE = """
 base-model = "{model}"
 iterations = {iterations}
 contributors-per-iteration = 0
 sites.allow = "*"
 sites.minimum = {sites}
+quorum = 1
 wait.nodes = 900
-wait.replies = 900
-evaluate.protocols = "frozen"
-evaluate.every = {iterations}
+wait.replies = {wait}
+evaluate.protocols = ""
 """
 
 
@@ -64,7 +66,10 @@ def sites(folder: Path, names: list[str], address: str, model: str) -> None:
         ) as (_, receive, send, _, _, pull, push, confirm):
             while True:
                 if got := receive():
-                    _serve(name, model, *got, send, pull, push, confirm)
+                    try:
+                        _serve(name, model, *got, send, pull, push, confirm)
+                    except Exception as error:  # a SuperNode logs it too, and goes on
+                        print(f"an answer of {name} is lost: {error}", flush=True)
                 else:
                     time.sleep(LOOK)
 
@@ -118,7 +123,7 @@ def answer(name: str, model: str, message: Any) -> Any:
     if kind == "query":
         about = {"name": name, "task": name, "metric": "accuracy", "examples": EXAMPLES}
         content = {"contributor": ConfigRecord({**about, "protocol": 1, "model": model})}
-    elif kind == "train":
+    else:  # train: nothing is evaluated
         config = message.content["config"]
         draw = np.random.default_rng([int(config["iteration"]), *name.encode()])
         arrays = {
@@ -130,11 +135,6 @@ def answer(name: str, model: str, message: Any) -> Any:
             "arrays": ArrayRecord({key: Array(values) for key, values in arrays.items()}),
             "metrics": MetricRecord({"num-examples": EXAMPLES, "train-loss": 0.5, "steps": STEPS}),
             "contribution": ConfigRecord(about),
-        }
-    else:
-        content = {
-            "metrics": MetricRecord({"num-examples": EXAMPLES, "frozen": 0.5}),
-            "contributor": ConfigRecord({"contributor": name, "metric": "accuracy"}),
         }
     return Message(RecordDict(content), reply_to=message)
 
@@ -190,7 +190,9 @@ def measure(count: int, megabytes: float, iterations: int) -> dict[str, float]:
                 where = f"127.0.0.1:{federation.port}"
                 given = ("--names", own, "--address", where, "--model", sha256)
                 started.append(start("sites", *given))
-            recipe = RECIPE.format(model=model, iterations=iterations, sites=count)
+            recipe = RECIPE.format(
+                model=model, iterations=iterations, sites=count, wait=600 + 6 * count
+            )
             run = federation.deploy(recipe, "run", "< /dev/null", f"> {home}/deploy.log", "2>&1")
             used = _watch(federation, run, started)
             if run.returncode:
@@ -220,8 +222,8 @@ def _watch(federation: Federation, run: Any, sites: list[Any]) -> dict[str, floa
             rows = federation.rows("run", PROGRESS)
             server = next((row["server"] for row in rows if "server" in row), 0)
         if any(process.poll() is not None for process in sites):
-            said = (federation.coordinator.folder / "sites.log").read_text()[-2000:]
-            raise SystemExit(f"sites ended ({[process.poll() for process in sites]}): {said}")
+            logs = ("sites", "superlink", "deploy")
+            raise SystemExit("sites ended\n" + "\n".join(map(federation.coordinator.log, logs)))
         if time.monotonic() - began > LIMIT:
             raise SystemExit(f"not within {LIMIT:g} s")
         time.sleep(0.3)
@@ -251,14 +253,13 @@ def figures(
     whole = ready - asked
     rows = federation.rows("run", CONTRIBUTIONS)
     came = [row for row in rows if (row["iteration"], row["verdict"]) == (last, "accepted")]
-    if len(came) < count:
-        raise SystemExit(f"{len(came)} of {count} sites answered in iteration {last}")
     return {
+        "answers": len(came),
         "body MB": size / 1e6,
         "iteration s": whole,
-        "messages a second": 2 * count / whole,
-        "MB a second": 2 * count * size / 1e6 / whole,
-        "all back s": back - asked,
+        "last answer after s": back - asked,
+        "messages a second": (count + len(came)) / (back - asked),
+        "MB a second": (count + len(came)) * size / 1e6 / (back - asked),
         **used,
     }
 

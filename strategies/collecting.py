@@ -92,7 +92,7 @@ class Collector:
         self.at_work: dict[str, Start] = {}
         """What each began from who is at work, by name."""
         self.recent: Recent = {}
-        self._post = Post(grid, simulated=participants.simulated)
+        self._post = Post(grid, simulated=participants.simulated, say=say)
         self._asked: set[str] = set()  # by this iteration
         self._awaited = 0
         self._template: Template = {}

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import httpx
@@ -15,6 +15,7 @@ from strategies.records import text_of
 
 POLL = 0.1  # seconds between two looks for replies
 _UNREADABLE = 0  # flwr's code for what it does not know
+LOST = 3  # and for an answer whose upload did not end
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Letter:
     message: Message
     sent: float
     """When, on the monotonic clock."""
+    again: bool = False
+    """Whether it was sent before, and the answer was lost."""
 
 
 class Post:
@@ -34,14 +37,25 @@ class Post:
     Replies are matched by the id of the message they answer: errors made by the SuperLink carry no
     node id.
 
+    An answer that was lost on its way is asked for once more: a SuperNode does not repeat an upload
+    that failed, and the same seeds give the same answer.
+
     Args:
         grid: Flower's.
         simulated: a contributor that died ends the run (`Participants.simulated`).
+        say: called with a line where an answer was lost.
     """
 
-    def __init__(self, grid: Grid, *, simulated: bool = True) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        simulated: bool = True,
+        say: Callable[[str], object] = lambda line: None,
+    ) -> None:
         self._grid = grid
         self._simulated = simulated
+        self._say = say
         self._letters: dict[str, Letter] = {}  # by message id
 
     def __len__(self) -> int:
@@ -53,11 +67,11 @@ class Post:
     def __iter__(self) -> Iterator[Letter]:
         return iter(list(self._letters.values()))
 
-    def send(self, name: str, message: Message) -> bool:
+    def send(self, name: str, message: Message, again: bool = False) -> bool:
         """Send a message; return whether the SuperLink took it."""
         ids = [i for i in self._grid.push_messages([message]) if i]
         if ids:
-            self._letters[ids[0]] = Letter(name, message, time.monotonic())
+            self._letters[ids[0]] = Letter(name, message, time.monotonic(), again)
         return bool(ids)
 
     def forget(self, name: str) -> None:
@@ -73,7 +87,7 @@ class Post:
         Raises:
             DeadActorError: a Ray actor died.
         """
-        for message_id, letter in self._letters.items():
+        for message_id, letter in list(self._letters.items()):
             reply = self._pulled(message_id, letter.message)
             if reply is None:
                 continue
@@ -81,6 +95,13 @@ class Post:
             if self._simulated and reply.has_error() and "ActorDied" in str(reply.error.reason):
                 died = f"the worker of contributor {letter.name} died: {reason_of(reply)}"
                 raise DeadActorError(died)
+            if reply.has_error() and reply.error.code == LOST and not letter.again:
+                sent = letter.message
+                # A message's id is that of its content and time: Flower refuses the same one twice.
+                copy = Message(sent.content, sent.metadata.dst_node_id, sent.metadata.message_type)
+                if self.send(letter.name, copy, again=True):
+                    self._say(f"{letter.name}: its answer was lost on its way: asked once more")
+                    continue
             return letter, reply
         return None
 
@@ -105,6 +126,7 @@ def exchange(
     timeout: float | None,
     window: int = 0,
     simulated: bool = True,
+    say: Callable[[str], object] = lambda line: None,
 ) -> Iterator[tuple[str, Message | None]]:
     """Send one message to each contributor and yield each reply as it arrives.
 
@@ -115,6 +137,7 @@ def exchange(
         window: how many may be under way at once; 0 is all. Flower keeps replies in
             memory until they are pulled, so in a simulation this bounds it.
         simulated: a contributor that died ends it (`Participants.simulated`).
+        say: called with a line where an answer was lost.
 
     Yields:
         Name and reply; at the deadline those that lie at the SuperLink, and None for each that
@@ -123,7 +146,7 @@ def exchange(
     Raises:
         DeadActorError: a Ray actor died.
     """
-    todo, post = deque(messages.items()), Post(grid, simulated=simulated)
+    todo, post = deque(messages.items()), Post(grid, simulated=simulated, say=say)
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     while todo or post:
         late = time.monotonic() >= deadline  # then what lies there is still taken

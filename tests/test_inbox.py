@@ -803,6 +803,32 @@ def test_an_answer_that_is_not_there_at_once_is_waited_for() -> None:
     assert reply is not None
 
 
+def test_an_answer_that_was_lost_is_asked_for_once_more(tmp_path) -> None:
+    """A SuperNode does not repeat an upload that failed; the SuperLink tells when it gives it up."""
+
+    def client_that_loses(times: int) -> Callable[[Message], Message]:
+        lost = []
+
+        def client(message):
+            if message.metadata.dst_node_id == 33 and len(lost) < times:
+                lost.append(message.metadata.message_id)
+                return error_reply(message, "objects are unavailable", code=exchange.LOST)
+            return trained(message)
+
+        return client
+
+    said: list[str] = []
+    grid, inbox = make(tmp_path / "once", client_that_loses(1), say=lines_to(said))
+    assert torch.equal(start(inbox)["w"], torch.full((2, 2), 3.0))
+    assert said.count("cat: its answer was lost on its way: asked once more") == 1
+    first, second = [m for m in grid.sent if m.metadata.dst_node_id == 33]
+    assert first is not second
+    assert first.metadata.created_at != second.metadata.created_at
+    _, inbox = make(tmp_path / "twice", client_that_loses(2), quorum=2)
+    start(inbox)
+    assert inbox.contributions["cat"].reason == "error reply: objects are unavailable"
+
+
 def test_a_reply_with_more_than_it_can_need_is_refused(tmp_path) -> None:
     def client(message):
         reply = trained(message)

@@ -16,7 +16,6 @@ from cold_flower.reporting import markup, reference, trained
 from cold_flower.reporting.about import what_was_run
 from cold_flower.reporting.conditions import Condition, conditions
 from cold_flower.reporting.differences import differences
-from cold_flower.reporting.figures import KINDS, all_figures, drawn, replace
 from cold_flower.reporting.live import REPORT
 from cold_flower.reporting.markup import SCRIPT, STYLE, Cell, table
 from cold_flower.reporting.pictures import drawings
@@ -61,6 +60,8 @@ def write_conditions(
     report = out if alone else out / REPORT
     with _writing(report):  # said before the figures are drawn
         report.parent.mkdir(parents=True, exist_ok=True)
+    from cold_flower.reporting.figures import KINDS, all_figures, drawn, replace  # matplotlib
+
     kinds = ("svg",) if alone else KINDS
     images = {name: drawn(figure, kinds) for name, figure in all_figures(compared).items()}
     page = "".join(_page(compared, images, left_out))

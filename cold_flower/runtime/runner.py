@@ -18,7 +18,7 @@ from cold_flower.reporting.runs import every_score
 from cold_flower.reporting.tables import console
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, Journal, check_new, check_same
-from cold_flower.runtime import baselines, cluster, experiments, resources
+from cold_flower.runtime import cluster, experiments, resources
 from cold_flower.runtime.experiments import Checked
 from cold_flower.runtime.flower import completed
 from cold_flower.runtime.machine import this_machine
@@ -102,6 +102,8 @@ def _legs(ready: Prepared, again: str) -> Iterator[Callable[[Callable[[Event], N
         def trained(event: Callable[[Event], None]) -> None:
             def say(line: str) -> None:
                 event(journal.say(line))
+
+            from cold_flower.runtime import baselines  # trains here: transformers' models
 
             baselines.train(config, say)
 

@@ -260,6 +260,7 @@ class Evaluation:
             timeout=self._config.wait.replies,
             window=self._window,
             simulated=strict,
+            say=self._journal.say,
         )
         busy, scored = 0.0, []
         for done, (key, reply) in enumerate(replies, start=1):

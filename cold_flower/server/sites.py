@@ -139,7 +139,10 @@ class Sites(Contributors):
         joined: dict[str, Member] = {}
         timeout = self._config.wait.nodes
         asked = {name: query(node) for name, node in newcomers.items()}
-        for name, reply in exchange(self._grid, asked, timeout=timeout, simulated=False):
+        replies = exchange(
+            self._grid, asked, timeout=timeout, simulated=False, say=self._journal.say
+        )
+        for name, reply in replies:
             try:
                 if reply is None:
                     del self._asked[newcomers[name]]  # it may only be slow: asked again
