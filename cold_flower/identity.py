@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,9 +35,18 @@ def versions() -> str:
     return " ".join(f"{name}={version(name)}" for name in ("flwr", "torch", "transformers"))
 
 
-def made_with() -> dict[str, str]:
-    """Return what a run records of the software that makes its numbers: ``versions``, ``code``."""
-    return {"versions": versions(), "code": code_sha256()}
+def made_with(files: Mapping[str, str]) -> dict[str, str]:
+    """Return what makes a run's numbers beside its keys: ``versions``, ``code``, files by sha256.
+
+    Args:
+        files: what keys of the configuration name, by key; what is no file is left out.
+    """
+    hashes = {
+        f"{key} file": hashlib.sha256(Path(name).read_bytes()).hexdigest()
+        for key, name in files.items()
+        if Path(name).is_file()
+    }
+    return {"versions": versions(), "code": code_sha256(), **hashes}
 
 
 def timestamp() -> str:

@@ -272,7 +272,8 @@ def test_other_code_scores_its_own_start(compared, monkeypatch) -> None:
     )  # fmt: skip
     done, new = (cell.config for cell in planned.cells)
     assert shared_start.sharing(new, [done]) == done
-    monkeypatch.setattr(shared_start, "made_with", lambda: {"versions": "v", "code": "other"})
+    other = {"versions": "v", "code": "other"}
+    monkeypatch.setattr(shared_start, "made_with", lambda files: other)
     assert shared_start.sharing(new, [done]) is None
 
 

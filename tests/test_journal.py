@@ -1,12 +1,14 @@
 """The records of a run directory."""
 
+import hashlib
 import json
 
 import pytest
 
 from cold_flower.config import Config
 from cold_flower.errors import RunError
-from cold_flower.repository.journal import SCORES, Journal, check_new, load_config
+from cold_flower.identity import made_with
+from cold_flower.repository.journal import PROGRESS, SCORES, Journal, check_new, load_config
 
 CONFIG = Config.from_flat({"iterations": 2})
 
@@ -96,3 +98,30 @@ def test_an_index_finds_what_a_whole_read_finds_and_reads_a_line_once(
         monkeypatch.setattr("json.loads", loads)
     journal.write(SCORES, {})  # a shorter file in its place
     assert journal.where(SCORES, "iteration", 1) == []
+
+
+def test_a_run_that_goes_on_with_other_files_or_versions_says_so_once(tmp_path) -> None:
+    rule, run = tmp_path / "mine.py", tmp_path / "run"
+    journal = Journal(run)
+
+    def opens(text: str, config: Config) -> list[str]:
+        rule.write_text(text)
+        said = len(journal.rows(PROGRESS))
+        journal.open(config, made_with({"fusion.rule": str(rule), "suite": "demo"}))
+        journal.unlock()
+        return [event["line"] for event in journal.rows(PROGRESS)[said:]]
+
+    going_on = changed()
+    assert opens("one", CONFIG) == opens("one", going_on) == []
+    first = json.loads((run / "config.json").read_text())
+    (line,) = opens("two", going_on)
+    one, two = (hashlib.sha256(text.encode()).hexdigest() for text in ("one", "two"))
+    assert line == (f"WARNING: the run goes on with other fusion.rule file: {two}; until now {one}")
+    assert opens("two", going_on) == []
+    kept = json.loads((run / "config.json").read_text())
+    (resumed,) = kept.pop("resumed")
+    assert resumed.keys() == {"time", "fusion.rule file"}
+    assert kept == {**first, "config": going_on.flat()}
+    assert len(opens("one", going_on)) == 1
+    assert {"versions", "code", "fusion.rule file"} < first.keys()
+    assert "suite file" not in first

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from cold_flower.config import Config
 from cold_flower.errors import RunError
+from cold_flower.identity import timestamp
 from cold_flower.repository.index import Index
 
 CONFIG, SCORES, CONTRIBUTIONS = "config.json", "scores.jsonl", "contributions.jsonl"
@@ -25,6 +26,7 @@ WAITS = "waits"  # of an event there: what the run waits for next, where that ma
 READ = "read"  # of an event there: by contributor, its shares of tokens unknown and of texts cut
 # Of events, too: whom a phase asks; who begins; whose answer came (verdict, seconds, worker).
 ASKED, BEGUN, WHO = "asked", "begun", "who"
+RESUMED = "resumed"  # in CONFIG: what was no longer the same when a run went on, and when
 TAKEN_OVER = "taken-over"  # of an event, too: how many contributions another run has finetuned
 LOG = "flower.log"
 SITES = "sites.jsonl"  # which came, left or was refused; with versions and code
@@ -50,6 +52,8 @@ class Journal:
     def open(self, config: Config, facts: Mapping[str, Any]) -> None:
         """Start the records of a new run, or check that a resumed one is the same run.
 
+        A run may go on with other versions or code: that is said and recorded.
+
         Args:
             config: the run's.
             facts: to be kept beside it, such as versions.
@@ -69,7 +73,15 @@ class Journal:
         self.lock()
         (self.run_dir / RESULT).unlink(missing_ok=True)
         before = json.loads((self.run_dir / CONFIG).read_text())
-        self.write(CONFIG, {**before, "config": config.flat()})
+        last = before
+        for resumed in before.get(RESUMED, ()):
+            last = {**last, **resumed}
+        changed = {key: new for key, new in facts.items() if last.get(key, new) != new}
+        for key, new in changed.items():
+            self.say(f"WARNING: the run goes on with other {key}: {new}; until now {last[key]}")
+        if changed:
+            before[RESUMED] = [*before.get(RESUMED, ()), {"time": timestamp(), **changed}]
+        self.write(CONFIG, {**facts, **before, "config": config.flat()})
 
     @contextmanager
     def locked(self) -> Iterator[None]:

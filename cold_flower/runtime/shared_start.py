@@ -14,7 +14,7 @@ from pathlib import Path
 from cold_flower.config import ASYNCHRONOUS, Config
 from cold_flower.identity import made_with
 from cold_flower.repository.bases import Repository
-from cold_flower.repository.journal import CONFIG, SCORES, TAKEN_OVER, Journal
+from cold_flower.repository.journal import CONFIG, RESUMED, SCORES, TAKEN_OVER, Journal
 from cold_flower.repository.kept import Kept
 from cold_flower.server.stock import proximal_mu
 from cold_flower.server.strategy import needed
@@ -39,12 +39,13 @@ _TOLD = (
 def sharing(config: Config, finished: Iterable[Config]) -> Config | None:
     """Return the run, of those that are finished, that this run has most in common with.
 
-    None where there is none whose start was scored as this one's is to be, with the same code and
-    libraries.
+    None where there is none whose start was scored as this one's is to be, with the same code,
+    libraries and suite file.
     """
     mine, found = _bearing(config), None
+    made = _made_with(config)
     for other in finished:
-        if _bearing(other) == mine and _made_with(Path(other.run_dir)) == made_with():
+        if _bearing(other) == mine and _was_made_with(Path(other.run_dir), made) == made:
             if _contributors_alike(config, other):
                 return other
             found = found or other
@@ -62,7 +63,8 @@ def take_over(config: Config, source: Config) -> str:
     run_dir, where = Path(config.run_dir), Path(source.run_dir)
     journal = Journal(run_dir)
     # A baseline first scores its start in a run without iterations, then it trains.
-    journal.open(replace(config, iterations=0) if config.baseline else config, made_with())
+    begun = replace(config, iterations=0) if config.baseline else config
+    journal.open(begun, _made_with(config))
     try:
         Repository(run_dir).take_over_start(Repository(where))
         rows = Journal(where).rows(SCORES)
@@ -112,6 +114,11 @@ def _bearing(config: Config) -> dict[str, object]:
     }
 
 
-def _made_with(run_dir: Path) -> dict[str, str]:
+def _made_with(config: Config) -> dict[str, str]:
+    return made_with({"suite": config.suite})
+
+
+def _was_made_with(run_dir: Path, keys: Iterable[str]) -> dict[str, str]:
+    """Return what a run was made with; nothing of one that went on with something else."""
     kept = json.loads((run_dir / CONFIG).read_text())
-    return {key: kept.get(key, "") for key in made_with()}
+    return {} if RESUMED in kept else {key: kept.get(key, "") for key in keys}
