@@ -392,6 +392,15 @@ class Config:
                 )
         return chosen
 
+    def files(self) -> dict[str, str]:
+        """Return what may be files of the user's own, by key: suite, rule, strategy."""
+        rule, strategy = self.fusion.rule, self.fusion.strategy
+        named = {"fusion.rule": rule, "fusion.strategy": strategy}
+        return {
+            "suite": self.suite,
+            **{key: name.rpartition(":")[0] for key, name in named.items()},
+        }
+
     def rule_options(self) -> dict[str, Any]:
         """Parse ``fusion.options``.
 

@@ -36,9 +36,7 @@ def main(grid: Grid, context: Context) -> None:
     default = home() / "runs" / f"{config.experiment}-{context.run_id}"
     run_dir = Path(config.run_dir) if config.run_dir else default
     journal = Journal(run_dir)
-    own = {"fusion.rule": config.fusion.rule, "fusion.strategy": config.fusion.strategy}
-    files = {key: name.rpartition(":")[0] for key, name in own.items()}
-    journal.open(config, made_with({"suite": config.suite, **files}))
+    journal.open(config, made_with(config.files()))
     journal.say(f"the server has started, process {os.getpid()}", server=os.getpid())
     try:
         Coordinator(config, run_dir, grid).run()

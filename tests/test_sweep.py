@@ -1,10 +1,13 @@
 """Sweeps: every cell once."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cold_flower.errors import ConfigError, RunError
+from cold_flower.identity import made_with
 from cold_flower.repository.journal import Journal
 from cold_flower.runtime import sweep
 from tests.test_cli import cold_flower
@@ -108,6 +111,26 @@ def test_finished_cells_are_not_run_again_and_begun_ones_go_on(tmp_path) -> None
     assert started == [1, 2, 3]
     assert lines[0] == "1/4 seed=0: done before"
     assert fourth.name == "seed=3"
+
+
+def test_a_cell_that_was_done_with_other_code_says_so(tmp_path) -> None:
+    """Code and files of the user's own are not in the keys that make a cell another run."""
+    suite = tmp_path / "suite.toml"
+    suite.write_text("# one")
+    (cell,) = cells(tmp_path / "runs", "seed=0")
+    own = replace(cell.config, suite=str(suite))
+    begin(replace(cell, config=own), "completed", 2)
+    file = Path(own.run_dir) / "config.json"
+    kept = json.loads(file.read_text())
+    lines: list[str] = []
+    for facts in (made_with(own.files()), {"versions": "x"}):
+        file.write_text(json.dumps(kept | facts))
+        sweep.run([replace(cell, config=own, done=True)], pytest.fail, lines.append)
+    file.write_text(json.dumps(kept | made_with(own.files())))
+    suite.write_text("# another")
+    sweep.run([replace(cell, config=own, done=True)], pytest.fail, lines.append)
+    said = "1/1 seed=0: done before"
+    assert lines == [said, f"{said}, with other versions", f"{said}, with other suite file"]
 
 
 def test_a_cell_of_another_run_is_refused(tmp_path) -> None:

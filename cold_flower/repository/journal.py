@@ -72,11 +72,8 @@ class Journal:
         check_same(self.run_dir, config)
         self.lock()
         (self.run_dir / RESULT).unlink(missing_ok=True)
-        before = json.loads((self.run_dir / CONFIG).read_text())
-        last = before
-        for resumed in before.get(RESUMED, ()):
-            last = {**last, **resumed}
-        changed = {key: new for key, new in facts.items() if last.get(key, new) != new}
+        before, last = _kept(self.run_dir)
+        changed = {key: facts[key] for key in others(self.run_dir, facts)}
         for key, new in changed.items():
             self.say(f"WARNING: the run goes on with other {key}: {new}; until now {last[key]}")
         if changed:
@@ -162,6 +159,21 @@ class Journal:
         with self._open_at_end(PROGRESS) as file:
             file.write(json.dumps(event).encode() + b"\n")
         return event
+
+
+def others(run_dir: Path, facts: Mapping[str, Any]) -> list[str]:
+    """Return which of these facts are others than when a run was last at work."""
+    _, last = _kept(run_dir)
+    return [key for key, value in facts.items() if last.get(key, value) != value]
+
+
+def _kept(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what ``config.json`` holds, and the same with the facts of the last resume."""
+    kept = json.loads((run_dir / CONFIG).read_text())
+    last = dict(kept)
+    for resumed in kept.get(RESUMED, ()):
+        last |= resumed
+    return kept, last
 
 
 def run_id(run_dir: Path) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 from cold_flower.config import Config, describe
 from cold_flower.data.plan import naming_the_recipe
 from cold_flower.errors import ColdFlowerError, ConfigError, RunError
+from cold_flower.identity import made_with
 from cold_flower.keys import Scalar, checked, unknown_key
 from cold_flower.repository.bases import Repository
-from cold_flower.repository.journal import CONFIG, check_new, check_same
+from cold_flower.repository.journal import CONFIG, check_new, check_same, others
 from cold_flower.runtime import experiments, shared_start
 from cold_flower.runtime.flower import completed
 from cold_flower.runtime.writable import check_writable
@@ -114,12 +115,13 @@ def run(
     failed = []
     finished: list[Config] = []  # by this command: an earlier one may have had other devices
     for number, cell in enumerate(planned, start=1):
-        where = f"{number}/{len(planned)} {cell.name}"
+        config, where = cell.config, f"{number}/{len(planned)} {cell.name}"
         if cell.done:
-            say(f"{where}: done before")
+            other = others(Path(config.run_dir), made_with(config.files()))
+            but = f", with other {', '.join(other)}" if other else ""
+            say(f"{where}: done before{but}")
             continue
         say(f"{where}: {'goes on' if cell.config.resume else 'begins'}")
-        config = cell.config
         try:
             if not config.resume and (source := shared_start.sharing(config, finished)):
                 say(f"{where}: {shared_start.take_over(config, source)}")
