@@ -99,6 +99,7 @@ def _run(run: RunDirectory) -> dict[str, Any]:
     return {
         "config": {**config, "seed": run.config["seed"]},
         "lengths": [round(m["length"], 4) for m in run.manifests if m.get("length")],
+        "own-lengths": [round(m["own-length"], 4) for m in run.manifests if m.get("own-length")],
         "finetunings": len(run.contributions),
         "minutes": round(sum(seconds.values()) / 60, 1),
         "findings": run.findings,

@@ -112,6 +112,7 @@ def staged(
     start: Callable[[], Weights],
     before: Callable[[], Path | None],
     after: Callable[[], Path],
+    measured: Callable[[float], object] = lambda size: None,
 ) -> Rule:
     """Put the stages around a rule; without any, return the rule itself.
 
@@ -121,6 +122,7 @@ def staged(
         start: opens theta_0, the pretrained model, for the anchor.
         before: where the last iteration left the memory; None at the first.
         after: where to leave it now.
+        measured: called with the L2 norm of the rule's own update, where norm gives it another.
 
     The result is called as the rule is, with a base in float32; exhausting what it yields writes
     the memory.
@@ -134,6 +136,7 @@ def staged(
         taken = clipped(base, given, stages.clip) if stages.clip and given else given
         scale = 1.0
         if stages.norm and given and (size := length(base, rule(base, taken, seed=seed))):
+            measured(size)
             scale = wanted(base, taken, stages.norm) / size
         fused = rule(base, taken, seed=seed)
         anchor = start() if stages.anchor else None

@@ -220,6 +220,11 @@ def test_lengths_and_costs(compared) -> None:
     average, ties, doubled = compared.costs
     assert (average.length, ties.length) == (pytest.approx(1), pytest.approx(1, abs=1e-4))
     assert doubled.length == pytest.approx(2, abs=1e-4)
+    bases = [Repository(compared.folder / f"ties,norm=mean/seed={seed}") for seed in (0, 1)]
+    owns = [base.manifest(1)["own-length"] for base in bases]
+    assert ties.own == pytest.approx(sum(owns) / 2)
+    assert ties.own != pytest.approx(1, abs=0.01)
+    assert average.own is doubled.own is None
     assert [cost.finetunings for cost in compared.costs] == [2, 2, 2]
     assert all(cost.seconds > 0 for cost in compared.costs)
     assert any(

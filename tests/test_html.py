@@ -42,6 +42,7 @@ def make(tmp_path, tiny):
             moved = Weights({k: t + iteration for k, t in body.items()})
             manifest = {"rule": "average", "contributors": contributors}
             manifest |= {"step-norm": 1.0, "length": 0.5}
+            manifest |= {"own-length": 3.25} if iteration == 2 else {}
             repository.publish(iteration, iteration - 1, moved, manifest)
         journal.append(
             SCORES,
@@ -119,6 +120,7 @@ def test_the_lineage_says_how_long_each_step_was(make, tmp_path) -> None:
     text = text_of(html.write([make("a", 0.1)], tmp_path / "out")[0].read_text())
     assert re.search(r"norm of one\s+step\s+length\s+sha256\s+0\s+the start\s+\w{12}\s", text)
     assert re.search(r"1\s+0\s+average\s+mnli, \S+ \(refused\)\s+2\s+1\s+0\.5\s+\w{12}", text)
+    assert re.search(r"1\s+0\.5 \(its own 3\.25\)\s+\w{12}", text)
 
 
 def test_conditions_are_set_against_the_first_one(make, tmp_path) -> None:

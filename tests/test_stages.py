@@ -35,12 +35,14 @@ class Run:
         self.iteration = 0
         self.theta = body(0) if theta is None else theta
         start = Weights(dict(self.theta))
+        self.own: list[float] = []  # of each iteration with a norm, the rule's own length
         self.fuse = staged(
             load(rule),
             stages,
             start=lambda: start,
             before=lambda: self.file(self.iteration) if self.iteration else None,
             after=lambda: self.file(self.iteration + 1),
+            measured=self.own.append,
         )
 
     def file(self, iteration: int) -> Path:
@@ -152,7 +154,9 @@ def test_norm_by_hand(tmp_path) -> None:
     for rule in ("average", "median", "task_arithmetic"):
         plain = Run(tmp_path, Stages(), dict(base), rule).step(given)
         for by, size in (("mean", mean), ("contributions", 2.0), ("2.5", 2.5 * mean)):
-            fused = Run(tmp_path, Stages(norm=by), dict(base), rule).step(given)
+            run = Run(tmp_path, Stages(norm=by), dict(base), rule)
+            fused = run.step(given)
+            assert run.own == [length(Weights(base), plain.items())]
             assert length(Weights(base), fused.items()) == pytest.approx(size)
             scale = size / length(Weights(base), plain.items())
             torch.testing.assert_close(fused["w"], plain["w"] * scale)

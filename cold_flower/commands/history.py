@@ -45,7 +45,8 @@ def _made(found: dict[str, Any]) -> str:
         quality = "exact" if replay["exact"] else "an approximation"
         made = f"replays {replay['of']:04d} without {replay['without']} ({quality}), {made}"
     length = found.get("length")  # of the step, in lengths of the plain mean
-    return made if length is None else f"{made}, length {length:.2f}"
+    own = f" (the rule's own {found['own-length']:.2f})" if "own-length" in found else ""
+    return made if length is None else f"{made}, length {length:.2f}{own}"
 
 
 def rollback(run_dir: Path, iteration: int) -> str:

@@ -55,6 +55,8 @@ class Cost:
     condition: str
     length: float | None
     """Of a step, in the plain mean's (the manifest's ``length``); None where nothing is fused."""
+    own: float | None
+    """Of the rule's own step, where ``fusion.norm`` gave it another (``own-length``)."""
     finetunings: float
     """A baseline on a union counts as one for each dataset."""
     seconds: float
@@ -261,13 +263,17 @@ def _line(
 def _cost(condition: Condition) -> Cost:
     count = len(condition.runs)
     manifests = [manifest for run in condition.runs for manifest in run.manifests]
-    lengths = [manifest["length"] for manifest in manifests if manifest.get("length")]
+    lengths, own = (
+        [manifest[key] for manifest in manifests if manifest.get(key)]
+        for key in ("length", "own-length")
+    )
     trained = sum(len(run.contributions) for run in condition.runs)
     trained += sum(manifest.get("datasets", 0) for manifest in manifests)
     spent = [run.progress.seconds for run in condition.runs]
     return Cost(
         condition.label,
         sum(lengths) / len(lengths) if lengths else None,
+        sum(own) / len(own) if own else None,
         trained / count,
         sum(seconds["finetune"] + seconds["fuse"] for seconds in spent) / count,
     )
@@ -275,4 +281,6 @@ def _cost(condition: Condition) -> Cost:
 
 def _cost_cells(cost: Cost) -> list[str]:
     length = "" if cost.length is None else f"{cost.length:.2f}"
+    if cost.own is not None:
+        length += f" (its own {cost.own:.2f})"
     return [cost.condition, length, f"{cost.finetunings:g}", f"{cost.seconds:.0f}"]

@@ -307,7 +307,8 @@ def _lineage(run: RunDirectory, *, drawn: bool) -> Iterable[str]:
                 manifest.get("rule", "the start"),
                 ", ".join(f"{c['name']}{_verdict(c)}" for c in contributors),
                 f"{sum(norms) / len(norms):.3g}" if norms else "",
-                *(f"{manifest[k]:.3g}" if manifest.get(k) else "" for k in ("step-norm", "length")),
+                f"{manifest['step-norm']:.3g}" if manifest.get("step-norm") else "",
+                _length(manifest),
                 manifest["sha256"][:12],
             ]
         )
@@ -315,6 +316,14 @@ def _lineage(run: RunDirectory, *, drawn: bool) -> Iterable[str]:
     yield table(head, rows)
     yield "" if drawn else drawings(run, run.progress)
     yield "</details>"
+
+
+def _length(manifest: Mapping[str, Any]) -> str:
+    """Return how long a step was, in the plain mean's; and before `fusion.norm`."""
+    if not manifest.get("length"):
+        return ""
+    own = manifest.get("own-length")
+    return f"{manifest['length']:.3g}" + (f" (its own {own:.3g})" if own else "")
 
 
 def _verdict(contributor: Mapping[str, Any]) -> str:

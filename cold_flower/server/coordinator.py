@@ -133,6 +133,7 @@ class Coordinator:
             screen=screen(config),
         )
         self._gate = self._make_gate() if config.gate.protocol else None
+        self._own_step = 0.0  # the rule's last one, before `fusion.norm`
 
     def run(self) -> None:
         """Run from the newest base to the last iteration, and return when all is published."""
@@ -151,7 +152,14 @@ class Coordinator:
         self._say(self._introduction(), iterations=config.iterations)
         if self._drops.there or not self._participants.training:
             self._say(f"drop box: {self._drops.box.folder}")
-        chosen = strategy(config, self._inbox, self._repository, self._gate, self._say_of_fusing)
+        chosen = strategy(
+            config,
+            self._inbox,
+            self._repository,
+            self._gate,
+            self._say_of_fusing,
+            self._measured,
+        )
         if warning := memory_lost(chosen, self._first):
             self._say(warning)
         with trackers.open(config, self._journal.run_dir, run) as self._tracker:
@@ -248,8 +256,19 @@ class Coordinator:
         fused = Weights(records.Tensors(arrays))
         step = length(self._repository.body(parent), fused.items())
         manifest = describe(
-            self._config, self._inbox.contributions.values(), diagnosis, judgement, step
+            self._config,
+            self._inbox.contributions.values(),
+            diagnosis,
+            judgement,
+            step,
+            # With a gate the rule's last step may be that of a candidate that was not taken.
+            0.0 if judgement else self._own_step,
         )
+        if own := manifest.get("own-length"):
+            self._say(
+                f"iteration {iteration}: the rule's own step is {own:.2f} times the plain mean's; "
+                f"fusion.norm made it {manifest['length']:.2f}"
+            )
         manifest["drift"] = drift(self._repository.body(0), fused)
         # A candidate that was rejected has left its memory in the inbox; the base keeps its own.
         state = self._repository.state() if rejected(manifest) else self._inbox.state
@@ -329,6 +348,9 @@ class Coordinator:
         return {
             name: {records.SCORE: reuse.REUSED} for name in self._evaluation.to_come(self._head)
         }
+
+    def _measured(self, size: float) -> None:
+        self._own_step = size
 
     def _say_of_fusing(self, line: str, done: int, of: int) -> None:
         self._say(line, phase="fuse", iteration=self._inbox.iteration, done=done, of=of)

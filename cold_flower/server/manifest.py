@@ -21,6 +21,7 @@ def describe(
     diagnosis: Diagnosis,
     judgement: Judgement | None,
     step: float,
+    own: float = 0.0,
 ) -> dict[str, Any]:
     """Describe an iteration: rule, stages, each contributor's part, the gate's decision.
 
@@ -30,6 +31,7 @@ def describe(
         diagnosis: what the accepted ones measure, by name.
         judgement: the gate's, if there is a gate.
         step: L2 norm of what the fuse adds to the base.
+        own: that of the rule alone, where ``fusion.norm`` gave it another length.
     """
     contributions = sorted(contributions, key=lambda one: one.name)
     accepted = [one.name for one in contributions if one.verdict == "accepted"]
@@ -67,6 +69,7 @@ def describe(
         "step-norm": step,
         "mean-norm": diagnosis.mean,
         "length": step / diagnosis.mean if diagnosis.mean else None,
+        **({"own-length": own / diagnosis.mean} if own and diagnosis.mean else {}),
         "gate": asdict(judgement) if judgement else {},
     }
 

@@ -26,6 +26,7 @@ def strategy(
     repository: Repository,
     gate: Gate | None,
     say: Callable[..., object],
+    measured: Callable[[float], object],
 ) -> Strategy:
     """Return ColDFusion with the chosen rule and stages, or the Flower strategy that is named.
 
@@ -35,6 +36,7 @@ def strategy(
         repository: of its bases.
         gate: validates each candidate, if there is one.
         say: takes a line, ``done`` and ``of`` (tensors), while a fuse takes long.
+        measured: takes the L2 norm of the rule's own update, where ``fusion.norm`` is set.
 
     Raises:
         ConfigError: ``fusion.strategy`` names no Flower strategy that can fuse here.
@@ -43,7 +45,13 @@ def strategy(
     check(config)
     if config.fusion.strategy:
         return stock.stock_strategy(config)
-    fuse = rule(config, repository, before=repository.state, after=lambda: inbox.state)
+    fuse = rule(
+        config,
+        repository,
+        before=repository.state,
+        after=lambda: inbox.state,
+        measured=measured,
+    )
     return ColDFusion(fuse, inbox=inbox, seed=config.seed, gate=gate, say=say)
 
 
@@ -53,14 +61,16 @@ def rule(
     *,
     before: Callable[[], Path | None],
     after: Callable[[], Path],
+    measured: Callable[[float], object] = lambda size: None,
 ) -> Rule:
-    """Return the run's fusion rule with its stages; ``before`` and ``after``: see `staged`."""
+    """Return the run's fusion rule with its stages; for the other arguments see `staged`."""
     return staged(
         load(config.fusion.rule, **config.rule_options()),
         stages(config),
         start=lambda: repository.body(0),
         before=before,
         after=after,
+        measured=measured,
     )
 
 
