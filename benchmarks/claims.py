@@ -115,10 +115,17 @@ def _fresh() -> Iterator[Claim]:
     yield Claim("Fig. 6a: frozen ends above finetuned", "above", above(frozen, finetuned))
 
 
+def _in_one_place() -> Iterator[Claim]:
+    """Section 6, the dashed line of Fig. 6: five shards of MNLI trained on in one place."""
+    union = select(load("central"), "centralised")
+    yield Claim("Fig. 6, dashed line: frozen rises", "rises", gain(union, "seen", "frozen", 1))
+
+
 PARTS: Sequence[tuple[str, Callable[[], Iterator[Claim]]]] = (
     ("main", _main),
     ("unseen", _unseen),
     ("6a", _fresh),
+    ("central", _in_one_place),
 )
 
 
