@@ -7,7 +7,7 @@ writes the table of docs/fusion-rules.md, and a test keeps the page equal to it.
 from collections.abc import Sequence
 
 from benchmarks.results import PAGE, write
-from benchmarks.science import load, select
+from benchmarks.science import load, rows, select
 from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.paired import Difference, difference, gain
 from cold_flower.reporting.runs import RunDirectory
@@ -18,8 +18,8 @@ BEGIN, END = "<!-- written by benchmarks/rules.py -->", "<!-- end of the rules -
 PLAIN = "average"
 GROUPS = ("seen", "unseen")
 HEADER = (
-    "| rule | frozen, seen: above the mean, 95 % | frozen, unseen | |",
-    "|---|---|---|---|",
+    "| rule | its own step | frozen, seen: above the mean, 95 % | frozen, unseen | |",
+    "|---|---|---|---|---|",
 )
 
 
@@ -27,15 +27,27 @@ def table() -> str:
     """Return a line for each rule, the best on seen tasks first, as Markdown."""
     runs = load(NAME)
     mean = select(runs, PLAIN, fusion__rule=PLAIN)
-    rows = []
+    lines = []
     for rule in sorted({str(run.config["fusion.rule"]) for run in runs} - {PLAIN}):
         seen, unseen = (_against(runs, rule, mean, group) for group in GROUPS)
         found = dict(zip(GROUPS, (seen, unseen), strict=True))
         said = [f"{one.verdict} on {group}" for group, one in found.items() if one.verdict]
-        rows.append((seen.mean, f"| {rule} | {seen} | {unseen} | {', '.join(said)} |"))
+        line = f"| {rule} | {_own(rule)} | {seen} | {unseen} | {', '.join(said)} |"
+        lines.append((seen.mean, line))
     plain = [gain(mean, group, "frozen", mean.last) for group in GROUPS]
-    first = f"| {PLAIN}, over the start | {plain[0]} | {plain[1]} | |"
-    return "\n".join([*HEADER, first, *(line for _, line in sorted(rows, reverse=True))]) + "\n"
+    first = f"| {PLAIN}, over the start | 1.0 | {plain[0]} | {plain[1]} | |"
+    return "\n".join([*HEADER, first, *(line for _, line in sorted(lines, reverse=True))]) + "\n"
+
+
+def _own(rule: str) -> str:
+    """Return how long the rule's own steps are, in the plain mean's."""
+    lengths = [
+        length
+        for run in rows(NAME)
+        if run["config"].get("fusion.rule") == rule
+        for length in run["own-lengths"]
+    ]
+    return f"{sum(lengths) / len(lengths):.1f}" if lengths else ""
 
 
 def _against(runs: Sequence[RunDirectory], rule: str, mean: Condition, group: str) -> Difference:

@@ -23,7 +23,7 @@ from cold_flower.config import Config
 from cold_flower.identity import code_sha256
 from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.runs import RunDirectory, find
-from cold_flower.repository.journal import CONFIG
+from cold_flower.repository.journal import CONFIG, RESUMED
 from cold_flower.runtime.flower import completed
 
 SCIENCE = FOLDER / "science"
@@ -51,10 +51,16 @@ def keep(name: str, folders: Sequence[Path]) -> Path:
     return file
 
 
+def rows(name: str) -> list[dict[str, Any]]:
+    """Return the runs of a file as they are kept."""
+    kept: list[dict[str, Any]] = json.loads((SCIENCE / f"{name}.json").read_text())
+    return kept
+
+
 def load(name: str) -> list[RunDirectory]:
     """Return the runs of a file, as if their directories were here."""
     runs = []
-    for kept in json.loads((SCIENCE / f"{name}.json").read_text()):
+    for kept in rows(name):
         run = RunDirectory(Path(), {**Config().flat(), **kept["config"]})
         seed = run.config["seed"]
         run.__dict__["scores"] = [
@@ -116,11 +122,12 @@ def _ended(run: RunDirectory) -> bool:
 
 def _commit(run: Path) -> str:
     """Return the commit whose code a run had, as far as it is this checkout's; else its hash."""
-    code: Mapping[str, Any] = json.loads((run / CONFIG).read_text())
-    if code.get("code") == code_sha256():
+    kept: Mapping[str, Any] = json.loads((run / CONFIG).read_text())
+    codes = [part["code"] for part in (kept, *kept.get(RESUMED, ())) if "code" in part]
+    if {*codes} == {code_sha256()}:
         git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    return f"code sha256 {str(code.get('code'))[:12]}"
+    return f"code sha256 {', then '.join(code[:12] for code in codes)}"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ Measured are an iteration's seconds (bodies out, bodies back, screened, fused, p
 messages and bytes a second until the last answer, the most memory of SuperLink and of coordinator,
 and the most that the SuperLink's database and its write-ahead log take on disk. The database does
 one write at a time and refuses whoever has waited for five seconds (`database is locked`): that
-answer is lost, as a SuperNode's is, which only logs it. How many answers came in is a figure.
+answer is lost, as a SuperNode's is, which only logs it, and asked for once more three minutes
+later. How many came in, and how many were asked for again, are figures.
 """
 
 import argparse
@@ -249,12 +250,14 @@ def figures(
     events = federation.rows("run", PROGRESS)
     last = max(e["iteration"] for e in events if "iteration" in e)
     asked, *_, back = (e["time"] for e in events if _of(e, last))
+    again = sum(e["line"].endswith("asked once more") for e in events)
     (ready,) = (e["time"] for e in events if e["line"].startswith(f"iteration {last} published"))
     whole = ready - asked
     rows = federation.rows("run", CONTRIBUTIONS)
     came = [row for row in rows if (row["iteration"], row["verdict"]) == (last, "accepted")]
     return {
         "answers": len(came),
+        "asked again": again,
         "body MB": size / 1e6,
         "iteration s": whole,
         "last answer after s": back - asked,
@@ -265,10 +268,11 @@ def figures(
 
 
 def _of(event: Mapping[str, Any], iteration: int) -> bool:
-    """Return whether an event tells that an iteration began, or that a contribution came."""
+    """Return whether an event tells that an iteration began, or that a contribution is good."""
     if event["line"].startswith(f"iteration {iteration}: asking"):
         return True
-    return (event.get("phase"), event.get("iteration")) == ("finetune", iteration)
+    arrived = {"phase": "finetune", "iteration": iteration, "verdict": "accepted"}
+    return arrived.items() <= event.items()
 
 
 def main() -> None:

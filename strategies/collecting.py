@@ -92,7 +92,12 @@ class Collector:
         self.at_work: dict[str, Start] = {}
         """What each began from who is at work, by name."""
         self.recent: Recent = {}
-        self._post = Post(grid, simulated=participants.simulated, say=say)
+        self._post = Post(
+            grid,
+            simulated=participants.simulated,
+            wanted=lambda name: not self._too_old(self.at_work[name]),
+            say=say,
+        )
         self._asked: set[str] = set()  # by this iteration
         self._awaited = 0
         self._template: Template = {}
@@ -202,7 +207,7 @@ class Collector:
                     self._keep(Contribution(name, "missing", "lost"))
             if dropped := self._drops.next(self.iteration, here, self._template, self.store):
                 self._keep(self._arrived(dropped))
-            elif found := self._post.first():
+            elif found := self._post.first(deadline):
                 self._take(*found)
             elif late or (addressed and not self._post):
                 break

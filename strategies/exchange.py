@@ -15,7 +15,7 @@ from strategies.records import text_of
 
 POLL = 0.1  # seconds between two looks for replies
 _UNREADABLE = 0  # flwr's code for what it does not know
-LOST = 3  # and for an answer whose upload did not end
+LOST = 3  # and for an answer whose upload did not end, or a question whose time is over
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Post:
     Args:
         grid: Flower's.
         simulated: a contributor that died ends the run (`Participants.simulated`).
+        wanted: whether a contributor's answer is still of use.
         say: called with a line where an answer was lost.
     """
 
@@ -51,10 +52,12 @@ class Post:
         grid: Grid,
         *,
         simulated: bool = True,
+        wanted: Callable[[str], bool] = lambda name: True,
         say: Callable[[str], object] = lambda line: None,
     ) -> None:
         self._grid = grid
         self._simulated = simulated
+        self._wanted = wanted
         self._say = say
         self._letters: dict[str, Letter] = {}  # by message id
 
@@ -78,8 +81,11 @@ class Post:
         """Wait no longer for what a contributor would answer."""
         self._letters = {i: one for i, one in self._letters.items() if one.name != name}
 
-    def first(self) -> tuple[Letter, Message] | None:
+    def first(self, deadline: float = math.inf) -> tuple[Letter, Message] | None:
         """Pull one reply, if there is any: never two in memory.
+
+        Args:
+            deadline: on the monotonic clock; after it nobody is asked again.
 
         Flower decodes a site's bytes here, and trusts them: whatever that ends in, short of a
         connection that fails, is an error reply.
@@ -95,7 +101,7 @@ class Post:
             if self._simulated and reply.has_error() and "ActorDied" in str(reply.error.reason):
                 died = f"the worker of contributor {letter.name} died: {reason_of(reply)}"
                 raise DeadActorError(died)
-            if reply.has_error() and reply.error.code == LOST and not letter.again:
+            if self._is_lost(letter, reply) and time.monotonic() < deadline:
                 sent = letter.message
                 # A message's id is that of its content and time: Flower refuses the same one twice.
                 copy = Message(sent.content, sent.metadata.dst_node_id, sent.metadata.message_type)
@@ -104,6 +110,14 @@ class Post:
                     continue
             return letter, reply
         return None
+
+    def _is_lost(self, letter: Letter, reply: Message) -> bool:
+        """Return whether to ask again: an upload did not end, and what it held is wanted."""
+        if not reply.has_error() or reply.error.code != LOST or letter.again:
+            return False
+        about = letter.message.metadata
+        silent = time.time() >= about.created_at + about.ttl  # then it was never answered
+        return not silent and self._wanted(letter.name)
 
     def _pulled(self, message_id: str, message: Message) -> Message | None:
         try:
@@ -154,7 +168,7 @@ def exchange(
             name, message = todo.popleft()
             if not post.send(name, message):  # the SuperLink refused it
                 yield name, None
-        if found := post.first():
+        if found := post.first(deadline):
             letter, reply = found
             yield letter.name, reply
         elif late:

@@ -135,9 +135,10 @@ def staged(
     ) -> Iterator[tuple[str, Tensor]]:
         taken = clipped(base, given, stages.clip) if stages.clip and given else given
         scale = 1.0
-        if stages.norm and given and (size := length(base, rule(base, taken, seed=seed))):
+        if stages.norm and given:
+            size = length(base, rule(base, taken, seed=seed))
             measured(size)
-            scale = wanted(base, taken, stages.norm) / size
+            scale = wanted(base, taken, stages.norm) / size if size else 1.0
         fused = rule(base, taken, seed=seed)
         anchor = start() if stages.anchor else None
         with _Memory(stages, base, before, after) as memory:

@@ -2,12 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import cold_flower
 from cold_flower.config import Config
 from cold_flower.errors import ColdFlowerError, ConfigError
+from cold_flower.identity import made_with
 from cold_flower.reporting.comparison import comparison
 from cold_flower.reporting.paired import paired
 from cold_flower.repository.bases import Repository
@@ -270,15 +273,34 @@ def test_a_folder_of_another_comparison_is_not_mixed_in(compared, tmp_path) -> N
         )
 
 
-def test_other_code_scores_its_own_start(compared, monkeypatch) -> None:
+def test_other_code_scores_its_own_start(compared) -> None:
     planned = compare.plan(
         "demo", compare.variants(["median"], [], [], equal_length=False), [0], SMALL,
         compared.folder,
     )  # fmt: skip
     done, new = (cell.config for cell in planned.cells)
     assert shared_start.sharing(new, [done]) == done
-    other = {"versions": "v", "code": "other"}
-    monkeypatch.setattr(shared_start, "made_with", lambda files: other)
+    file = Path(done.run_dir) / "config.json"
+    text = file.read_text()
+    for change in ({"code": "other"}, {"versions": "v"}, {"resumed": [{"code": "other"}]}):
+        file.write_text(json.dumps(json.loads(text) | change))
+        assert shared_start.sharing(new, [done]) is None
+    file.write_text(text)
+
+
+def test_an_edited_suite_shares_nothing(compared, tmp_path) -> None:
+    planned = compare.plan(
+        "demo", compare.variants(["median"], [], [], equal_length=False), [0], SMALL,
+        compared.folder,
+    )  # fmt: skip
+    suite = tmp_path / "suite.toml"
+    suite.write_text("# one")
+    done, new = (replace(cell.config, suite=str(suite)) for cell in planned.cells)
+    run = tmp_path / "run"
+    Journal(run).open(replace(done, run_dir=str(run), resume=False), made_with(done.files()))
+    done = replace(done, run_dir=str(run))
+    assert shared_start.sharing(new, [done]) == done
+    suite.write_text("# another")
     assert shared_start.sharing(new, [done]) is None
 
 

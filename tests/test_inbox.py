@@ -829,6 +829,39 @@ def test_an_answer_that_was_lost_is_asked_for_once_more(tmp_path) -> None:
     assert inbox.contributions["cat"].reason == "error reply: objects are unavailable"
 
 
+def test_nobody_is_asked_again_for_what_nobody_can_use() -> None:
+    """Too late, begun from too old a base, or never answered at all: Flower's code is the same."""
+    said: list[str] = []
+
+    def post_to(client, **more) -> tuple[FakeGrid, exchange.Post]:
+        grid = FakeGrid(client, [33])
+        post = exchange.Post(grid, say=said.append, **more)
+        post.send("cat", Message(RecordDict(), 33, MessageType.TRAIN, ttl=100.0))
+        return grid, post
+
+    def lost(message):
+        return error_reply(message, "unavailable", code=exchange.LOST)
+
+    def silent(message):
+        message.metadata.__dict__["_created_at"] -= 100.0
+        return lost(message)
+
+    now = exchange.time.monotonic()
+    for client, more, deadline in (
+        (lost, {}, now),
+        (lost, {"wanted": lambda name: name != "cat"}, math.inf),
+        (silent, {}, math.inf),
+    ):
+        grid, post = post_to(client, **more)
+        letter, reply = post.first(deadline)
+        assert (letter.name, reply.error.code) == ("cat", exchange.LOST)
+        assert (len(grid.sent), len(post)) == (1, 0)
+    assert not said
+    grid, post = post_to(lost)
+    assert post.first() is None
+    assert (len(grid.sent), len(post), len(said)) == (2, 1, 1)
+
+
 def test_a_reply_with_more_than_it_can_need_is_refused(tmp_path) -> None:
     def client(message):
         reply = trained(message)

@@ -2,13 +2,21 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 
 from cold_flower.config import Config
 from cold_flower.errors import RunError
 from cold_flower.identity import made_with
-from cold_flower.repository.journal import PROGRESS, SCORES, Journal, check_new, load_config
+from cold_flower.repository.journal import (
+    PROGRESS,
+    SCORES,
+    Journal,
+    check_new,
+    load_config,
+    others,
+)
 
 CONFIG = Config.from_flat({"iterations": 2})
 
@@ -112,7 +120,12 @@ def test_a_run_that_goes_on_with_other_files_or_versions_says_so_once(tmp_path) 
         return [event["line"] for event in journal.rows(PROGRESS)[said:]]
 
     going_on = changed()
+    journal.open(CONFIG, {})  # of which nothing is known
+    journal.unlock()
+    assert opens("one", going_on) == []
+    shutil.rmtree(run)
     assert opens("one", CONFIG) == opens("one", going_on) == []
+    assert others(run, made_with({"fusion.rule": str(rule)})) == []
     first = json.loads((run / "config.json").read_text())
     (line,) = opens("two", going_on)
     one, two = (hashlib.sha256(text.encode()).hexdigest() for text in ("one", "two"))
@@ -123,5 +136,6 @@ def test_a_run_that_goes_on_with_other_files_or_versions_says_so_once(tmp_path) 
     assert resumed.keys() == {"time", "fusion.rule file"}
     assert kept == {**first, "config": going_on.flat()}
     assert len(opens("one", going_on)) == 1
+    assert others(run, made_with({"fusion.rule": str(rule)})) == ["fusion.rule file"]  # it was
     assert {"versions", "code", "fusion.rule file"} < first.keys()
     assert "suite file" not in first

@@ -72,13 +72,18 @@ class Journal:
         check_same(self.run_dir, config)
         self.lock()
         (self.run_dir / RESULT).unlink(missing_ok=True)
-        before, last = _kept(self.run_dir)
-        changed = {key: facts[key] for key in others(self.run_dir, facts)}
-        for key, new in changed.items():
-            self.say(f"WARNING: the run goes on with other {key}: {new}; until now {last[key]}")
-        if changed:
-            before[RESUMED] = [*before.get(RESUMED, ()), {"time": timestamp(), **changed}]
-        self.write(CONFIG, {**facts, **before, "config": config.flat()})
+        before = json.loads((self.run_dir / CONFIG).read_text())
+        new: dict[str, Any] = {}
+        for key, value in facts.items():
+            until_now = _values(before, key)
+            if until_now[-1:] != [value]:
+                new[key] = value
+            if key in new and until_now:
+                was = until_now[-1]
+                self.say(f"WARNING: the run goes on with other {key}: {value}; until now {was}")
+        if new:
+            before[RESUMED] = [*before.get(RESUMED, ()), {"time": timestamp(), **new}]
+        self.write(CONFIG, {**before, "config": config.flat()})
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -162,18 +167,14 @@ class Journal:
 
 
 def others(run_dir: Path, facts: Mapping[str, Any]) -> list[str]:
-    """Return which of these facts are others than when a run was last at work."""
-    _, last = _kept(run_dir)
-    return [key for key, value in facts.items() if last.get(key, value) != value]
-
-
-def _kept(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what ``config.json`` holds, and the same with the facts of the last resume."""
+    """Return which of these facts were others during a part of a run."""
     kept = json.loads((run_dir / CONFIG).read_text())
-    last = dict(kept)
-    for resumed in kept.get(RESUMED, ()):
-        last |= resumed
-    return kept, last
+    return [key for key, value in facts.items() if {*_values(kept, key)} - {value}]
+
+
+def _values(kept: Mapping[str, Any], key: str) -> list[Any]:
+    """Return the values that a fact had, from a run's begin on, where it is known."""
+    return [part[key] for part in (kept, *kept.get(RESUMED, ())) if key in part]
 
 
 def run_id(run_dir: Path) -> str:

@@ -43,7 +43,7 @@ def sharing(config: Config, finished: Iterable[Config]) -> Config | None:
     libraries and suite file.
     """
     mine, found = _bearing(config), None
-    made = _made_with(config)
+    made = made_with({"suite": config.suite})
     for other in finished:
         if _bearing(other) == mine and _was_made_with(Path(other.run_dir), made) == made:
             if _contributors_alike(config, other):
@@ -64,7 +64,7 @@ def take_over(config: Config, source: Config) -> str:
     journal = Journal(run_dir)
     # A baseline first scores its start in a run without iterations, then it trains.
     begun = replace(config, iterations=0) if config.baseline else config
-    journal.open(begun, _made_with(config))
+    journal.open(begun, made_with(config.files()))
     try:
         Repository(run_dir).take_over_start(Repository(where))
         rows = Journal(where).rows(SCORES)
@@ -112,10 +112,6 @@ def _bearing(config: Config) -> dict[str, object]:
         for key, value in config.flat().items()
         if key not in _LATER and not key.startswith(_LATER_ROOMS)
     }
-
-
-def _made_with(config: Config) -> dict[str, str]:
-    return made_with({"suite": config.suite})
 
 
 def _was_made_with(run_dir: Path, keys: Iterable[str]) -> dict[str, str]:

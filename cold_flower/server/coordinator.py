@@ -267,7 +267,7 @@ class Coordinator:
         if own := manifest.get("own-length"):
             self._say(
                 f"iteration {iteration}: the rule's own step is {own:.2f} times the plain mean's; "
-                f"fusion.norm made it {manifest['length']:.2f}"
+                f"with fusion.norm and what follows it the base moved {manifest['length']:.2f}"
             )
         manifest["drift"] = drift(self._repository.body(0), fused)
         # A candidate that was rejected has left its memory in the inbox; the base keeps its own.

@@ -31,7 +31,7 @@ def describe(
         diagnosis: what the accepted ones measure, by name.
         judgement: the gate's, if there is a gate.
         step: L2 norm of what the fuse adds to the base.
-        own: that of the rule alone, where ``fusion.norm`` gave it another length.
+        own: that of the rule alone, where ``fusion.norm`` gave it another length; 0 if not known.
     """
     contributions = sorted(contributions, key=lambda one: one.name)
     accepted = [one.name for one in contributions if one.verdict == "accepted"]

@@ -108,9 +108,7 @@ class Simulation(Contributors):
         timeout, members = self._config.wait.replies, dict(self.members)
         started = bool(members)
         self._say_that_they_are_asked(len(asked))
-        for node, reply in exchange(
-            self._grid, asked, timeout=timeout, window=self._window, say=self._say
-        ):
+        for node, reply in exchange(self._grid, asked, timeout=timeout, window=self._window):
             if reply is None:
                 raise RunError(
                     f"node {node} did not answer the query within {timeout:g} s (wait.replies)"
