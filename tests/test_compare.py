@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import cold_flower
+from cold_flower.commands import history
 from cold_flower.config import Config
 from cold_flower.errors import ColdFlowerError, ConfigError
 from cold_flower.identity import made_with
@@ -223,11 +224,18 @@ def test_lengths_and_costs(compared) -> None:
     average, ties, doubled = compared.costs
     assert (average.length, ties.length) == (pytest.approx(1), pytest.approx(1, abs=1e-4))
     assert doubled.length == pytest.approx(2, abs=1e-4)
-    bases = [Repository(compared.folder / f"ties,norm=mean/seed={seed}") for seed in (0, 1)]
-    owns = [base.manifest(1)["own-length"] for base in bases]
+    runs = [compared.folder / f"ties,norm=mean/seed={seed}" for seed in (0, 1)]
+    owns = [Repository(run).manifest(1)["own-length"] for run in runs]
     assert ties.own == pytest.approx(sum(owns) / 2)
     assert ties.own != pytest.approx(1, abs=0.01)
     assert average.own is doubled.own is None
+    said = [event["line"] for event in Journal(runs[0]).rows(PROGRESS)]
+    assert (
+        f"iteration 1: the rule's own step is {owns[0]:.2f} times the plain mean's; "
+        "with fusion.norm and what follows it the base moved 1.00"
+    ) in said
+    lineage = "".join(history.log(runs[0]))
+    assert f"length 1.00 (the rule's own {owns[0]:.2f})" in lineage
     assert [cost.finetunings for cost in compared.costs] == [2, 2, 2]
     assert all(cost.seconds > 0 for cost in compared.costs)
     assert any(
