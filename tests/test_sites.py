@@ -8,6 +8,7 @@ from cold_flower.config import Config
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.repository.journal import LEFT, PROGRESS, SITES, Journal
 from cold_flower.server import sites
+from strategies.exchange import LOST
 from tests.conftest import FakeGrid, error_reply
 
 KEYS = {"sites.allow": "ann,bob,cat", "wait.nodes": 0.3, "contributors-per-iteration": 0}
@@ -34,6 +35,9 @@ class Field:
         about |= {"code": f"of {name}", **self.about.get(name, {})}
         if about.pop("silent", False):
             return None
+        if about.pop("loses", False):
+            self.about[name]["loses"] = False
+            return error_reply(message, "objects are unavailable", code=LOST)
         if about.pop("fails", False):
             return error_reply(message, "TaskError: the details are in the site's own log")
         content = RecordDict({"contributor": ConfigRecord(about)})
@@ -94,6 +98,14 @@ def test_one_that_does_not_fit_is_left_out_and_the_others_go_on(field, about, wo
     assert list(world.open().members) == ["ann"]
     assert any(words in line for line in world.lines), world.lines
     assert [r["event"] for r in world.rows if r["site"] == "bob"] == ["refused"]
+
+
+def test_who_is_there_is_asked_once_more_where_an_answer_was_lost(field) -> None:
+    world = field()
+    world.on("ann", "bob")
+    world.about["bob"] = {"loses": True}
+    assert list(world.open().members) == ["ann", "bob"]
+    assert world.lines.count("bob: its answer was lost on its way: asked once more") == 1
 
 
 def test_a_stranger_is_not_even_asked(field) -> None:
