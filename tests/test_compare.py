@@ -245,6 +245,15 @@ def test_lengths_and_costs(compared) -> None:
     assert not any(doubt.startswith("ties") and "length" in doubt for doubt in compared.doubts)
 
 
+def test_with_a_gate_a_rules_own_step_may_be_another_candidates(in_process, tmp_path) -> None:
+    keys = {"gate.protocol": "frozen", "fusion.rule": "median", "fusion.norm": "mean"}
+    settings = {**SMALL, "evaluate.protocols": "frozen", **keys}
+    run = cold_flower.simulate("demo", settings=settings, run_dir=tmp_path / "run")
+    manifest = Repository(run.folder).manifest(1)
+    assert manifest["gate"]
+    assert "own-length" not in manifest
+
+
 def test_what_is_printed_drawn_and_handed_to_pandas(compared, tmp_path) -> None:
     done = cold_flower_command(
         "compare", "demo", "--rules", "ties", "--stages", "learning-rate=2", "--seeds", "0..1",
