@@ -830,7 +830,7 @@ def test_an_answer_that_was_lost_is_asked_for_once_more(tmp_path) -> None:
 
 
 def test_nobody_is_asked_again_for_what_nobody_can_use() -> None:
-    """Too late, begun from too old a base, or never answered at all: Flower's code is the same."""
+    """Too late, begun from too old a base, never answered at all; or a contributor that failed."""
     said: list[str] = []
 
     def post_to(client, **more) -> tuple[FakeGrid, exchange.Post]:
@@ -851,10 +851,11 @@ def test_nobody_is_asked_again_for_what_nobody_can_use() -> None:
         (lost, {}, now),
         (lost, {"wanted": lambda name: name != "cat"}, math.inf),
         (silent, {}, math.inf),
+        (lambda message: error_reply(message, "boom"), {}, math.inf),
     ):
         grid, post = post_to(client, **more)
         letter, reply = post.first(deadline)
-        assert (letter.name, reply.error.code) == ("cat", exchange.LOST)
+        assert (letter.name, reply.has_error()) == ("cat", True)
         assert (len(grid.sent), len(post)) == (1, 0)
     assert not said
     grid, post = post_to(lost)
