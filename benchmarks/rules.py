@@ -4,7 +4,8 @@ Everything is computed from benchmarks/results/science/rules.json; `python -m be
 writes the table of docs/fusion-rules.md, and a test keeps the page equal to it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks.results import PAGE, write
 from benchmarks.science import load, rows, select
@@ -25,25 +26,25 @@ HEADER = (
 
 def table() -> str:
     """Return a line for each rule, the best on seen tasks first, as Markdown."""
-    runs = load(NAME)
+    runs, kept = load(NAME), rows(NAME)
     mean = select(runs, PLAIN, fusion__rule=PLAIN)
     lines = []
     for rule in sorted({str(run.config["fusion.rule"]) for run in runs} - {PLAIN}):
         seen, unseen = (_against(runs, rule, mean, group) for group in GROUPS)
         found = dict(zip(GROUPS, (seen, unseen), strict=True))
         said = [f"{one.verdict} on {group}" for group, one in found.items() if one.verdict]
-        line = f"| {rule} | {_own(rule)} | {seen} | {unseen} | {', '.join(said)} |"
+        line = f"| {rule} | {_own(kept, rule)} | {seen} | {unseen} | {', '.join(said)} |"
         lines.append((seen.mean, line))
     plain = [gain(mean, group, "frozen", mean.last) for group in GROUPS]
     first = f"| {PLAIN}, over the start | 1.0 | {plain[0]} | {plain[1]} | |"
     return "\n".join([*HEADER, first, *(line for _, line in sorted(lines, reverse=True))]) + "\n"
 
 
-def _own(rule: str) -> str:
+def _own(kept: Sequence[Mapping[str, Any]], rule: str) -> str:
     """Return how long the rule's own steps are, in the plain mean's."""
     lengths = [
         length
-        for run in rows(NAME)
+        for run in kept
         if run["config"].get("fusion.rule") == rule
         for length in run["own-lengths"]
     ]

@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from cold_flower.config import Config
 from cold_flower.identity import code_sha256
 from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.runs import RunDirectory, find
-from cold_flower.repository.journal import CONFIG, RESUMED
+from cold_flower.repository.journal import CONFIG, values
 from cold_flower.runtime.flower import completed
 
 SCIENCE = FOLDER / "science"
@@ -122,8 +122,7 @@ def _ended(run: RunDirectory) -> bool:
 
 def _commit(run: Path) -> str:
     """Return the commit whose code a run had, as far as it is this checkout's; else its hash."""
-    kept: Mapping[str, Any] = json.loads((run / CONFIG).read_text())
-    codes = [part["code"] for part in (kept, *kept.get(RESUMED, ())) if "code" in part]
+    codes = values(json.loads((run / CONFIG).read_text()), "code")
     if {*codes} == {code_sha256()}:
         git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

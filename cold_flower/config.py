@@ -394,11 +394,10 @@ class Config:
 
     def files(self) -> dict[str, str]:
         """Return what may be files of the user's own, by key: suite, rule, strategy."""
-        rule, strategy = self.fusion.rule, self.fusion.strategy
-        named = {"fusion.rule": rule, "fusion.strategy": strategy}
         return {
             "suite": self.suite,
-            **{key: name.rpartition(":")[0] for key, name in named.items()},
+            "fusion.rule": self.fusion.rule.rpartition(":")[0],
+            "fusion.strategy": self.fusion.strategy.rpartition(":")[0],
         }
 
     def rule_options(self) -> dict[str, Any]:

@@ -73,12 +73,9 @@ class Journal:
         self.lock()
         (self.run_dir / RESULT).unlink(missing_ok=True)
         before = json.loads((self.run_dir / CONFIG).read_text())
-        new: dict[str, Any] = {}
-        for key, value in facts.items():
-            until_now = _values(before, key)
-            if until_now[-1:] != [value]:
-                new[key] = value
-            if key in new and until_now:
+        new = {key: value for key, value in facts.items() if values(before, key)[-1:] != [value]}
+        for key, value in new.items():
+            if until_now := values(before, key):
                 was = until_now[-1]
                 self.say(f"WARNING: the run goes on with other {key}: {value}; until now {was}")
         if new:
@@ -169,11 +166,11 @@ class Journal:
 def others(run_dir: Path, facts: Mapping[str, Any]) -> list[str]:
     """Return which of these facts were others during a part of a run."""
     kept = json.loads((run_dir / CONFIG).read_text())
-    return [key for key, value in facts.items() if {*_values(kept, key)} - {value}]
+    return [key for key, value in facts.items() if {*values(kept, key)} - {value}]
 
 
-def _values(kept: Mapping[str, Any], key: str) -> list[Any]:
-    """Return the values that a fact had, from a run's begin on, where it is known."""
+def values(kept: Mapping[str, Any], key: str) -> list[Any]:
+    """Return the values that a fact had, from a run's begin on; ``kept`` is its ``config.json``."""
     return [part[key] for part in (kept, *kept.get(RESUMED, ())) if key in part]
 
 
