@@ -208,10 +208,9 @@ class Evaluate:
     max_test_examples: int = key(0, "test examples used of a task; 0 = all")
     tasks: str = key("", "evaluate only these, comma-separated, or unseen; empty = all")
     reuse: bool = key(
-        False,
-        "take the finetuned score of a base from who contributes next: its finetuning is that "
-        "evaluation. Contributions then have an evaluation's draws: the same order, head and "
-        "dropout each iteration",
+        True,
+        "take the finetuned score of a base from who contributes next, where its finetuning is "
+        "that evaluation: fewer finetunings, the same numbers",
     )
 
 

@@ -368,7 +368,6 @@ ASYNCHRONOUS = {"schedule": "asynchronous"}
         ({"late": "next"}, "set quorum"),
         ({**ASYNCHRONOUS, "late": "next"}, "every contribution may come later"),
         ({**ASYNCHRONOUS, "buffer": 13}, "buffer is 13, but there are 12 contributors"),
-        ({**ASYNCHRONOUS, "evaluate.reuse": True}, "leave one of the two alone"),
         (
             {**ASYNCHRONOUS, "fusion.strategy": "flwr.serverapp.strategy:FedAvg"},
             "weighs nothing by its age",

@@ -230,11 +230,11 @@ def test_tokens_are_those_of_the_seed_the_length_and_the_tokenizer(own_home) -> 
 
 
 def test_what_is_drawn_for_a_score_is_the_same_at_every_iteration(tiny, monkeypatch) -> None:
-    """Only the body makes the difference then; what is trained is drawn anew each time."""
+    """Only the body makes the difference then; what is trained on all is drawn anew each time."""
     scored, trained = [], []
 
-    def evaluate(base, body, data, chosen, config, seed):
-        scored.append((seed, len(data.test)))
+    def evaluate(base, body, data, chosen, config, seeds):
+        scored.append((seeds.get("frozen"), len(data.test)))
         return {}, {}
 
     def finetune(model, train, dev, *, options, metric, seed):

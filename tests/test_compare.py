@@ -235,7 +235,7 @@ def test_lengths_and_costs(compared) -> None:
         "with fusion.norm and what follows it the base moved 1.00"
     ) in said
     lineage = "".join(history.log(runs[0]))
-    assert f"length 1.00 (the rule's own {owns[0]:.2f})" in lineage
+    assert f"length 1.00 (its own {owns[0]:.2f})" in lineage
     assert [cost.finetunings for cost in compared.costs] == [2, 2, 2]
     assert all(cost.seconds > 0 for cost in compared.costs)
     assert any(

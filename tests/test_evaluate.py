@@ -7,16 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cold_flower.config import Config
+from cold_flower.config import PROTOCOLS, Config
 from cold_flower.data.encode import EncodedSplits, encode
 from cold_flower.models.base import load_base
 from cold_flower.models.starting import starting_model
+from cold_flower.seeds import derive
 from cold_flower.training.protocols import evaluate, stratified
 from cold_flower.training.scoring import DivergedError
 from strategies.fusion import fingerprint
 from tests.test_encode import some
 from tests.test_model import ENCODERS, STARTS
 
+SEEDS = {name: derive(1, name) for name in PROTOCOLS}
 CONFIG = Config.from_flat(
     {
         "finetune.learning-rate": 2e-3,
@@ -40,11 +42,12 @@ def test_protocols_are_independent_and_leave_the_body_alone(tiny, data) -> None:
     _, body = starting_model(tiny, seed=0)
     before = fingerprint(body.items())
     every = ["frozen", "finetuned", "few-shot"]
-    together, _ = evaluate(tiny, body, data, every, CONFIG, seed=1)
+    together, _ = evaluate(tiny, body, data, every, CONFIG, SEEDS)
     assert list(together) == every
     assert fingerprint(body.items()) == before
     assert (
-        evaluate(tiny, body, data, ["few-shot"], CONFIG, 1)[0]["few-shot"] == together["few-shot"]
+        evaluate(tiny, body, data, ["few-shot"], CONFIG, SEEDS)[0]["few-shot"]
+        == together["few-shot"]
     )
     assert together["finetuned"] > together["frozen"]  # it memorises what it is tested on
 
@@ -54,7 +57,7 @@ def test_a_body_that_computes_nan_has_no_score(tiny, data, protocol) -> None:
     _, body = starting_model(tiny, seed=0)
     key = "encoder.layer.1.output.dense.weight"
     with pytest.raises(DivergedError, match=f"^{protocol}: "):
-        evaluate(tiny, {**body, key: body[key] * math.nan}, data, [protocol], CONFIG, seed=1)
+        evaluate(tiny, {**body, key: body[key] * math.nan}, data, [protocol], CONFIG, SEEDS)
 
 
 @pytest.mark.parametrize("family", ENCODERS)
@@ -68,7 +71,7 @@ def test_regression_heads(folders, family) -> None:
     rows = encode(base.tokenizer, texts, [n / 8 for n in ones], max_length=16)
     data = EncodedSplits(rows, rows, rows, ("",), "regression", "pearson")
     config = replace(CONFIG, few_shot=replace(CONFIG.few_shot, draws=1, epochs=10))
-    scores, _ = evaluate(base, body, data, ["frozen", "finetuned", "few-shot"], config, seed=1)
+    scores, _ = evaluate(base, body, data, ["frozen", "finetuned", "few-shot"], config, SEEDS)
     assert scores["finetuned"] > 0.9
     assert scores["few-shot"] > 0.5
     assert scores["frozen"] > 0.5

@@ -16,7 +16,12 @@ from strategies.participants import Member
 from tests.conftest import FakeGrid, error_reply
 
 TASKS = {"music": 30, "market": 90, "travel": 60}
-KEYS = {"tasks": "music,market,travel", "unseen": "travel", "iterations": 9}
+KEYS = {
+    "tasks": "music,market,travel",
+    "unseen": "travel",
+    "iterations": 9,
+    "evaluate.reuse": False,  # tests/test_reuse.py has it
+}
 VALUE = {"frozen": 0.25, "finetuned": 0.5, "few-shot": 0.125}
 ARRAYS = records.pack([])
 

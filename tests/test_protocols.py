@@ -70,7 +70,7 @@ def data(tiny) -> EncodedSplits:
 
 def evaluate(tiny, data, protocol, seed=0) -> float:
     body = starting_model(tiny, seed=0)[1]
-    return protocols.evaluate(tiny, body, data, [protocol], CONFIG, seed)[0][protocol]
+    return protocols.evaluate(tiny, body, data, [protocol], CONFIG, {protocol: seed})[0][protocol]
 
 
 def test_finetuned_stops_early_on_dev_and_is_scored_on_test(tiny, data, seen) -> None:

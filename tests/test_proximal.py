@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cold_flower.config import Config
+from cold_flower.config import PROTOCOLS, Config
 from cold_flower.data.encode import EncodedSplits, training_batches
 from cold_flower.models.base import load_base
 from cold_flower.models.body import body_of, head_parameters
@@ -137,5 +137,5 @@ def test_evaluations_are_without_it(tiny, start, monkeypatch) -> None:
     )  # fmt: skip
     train, test = some(tiny, 16), some(tiny, 8, seed=1)
     data = EncodedSplits(train, test, test, ("a", "b", "c"), "classification", "accuracy")
-    protocols.evaluate(tiny, start, data, ["finetuned", "few-shot"], config, 0)
+    protocols.evaluate(tiny, start, data, ["finetuned", "few-shot"], config, dict.fromkeys(PROTOCOLS, 0))
     assert seen == [0.0, 0.0]

@@ -9,7 +9,6 @@ from cold_flower.config import Config
 from cold_flower.contributors.contributor import Contributor
 from cold_flower.data.plan import plan
 from cold_flower.data.schedule import cohort
-from cold_flower.errors import ConfigError
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import PROGRESS, SCORES, load_config
 from cold_flower.runtime import experiments, preview
@@ -81,6 +80,12 @@ def test_what_came_with_a_contribution_is_what_an_evaluation_says(in_process, tm
     assert by_task(tmp_path / "parts") == found
     assert [body_of(tmp_path / "parts", i) for i in range(3)] == [body_of(run, i) for i in range(3)]
 
+    simulate(tmp_path, "without", *SETTINGS, "--set", "evaluate.reuse=false")
+    without = tmp_path / "without"
+    assert by_task(without) == found
+    assert [body_of(without, i) for i in range(3)] == [body_of(run, i) for i in range(3)]
+    assert not any("finetuned" in row for row in rows(without, "contributions.jsonl"))
+
 
 def test_every_second_base_and_nothing_that_is_known(tmp_path) -> None:
     run = Fixture(tmp_path, **{**KEYS, "evaluate.every": 2, "iterations": 4})
@@ -120,27 +125,27 @@ def test_every_second_base_and_nothing_that_is_known(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    "keys",
     [
-        ({"finetune.head": "keep"}, "with finetune.head as set here it is not"),
-        ({"finetune.proximal-mu": 0.1}, "with finetune.proximal-mu or fusion.strategy"),
-        ({"partition.kind": "shards", "partition.fresh": True}, "with partition.fresh"),
-        ({"attacks": "{music = 'nan'}"}, "with attacks"),
-        ({"baseline": "multitask"}, "with baseline"),
-        ({"gate.protocol": "frozen"}, "what the gate rejected once would come again"),
-        ({"evaluate.protocols": "frozen"}, "evaluate.protocols = 'frozen' does not ask for"),
-        (
-            {
-                "fusion.strategy": "flwr.serverapp.strategy:FedProx",
-                "fusion.options": "{proximal_mu = 0.1}",
-            },
-            "with finetune.proximal-mu or fusion.strategy",
-        ),
+        {"evaluate.reuse": False},
+        {"finetune.head": "keep"},
+        {"finetune.proximal-mu": 0.1},
+        {"partition.kind": "shards", "partition.fresh": True},
+        {"attacks": "{music = 'nan'}"},
+        {"baseline": "multitask"},
+        {"evaluate.protocols": "frozen"},
+        {"schedule": "asynchronous"},
+        {"quorum": 1, "late": "next"},
+        {
+            "fusion.strategy": "flwr.serverapp.strategy:FedProx",
+            "fusion.options": "{proximal_mu = 0.1}",
+        },
     ],
 )
-def test_where_a_contribution_is_not_the_evaluation_it_is_refused(keys, said) -> None:
-    with pytest.raises(ConfigError, match=said):
-        reuse.check(Config.from_flat({**KEYS, **keys}))
+def test_where_a_contribution_is_not_the_evaluation_each_is_finetuned_apart(keys) -> None:
+    assert reuse.applies(Config.from_flat(KEYS))
+    assert reuse.applies(Config.from_flat({**KEYS, "gate.protocol": "frozen"}))
+    assert not reuse.applies(Config.from_flat({**KEYS, **keys}))
 
 
 def test_the_cost_is_that_of_fewer_finetunings(tmp_path) -> None:
@@ -172,6 +177,29 @@ def test_a_score_leaves_only_where_it_is_asked_for(tiny) -> None:
         _, metrics = me.finetune(body, iteration=1, seed=0, scored=scored)
         assert ("finetuned" in metrics, "num-test-examples" in metrics) == (scored, scored)
         assert metrics.keys() - {"stopped"} <= {*records.LISTED}
-    same, _ = me.finetune(body, iteration=7, seed=0)
-    other, _ = me.finetune(body, iteration=1, seed=0)
-    assert all(tensor.equal(other[name]) for name, tensor in same.items())  # an evaluation's draws
+        said = metrics
+    scores, _ = me.evaluate(body, ["finetuned"], iteration=0, seed=0)
+    assert scores["finetuned"] == said["finetuned"]  # of the base before the contribution
+    pulled = Contributor(replace_mu(me.config, 0.1), 1)  # by a strategy of somebody's own
+    assert "finetuned" not in pulled.finetune(body, iteration=1, seed=0, scored=True)[1]
+
+
+def replace_mu(config: Config, mu: float) -> Config:
+    return replace(config, finetune=replace(config.finetune, proximal_mu=mu))
+
+
+def test_the_gate_sets_models_of_several_iterations_against_each_other(tiny, monkeypatch) -> None:
+    """So it draws alike for all; a base's own finetuned score has its contribution's draws."""
+    found: dict[str, list] = {"test": [], "dev": []}
+    monkeypatch.setattr(
+        "cold_flower.training.protocols.evaluate",
+        lambda *given: (found[split].append(given[-1]), ({}, {}))[1],
+    )
+    me = Contributor(Config.from_flat(KEYS), 1)
+    for split in found:
+        for iteration in (1, 2):
+            me.evaluate({}, ["frozen", "finetuned"], iteration=iteration, seed=0, split=split)
+    first, second = found["test"]
+    assert first["frozen"] == second["frozen"]
+    assert first["finetuned"] != second["finetuned"]
+    assert found["dev"][0] == found["dev"][1]

@@ -664,7 +664,7 @@ def test_the_rehearsal_lists_what_leaves(site) -> None:
         "an iteration takes an estimated",
         "float32 tensors, 383104 bytes",
         "  metrics: num-examples, train-loss, seconds\n"
-        "  where a run has evaluate.reuse: finetuned, num-test-examples\n"
+        "  where the finetuned score of the base is due: finetuned, num-test-examples\n"
         "  contribution: contributor, iteration, base, device, visible-gpus, worker\n",
         "no statistic of the data, which some fusion rules ask for: statistics is empty\n",
         "embeddings.word_embeddings.weight (",

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from cold_flower.reporting.statistics import (
@@ -27,6 +28,11 @@ def test_mean_and_errors() -> None:
     assert math.isnan(mean_and_sem([])[0])
     assert binomial_se(0.5, 100) == pytest.approx(0.05)
     assert binomial_se(1.0, 7) == 0
+
+
+def test_a_mean_does_not_depend_on_the_order_in_which_scores_arrived() -> None:
+    drawn = np.random.default_rng(0).random(40).tolist()
+    assert len({mean_and_sd(drawn[i:] + drawn[:i]) for i in range(40)}) == 1
 
 
 def test_gains_are_paired_by_task() -> None:

@@ -32,6 +32,7 @@ from cold_flower.training.scoring import autocast, logits_of
 from cold_flower.training.statistics import statistic
 from strategies.fusion import Weights, fingerprint
 from tests.test_encode import some
+from tests.test_evaluate import SEEDS
 
 LABELS = ("nome", "karo zoda", "futu mafa nome")  # of one, two and three tokens
 CPU = torch.device("cpu")
@@ -220,12 +221,12 @@ def test_the_protocols_learn_and_leave_the_body_alone(base, body) -> None:
         }
     )
     before = fingerprint(body.items())
-    scores, _ = evaluate(base, body, data, ["frozen", "finetuned", "few-shot"], config, seed=1)
+    scores, _ = evaluate(base, body, data, ["frozen", "finetuned", "few-shot"], config, SEEDS)
     assert fingerprint(body.items()) == before
     assert scores["frozen"] > 0.6  # of three classes
     assert scores["finetuned"] > 0.9
     assert scores["few-shot"] > 0.5
-    assert evaluate(base, body, data, ["frozen"], config, seed=1)[0]["frozen"] == scores["frozen"]
+    assert evaluate(base, body, data, ["frozen"], config, SEEDS)[0]["frozen"] == scores["frozen"]
 
 
 def task(**changes):

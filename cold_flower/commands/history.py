@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower.reporting.runs import every_score
-from cold_flower.reporting.tables import summary
+from cold_flower.reporting.tables import step_length, summary
 from cold_flower.repository.bases import Repository, rejected
 from cold_flower.repository.journal import Journal, load_config
 
@@ -44,9 +44,8 @@ def _made(found: dict[str, Any]) -> str:
     if replay := found.get("replay"):
         quality = "exact" if replay["exact"] else "an approximation"
         made = f"replays {replay['of']:04d} without {replay['without']} ({quality}), {made}"
-    length = found.get("length")  # of the step, in lengths of the plain mean
-    own = f" (the rule's own {found['own-length']:.2f})" if "own-length" in found else ""
-    return made if length is None else f"{made}, length {length:.2f}{own}"
+    length = step_length(found.get("length"), found.get("own-length"))
+    return f"{made}, length {length}" if length else made
 
 
 def rollback(run_dir: Path, iteration: int) -> str:

@@ -149,7 +149,7 @@ def _finetune(site: Site, me: Contributor, config: Config) -> Iterator[str]:
     asked = (*records.SCORED, records.SECONDS)
     always = [name for name in records.LISTED if name not in (*stays, *asked)]
     yield f"  metrics: {', '.join(always)}"
-    yield f"  where a run has evaluate.reuse: {', '.join(records.SCORED)}"
+    yield f"  where the finetuned score of the base is due: {', '.join(records.SCORED)}"
     yield f"  contribution: contributor, iteration, base, {', '.join(made_on)}"
     yield "once, when asked who this is: name, task, metric, examples, tokens, unknown, cut,"
     yield "  protocol, versions, code, model, device, visible-gpus, worker"

@@ -127,8 +127,9 @@ class Contributor:
         al. 2022, arXiv 2202.10054); with ``keep`` it is that of an earlier iteration of ``run``
         that is not ``abandoned``, by a rollback.
 
-        With ``evaluate.reuse`` it is the finetuning that scores ``body`` (section 4.3: the same
-        procedure), with its draws; ``scored``: the score on test is among the metrics then.
+        Its draws are those by which `evaluate` scores ``body`` under ``finetuned`` (section 4.3:
+        the same procedure). ``scored``: that score is among the metrics, if nothing pulled the
+        finetuning towards ``body``.
 
         ``statistic``: of the own training data, which the fusion rule needs; its tensors are under
         its prefix among the body's.
@@ -143,17 +144,14 @@ class Contributor:
         if self.site and self.site.trainer:
             return self._own_trainer(self.site, body, statistic, iteration=iteration, seed=seed)
         data, kept = self.splits(iteration), Heads(self._folder, run)
-        if self.config.evaluate.reuse:
-            draws = derive(self._evaluation(seed), "finetuned")
-            model, outcome = protocols.finetuned(self.base, body, data, self.config, draws)
-        else:
-            model, outcome = self._own_draws(body, data, kept, iteration, seed, abandoned)
+        model, outcome = self._train(body, data, kept, iteration, seed, abandoned)
         if self.site:  # a clock may have stopped it early
             self.site.check(train=outcome.examples)
         if self.config.finetune.head == "keep":
             kept.save(iteration, model)
         metrics = {"num-examples": len(data.train), "train-loss": outcome.train_loss}
-        if scored and self.config.evaluate.reuse:
+        # A strategy of somebody's own may ask for a term of which the configuration says nothing.
+        if scored and not self.config.finetune.proximal_mu:
             precision = self.config.finetune.precision
             metrics["finetuned"] = score(model, data.test, data.metric, precision)
             metrics["num-test-examples"] = len(data.test)
@@ -181,7 +179,7 @@ class Contributor:
         )
         return {prefix(kind) + name: tensor for name, tensor in found.items()}
 
-    def _own_draws(
+    def _train(
         self,
         body: State,
         data: EncodedSplits,
@@ -190,8 +188,8 @@ class Contributor:
         seed: int,
         abandoned: Collection[int],
     ) -> tuple[Any, Outcome]:
-        """Finetune with draws that are this iteration's alone."""
-        derived = derive(seed, iteration, self.name, "train")
+        """Finetune with the head that ``finetune.head`` wants; return the model."""
+        derived = self._draws(seed, iteration)
         model = classifier(
             self.base, body, labels=data.labels, kind=data.kind, seed=derive(derived, "head")
         )
@@ -229,7 +227,7 @@ class Contributor:
         """Have the site's own trainer work; no head is kept for it."""
         data = load_splits(self.task, self.config)
         site.check(train=len(data.train), test=len(data.test))
-        derived = derive(seed, iteration, self.name, "train")
+        derived = self._draws(seed, iteration)
         model = classifier(
             self.base,
             body,
@@ -264,7 +262,7 @@ class Contributor:
         Args:
             body: the base.
             chosen: the protocols.
-            iteration: with ``partition.fresh``, which rows.
+            iteration: that it is the base of.
             seed: the run's.
             split: ``test``, or ``dev`` for the gate.
 
@@ -283,9 +281,14 @@ class Contributor:
             data = replace(data, test=data.dev)
         if "few-shot" in chosen:
             check_few_shot(self.task, self.config, len(data.train))
-        derived = self._evaluation(seed)
+        # The same at every iteration, so that only the body makes the difference; but where it is
+        # finetuned on all examples, those of the contribution that begins from it. The gate sets
+        # bases of several iterations against each other.
+        same = derive(seed, self.name, "evaluate")
+        seeds = {name: derive(same, name) for name in chosen}
+        seeds["finetuned"] = self._draws(seed, iteration + 1 if split == "test" else 0)
         try:
-            scores, facts = protocols.evaluate(self.base, body, data, chosen, self.config, derived)
+            scores, facts = protocols.evaluate(self.base, body, data, chosen, self.config, seeds)
         except DivergedError:
             if split == "test":
                 raise
@@ -293,12 +296,14 @@ class Contributor:
             scores, facts = dict.fromkeys(chosen, -1.0 if data.metric == "pearson" else 0.0), {}
         return {"num-examples": len(data.test), **scores}, self._facts(facts, len(data.dev))
 
-    def _evaluation(self, seed: int) -> int:
-        """Return the seed of an evaluation's draws: the same at every iteration.
+    def _draws(self, seed: int, iteration: int) -> int:
+        """Return the seed of a contribution's draws.
 
-        Then only the body makes the difference.
+        Each iteration has its own. If they were always the same, the body would learn to fit that
+        one head: it then knows dev before the first step, and what finetunes it with another head
+        finds a worse base than ``finetuned`` says.
         """
-        return derive(seed, self.name, "evaluate")
+        return derive(seed, iteration, self.name, "train")
 
     def _facts(self, facts: Mapping[str, float | str], dev: int) -> Metrics:
         """Return facts of a finetuning as they may leave: none of a site's few dev rows."""

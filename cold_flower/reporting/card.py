@@ -4,9 +4,9 @@ What the YAML says follows the hub's own format; `huggingface_hub` writes it.
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -20,7 +20,7 @@ from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.paired import gain
 from cold_flower.reporting.runs import RunDirectory
 from cold_flower.reporting.statistics import Row, pick
-from cold_flower.reporting.tables import columns
+from cold_flower.reporting.tables import columns, points
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.provenance import TAG, licence_of
 
@@ -185,8 +185,8 @@ def _gains(run: RunDirectory, iteration: int) -> Iterator[str]:
     for group, protocol in columns(rows):
         values = [row["value"] for row in pick(rows, group=group, protocol=protocol)]
         found = gain(condition, group, protocol, iteration) if iteration else None
-        mean = 100 * math.fsum(values) / len(values)
-        yield f"| {protocol}, {group} | {len(values)} | {mean:.1f} | {found or ''} |"
+        mean = points(fmean(values))
+        yield f"| {protocol}, {group} | {len(values)} | {mean} | {found or ''} |"
     yield (
         "\n**frozen**: a head is trained on the body's features. **finetuned**: all is trained. "
         "**few-shot**: all is trained, on few examples. A **seen** task's contributor took part.\n"

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -16,7 +17,7 @@ from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.paired import Difference, difference
 from cold_flower.reporting.runs import RunDirectory, configuration
 from cold_flower.reporting.statistics import mean_and_sem, paired, pick
-from cold_flower.reporting.tables import columns, points
+from cold_flower.reporting.tables import columns, points, step_length
 
 if TYPE_CHECKING:
     import pandas
@@ -252,10 +253,10 @@ def _line(
         len(tasks),
         len(by_seed),
         last,
-        sum(starts) / len(starts),
+        fmean(starts),
         mean_and_sem([value for seed in by_seed for value in seed.values()])[0],
-        mean_and_sem([sum(values) / len(values) for values in tasks.values()])[1],
-        mean_and_sem([sum(seed.values()) / len(seed) for seed in by_seed])[1],
+        mean_and_sem([fmean(values) for values in tasks.values()])[1],
+        mean_and_sem([fmean(seed.values()) for seed in by_seed])[1],
         against,
     )
 
@@ -272,15 +273,13 @@ def _cost(condition: Condition) -> Cost:
     spent = [run.progress.seconds for run in condition.runs]
     return Cost(
         condition.label,
-        sum(lengths) / len(lengths) if lengths else None,
-        sum(own) / len(own) if own else None,
+        fmean(lengths) if lengths else None,
+        fmean(own) if own else None,
         trained / count,
         sum(seconds["finetune"] + seconds["fuse"] for seconds in spent) / count,
     )
 
 
 def _cost_cells(cost: Cost) -> list[str]:
-    length = "" if cost.length is None else f"{cost.length:.2f}"
-    if cost.own is not None:
-        length += f" (its own {cost.own:.2f})"
+    length = step_length(cost.length, cost.own)
     return [cost.condition, length, f"{cost.finetunings:g}", f"{cost.seconds:.0f}"]

@@ -21,8 +21,8 @@ from cold_flower.reporting.markup import SCRIPT, STYLE, Cell, table
 from cold_flower.reporting.pictures import drawings
 from cold_flower.reporting.progress import PHASES
 from cold_flower.reporting.runs import FIGURES, RunDirectory, find
-from cold_flower.reporting.statistics import curve, mean_gain, pick, task_gains
-from cold_flower.reporting.tables import columns, points
+from cold_flower.reporting.statistics import curve, mean_and_sem, mean_gain, pick, task_gains
+from cold_flower.reporting.tables import columns, points, step_length
 from cold_flower.repository.publish import replace_text
 
 MADE_BY = "by cold-flower"
@@ -211,7 +211,7 @@ def _tasks(condition: Condition) -> Iterable[str]:
                 for scores in condition.scores
                 for row in pick(scores, task=task, protocol=protocol, iteration=condition.last)
             ]
-            cells.append(f"{100 * sum(last) / len(last):.1f}" if last else "")
+            cells.append(points(mean_and_sem(last)[0]))
             cells.append(_gain(gains[protocol][task]) if task in gains[protocol] else "")
         rows.append(cells)
     head = ["task", "group", "n test"]
@@ -308,7 +308,7 @@ def _lineage(run: RunDirectory, *, drawn: bool) -> Iterable[str]:
                 ", ".join(f"{c['name']}{_verdict(c)}" for c in contributors),
                 f"{sum(norms) / len(norms):.3g}" if norms else "",
                 f"{manifest['step-norm']:.3g}" if manifest.get("step-norm") else "",
-                _length(manifest),
+                step_length(manifest.get("length"), manifest.get("own-length")),
                 manifest["sha256"][:12],
             ]
         )
@@ -316,14 +316,6 @@ def _lineage(run: RunDirectory, *, drawn: bool) -> Iterable[str]:
     yield table(head, rows)
     yield "" if drawn else drawings(run, run.progress)
     yield "</details>"
-
-
-def _length(manifest: Mapping[str, Any]) -> str:
-    """Return how long a step was, in the plain mean's; and before `fusion.norm`."""
-    if not manifest.get("length"):
-        return ""
-    own = manifest.get("own-length")
-    return f"{manifest['length']:.3g}" + (f" (its own {own:.3g})" if own else "")
 
 
 def _verdict(contributor: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ A task counts once, however large its test set (paper, section 4.4: the unweight
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -18,11 +19,15 @@ def mean_and_sem(values: Sequence[float]) -> tuple[float, float]:
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the sample's standard deviation (NaN for fewer than two values)."""
-    mean = sum(values) / len(values) if values else math.nan
+    """Return the mean and the sample's standard deviation (NaN for fewer than two values).
+
+    The sums are exact: scores come in the order in which contributors answer, and a mean must not
+    depend on it.
+    """
+    mean = fmean(values) if values else math.nan
     if len(values) < 2:
         return mean, math.nan
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
 def binomial_se(accuracy: float, size: int) -> float:
@@ -62,7 +67,7 @@ def curve(
         picked = pick(rows, group=group, protocol=protocol)
         for iteration in sorted({row["iteration"] for row in picked}):
             values = [row["value"] for row in pick(picked, iteration=iteration)]
-            points.setdefault(iteration, []).append(sum(values) / len(values))
+            points.setdefault(iteration, []).append(fmean(values))
     return {iteration: mean_and_sd(values) for iteration, values in sorted(points.items())}
 
 
@@ -98,7 +103,7 @@ def mean_gain(
     task it is that task's own (`task_gains`).
     """
     by_seed = [gains(rows, group, protocol, iteration) for rows in runs]
-    means = [sum(values) / len(values) for values in by_seed if values]
+    means = [fmean(values) for values in by_seed if values]
     if len(means) > 1:
         return mean_and_sem(means)
     values = [value for seed in by_seed for value in seed]

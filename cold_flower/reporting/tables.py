@@ -40,6 +40,17 @@ def points(value: float, error: float = math.nan, *, digits: int = 1, sign: str 
     return f"{100 * value:{sign}.{digits}f}{after}"
 
 
+def step_length(length: float | None, own: float | None) -> str:
+    """Write how long a step was, in the plain mean's, and the rule's own before `fusion.norm`.
+
+    >>> step_length(1.0, 3.914), step_length(None, None)
+    ('1.00 (its own 3.91)', '')
+    """
+    if not length:
+        return ""
+    return f"{length:.2f}" + (f" (its own {own:.2f})" if own else "")
+
+
 def summary(rows: Sequence[Row], iteration: int, *, trained: bool = True) -> str:
     """Say one iteration's mean scores in points, and how far they are from the start.
 

@@ -37,7 +37,7 @@ WORKERS, RUNNER = "COLD_FLOWER_WORKERS", "COLD_FLOWER_RUNNER"
 LEFT = "left.jsonl"  # who left for good (`cold_flower.commands.leave`), and what was replayed
 _MAY_CHANGE = (
     *("iterations", "resume", "run-dir", "log", "explicit", "keep-contributions"),
-    *("sites.allow", "sites.minimum"),
+    *("sites.allow", "sites.minimum", "evaluate.reuse"),
 )
 
 

@@ -189,13 +189,12 @@ def check_strategy(config: Config, least: int) -> None:
     Raises:
         ColdFlowerError, FusionError: the first thing that is wrong.
     """
-    from cold_flower.server import reuse, stock
+    from cold_flower.server import stock
     from cold_flower.server.strategy import check as check_fusion
     from strategies.fusion import load
 
     config.protocols()
     check_fusion(config)
-    reuse.check(config)
     trackers.check(config)
     if config.fusion.strategy:
         what, needed = f"strategy {config.fusion.strategy}", stock.min_contributions(config)

@@ -18,7 +18,7 @@ from cold_flower.repository.journal import SCORES, Journal
 from cold_flower.runtime.experiments import Checked, remarks
 from cold_flower.runtime.resources import GB, Allocation
 from cold_flower.runtime.resources import describe as say_allocation
-from cold_flower.server import turns
+from cold_flower.server import reuse, turns
 from cold_flower.server.strategy import needed, stages
 from cold_flower.training.statistics import EXAMPLES
 from strategies.contributions import INCOMING, Store
@@ -102,7 +102,7 @@ def cost(
     trained = sum(checked.train[name] for names in cohorts for name in names)
     every, last = config.evaluate.every, config.iterations
     bases = sum(evaluated(base, every=every, last=last) for base in left.evaluated_bases)
-    reused = _reused(config, checked, left) if config.evaluate.reuse else []
+    reused = _reused(config, checked, left) if reuse.applies(config) else []
     evaluations = bases * len(plan.evaluated) * len(config.protocols()) - len(reused)
     trained_on, forward = _evaluation(config, checked)
     saved = config.finetune.max_epochs * sum(checked.train[name] for name in reused)

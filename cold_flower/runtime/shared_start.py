@@ -26,7 +26,7 @@ _LATER = (
     "keep-contributions",
     *("iterations", "contributors-per-iteration", "schedule", "quorum", "transport"),
     *("baseline", "sampling", "loss-scaling", "finetune.head", "finetune.proximal-mu"),
-    *("evaluate.every", "wait.nodes", "wait.replies"),
+    *("evaluate.every", "evaluate.reuse", "wait.nodes", "wait.replies"),
 )
 _LATER_ROOMS = ("fusion.", "screen.", "gate.")
 # What of these bears on the contributions to iteration 1; beside it what the rule asks for.

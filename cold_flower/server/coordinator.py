@@ -32,11 +32,12 @@ from cold_flower.repository.journal import (
 )
 from cold_flower.repository.kept import Kept
 from cold_flower.repository.provenance import was_fused
-from cold_flower.server import reuse, turns
+from cold_flower.server import turns
 from cold_flower.server.drops import FromDropbox
 from cold_flower.server.evaluation import Evaluation
 from cold_flower.server.manifest import accepted_norms, add_norms, contribution_rows, describe
 from cold_flower.server.participants import Contributors
+from cold_flower.server.reuse import REUSED
 from cold_flower.server.simulation import WINDOW, Simulation
 from cold_flower.server.sites import Sites
 from cold_flower.server.stock import memory_lost, proximal_mu
@@ -63,7 +64,6 @@ class Coordinator:
 
     def __init__(self, config: Config, run_dir: Path, grid: Grid) -> None:
         by_reference.check(config)
-        reuse.check(config)
         turns.check(config)
         self._config = config
         self._journal = Journal(run_dir)
@@ -346,7 +346,7 @@ class Coordinator:
     def _more(self) -> dict[str, dict[str, str]]:
         """Return what train messages ask for beside a contribution, by contributor."""
         return {
-            name: {records.SCORE: reuse.REUSED} for name in self._evaluation.to_come(self._head)
+            name: {records.SCORE: REUSED} for name in self._evaluation.to_come(self._head)
         }
 
     def _measured(self, size: float) -> None:

@@ -17,7 +17,7 @@ from cold_flower.data.schedule import evaluated
 from cold_flower.reporting.tables import summary
 from cold_flower.repository.journal import SCORES, VALIDATION, Journal
 from cold_flower.server.participants import Contributors, longest_first
-from cold_flower.server.reuse import REUSED
+from cold_flower.server.reuse import REUSED, applies
 from strategies import records
 from strategies.contributions import Contribution
 from strategies.errors import Refused, RunStopped
@@ -69,6 +69,7 @@ class Evaluation:
         self._participants = participants
         self._journal = journal
         self._window = window
+        self._reuses = applies(config)
 
     def due(self, iteration: int) -> bool:
         """Return whether this iteration's base is evaluated."""
@@ -120,7 +121,7 @@ class Evaluation:
         With ``evaluate.reuse``: those of the next cohort whose score is due and not known.
         """
         config = self._config
-        if not config.evaluate.reuse or not self.due(iteration) or iteration >= config.iterations:
+        if not self._reuses or not self.due(iteration) or iteration >= config.iterations:
             return []
         due = self._missing(iteration)
         cohort = self._participants.cohort(iteration + 1)

@@ -40,11 +40,6 @@ def check(config: Config) -> None:
         )
     if asynchronous and config.baseline:
         raise ConfigError(f"baseline = {config.baseline!r} has no contributions: leave schedule")
-    if (asynchronous or late) and config.evaluate.reuse:
-        raise ConfigError(
-            "evaluate.reuse takes the score of a base from the contributions to the next one, "
-            "but some of these begin from an older base here: leave one of the two alone"
-        )
 
 
 def size(config: Config, contributors: int) -> int:

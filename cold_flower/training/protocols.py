@@ -8,7 +8,7 @@
 What is judged is the base, so no proximal term holds a finetuning back here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ def evaluate(
     data: EncodedSplits,
     protocols: Sequence[str],
     config: Config,
-    seed: int,
+    seeds: Mapping[str, int],
 ) -> tuple[dict[str, float], dict[str, float | str]]:
     """Return the test score of each protocol, and of ``finetuned`` what tells whether it trained.
 
@@ -42,7 +42,7 @@ def evaluate(
         data: the task.
         protocols: of `cold_flower.config.PROTOCOLS`.
         config: the finetuning, probing and few-shot recipes.
-        seed: of the evaluation; each protocol derives its own from it.
+        seeds: of each protocol's draws.
 
     Raises:
         DivergedError: a model's loss or outputs are not finite, by protocol.
@@ -50,7 +50,7 @@ def evaluate(
     scores: dict[str, float] = {}
     facts: dict[str, float | str] = {}
     for name in protocols:
-        arguments = base, body, data, config, derive(seed, name)
+        arguments = base, body, data, config, seeds[name]
         try:
             if name == "finetuned":
                 model, outcome = finetuned(*arguments)
@@ -80,8 +80,13 @@ def frozen(base: Base, body: State, data: EncodedSplits, config: Config, seed: i
 def finetuned(
     base: Base, body: State, data: EncodedSplits, config: Config, seed: int
 ) -> tuple[Any, Outcome]:
-    """Finetune everything from this body, with a contributor's recipe; return the model."""
-    model = _model(base, body, data, seed)
+    """Finetune everything from this body, with a contributor's recipe; return the model.
+
+    With the seed of a contribution it is that contribution, if that begins with a fresh head and
+    has no proximal term.
+    """
+    labels, head = data.labels, derive(seed, "head")
+    model = classifier(base, body, labels=labels, kind=data.kind, seed=head)
     options = replace(config.finetune, proximal_mu=0.0)
     outcome = finetune(
         model, data.train, data.dev, options=options, metric=data.metric, seed=derive(seed, "run")
