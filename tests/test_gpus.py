@@ -91,5 +91,7 @@ def test_on_a_gpu_everything_works(tiny) -> None:
     data = some(tiny, 40)
     splits = EncodedSplits(data, data, data, ("a", "b", "c"), "classification", "accuracy")
     few = {"few-shot.examples": 9, "finetune.max-epochs": 2, "finetune.batch-size": 8}
-    scores, _ = evaluate(tiny, body, splits, PROTOCOLS, Config.from_flat(few), dict.fromkeys(PROTOCOLS, 0))
+    scores, _ = evaluate(
+        tiny, body, splits, PROTOCOLS, Config.from_flat(few), dict.fromkeys(PROTOCOLS, 0)
+    )
     assert all(0 <= score <= 1 for score in scores.values())

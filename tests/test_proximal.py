@@ -137,5 +137,7 @@ def test_evaluations_are_without_it(tiny, start, monkeypatch) -> None:
     )  # fmt: skip
     train, test = some(tiny, 16), some(tiny, 8, seed=1)
     data = EncodedSplits(train, test, test, ("a", "b", "c"), "classification", "accuracy")
-    protocols.evaluate(tiny, start, data, ["finetuned", "few-shot"], config, dict.fromkeys(PROTOCOLS, 0))
+    protocols.evaluate(
+        tiny, start, data, ["finetuned", "few-shot"], config, dict.fromkeys(PROTOCOLS, 0)
+    )
     assert seen == [0.0, 0.0]

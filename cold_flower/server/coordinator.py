@@ -345,9 +345,7 @@ class Coordinator:
 
     def _more(self) -> dict[str, dict[str, str]]:
         """Return what train messages ask for beside a contribution, by contributor."""
-        return {
-            name: {records.SCORE: REUSED} for name in self._evaluation.to_come(self._head)
-        }
+        return {name: {records.SCORE: REUSED} for name in self._evaluation.to_come(self._head)}
 
     def _measured(self, size: float) -> None:
         self._own_step = size
