@@ -1,12 +1,8 @@
-"""Have the contributors score a base; ask for nothing that is known.
-
-A score is known by (sha256 of the base, task, protocol, seed): a base that did not change,
-or an evaluation that was cut off, costs nothing again.
-"""
+"""Have the contributors score a base; ask for nothing that is known."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -18,27 +14,12 @@ from cold_flower.reporting.tables import summary
 from cold_flower.repository.journal import SCORES, VALIDATION, Journal
 from cold_flower.server.participants import Contributors, longest_first
 from cold_flower.server.reuse import REUSED, applies
+from cold_flower.server.scores import COSTLY_FIRST, Model, Scores
 from strategies import records
 from strategies.contributions import Contribution
 from strategies.errors import Refused, RunStopped
 from strategies.exchange import exchange, reason_of
 from strategies.participants import Member
-
-COSTLY_FIRST = ("finetuned", "few-shot", "frozen")
-
-
-@dataclass(frozen=True)
-class _Model:
-    """What is scored."""
-
-    iteration: int
-    """That it is the base of, or that it is a candidate for."""
-    sha256: str
-    arrays: ArrayRecord
-    candidate: bool = False
-    """It is not published, and is scored on the dev split, for the gate."""
-    prefix: str = ""
-    """Before the names of its protocols: `EMA` where it is the average beside the base."""
 
 
 class Evaluation:
@@ -69,6 +50,7 @@ class Evaluation:
         self._participants = participants
         self._journal = journal
         self._window = window
+        self._scores = Scores(config, participants, journal)
         self._reuses = applies(config)
 
     def due(self, iteration: int) -> bool:
@@ -91,9 +73,9 @@ class Evaluation:
             RunStopped: a contributor did not answer, or not as it should.
         """
         self._participants.refresh()
-        model = _Model(iteration, sha256, arrays)
-        self._copy(model)
-        due, follow = self._missing(iteration), self.to_come(iteration)
+        model = Model(iteration, sha256, arrays)
+        self._scores.copy(model)
+        due, follow = self._scores.missing(iteration), self.to_come(iteration)
         for name in follow:
             due[name].remove(REUSED)
         if due := {name: missing for name, missing in due.items() if missing}:
@@ -108,9 +90,9 @@ class Evaluation:
         Raises:
             RunStopped: as `evaluate`.
         """
-        model = _Model(iteration, sha256, ArrayRecord(), prefix=EMA)
-        self._copy(model)
-        if due := self._missing(iteration, EMA):
+        model = Model(iteration, sha256, ArrayRecord(), prefix=EMA)
+        self._scores.copy(model)
+        if due := self._scores.missing(iteration, EMA):
             what = f"evaluating the average at {iteration}"
             self._ask(replace(model, arrays=arrays()), due, what)
             self._tell(model)
@@ -123,7 +105,7 @@ class Evaluation:
         config = self._config
         if not self._reuses or not self.due(iteration) or iteration >= config.iterations:
             return []
-        due = self._missing(iteration)
+        due = self._scores.missing(iteration)
         cohort = self._participants.cohort(iteration + 1)
         return [name for name in cohort if REUSED in due.get(name, ())]
 
@@ -144,24 +126,25 @@ class Evaluation:
             RunStopped: as `evaluate`.
         """
         self._participants.refresh()  # who is gone since is not waited for again
-        model, missing = _Model(iteration, sha256, ArrayRecord()), self._missing(iteration)
+        model, missing = Model(iteration, sha256, ArrayRecord()), self._scores.missing(iteration)
         for one in given:
             if REUSED not in one.metrics or REUSED not in missing.get(one.name, ()):
                 continue
             size = one.metrics.get("num-test-examples", 0)
             scores = {REUSED: one.metrics[REUSED], records.EXAMPLES: size}
+            stated = {**one.metrics, **one.facts}
             try:
-                rows = self._rows(model, one.name, [REUSED], scores, {**one.metrics, **one.facts})
+                rows = self._scores.rows(model, one.name, [REUSED], scores, stated)
             except Refused as reason:
                 self._say(model, f"the score that {one.name} sent is left out: {reason}")
             else:
                 self._journal.append(SCORES, rows)
-        if due := self._missing(iteration):
+        if due := self._scores.missing(iteration):
             what = f"evaluating {iteration}, what did not come with a contribution"
             self._ask(replace(model, arrays=arrays()), due, what)
         self._tell(model)
 
-    def _tell(self, model: _Model, follow: Sequence[str] = ()) -> None:
+    def _tell(self, model: Model, follow: Sequence[str] = ()) -> None:
         """Say a base's mean scores, but for finetuned ones of which some ``follow``."""
         i = model.iteration
         rows = [
@@ -197,55 +180,16 @@ class Evaluation:
             RunStopped: a contributor did not answer, or not as it should.
         """
         training = self._participants.training
-        voters = set(training)
-        scores: dict[str, float] = {
-            row["contributor"]: row["value"]
-            for row in self._journal.where(VALIDATION, "base", sha256)
-            if row["contributor"] in voters
-            and (row["iteration"] == iteration or not self._config.partition.fresh)
-        }
+        scores = self._scores.validated(iteration, sha256, training)
         protocols = [self._config.gate.protocol]
         due = {name: protocols for name in training if name not in scores}
         if due:
-            model = _Model(iteration, sha256, arrays(), candidate=True)
+            model = Model(iteration, sha256, arrays(), candidate=True)
             for row in self._ask(model, due, f"iteration {iteration}, gate: validating {what}"):
                 scores[row["contributor"]] = row["value"]
         return dict(sorted(scores.items()))
 
-    def _copy(self, model: _Model) -> None:
-        """Copy the rows of an earlier iteration, or of the base, with the same weights."""
-        fresh, known = self._config.partition.fresh, self._known(model.iteration)
-        same = {}
-        for row in self._journal.where(SCORES, "base", model.sha256):
-            name = model.prefix + row["protocol"].removeprefix(EMA)
-            # Every iteration is evaluated with fresh shards of its own.
-            if name in self._config.protocols() and not (
-                fresh and row["iteration"] != model.iteration
-            ):
-                same[row["task"], name] = row | {"iteration": model.iteration, "protocol": name}
-        self._journal.append(SCORES, [row for key, row in same.items() if key not in known])
-
-    def _missing(self, iteration: int, prefix: str = "") -> dict[str, list[str]]:
-        """Return the protocols under which a base has no score yet, by contributor.
-
-        With a ``prefix`` of its average; they are returned without it.
-        """
-        plan, known = self._participants.plan, self._known(iteration)
-        protocols = [p for p in COSTLY_FIRST if prefix + p in self._config.protocols()]
-        there, tasks = self._participants.there, plan.tasks
-        return {
-            name: missing
-            for name in plan.evaluated
-            if name in there
-            and (missing := [p for p in protocols if (tasks[name].name, prefix + p) not in known])
-        }
-
-    def _known(self, iteration: int) -> set[tuple[str, str]]:
-        """Return the tasks and protocols under which an iteration's base has its scores."""
-        rows = self._journal.where(SCORES, "iteration", iteration)
-        return {(row["task"], row["protocol"]) for row in rows}
-
-    def _ask(self, model: _Model, due: Mapping[str, list[str]], what: str) -> list[dict[str, Any]]:
+    def _ask(self, model: Model, due: Mapping[str, list[str]], what: str) -> list[dict[str, Any]]:
         """Have contributors score under protocols; return the rows, which are in the file then."""
         members = longest_first(self._participants.asked(due))
         if self._window:
@@ -285,7 +229,7 @@ class Evaluation:
             self._say(model, line, done=done, of=len(asked), busy=busy, **facts)
         return scored
 
-    def _question(self, model: _Model, member: Member, protocols: Sequence[str]) -> Message:
+    def _question(self, model: Model, member: Member, protocols: Sequence[str]) -> Message:
         config: dict[str, int | str] = {
             "protocols": ",".join(protocols),
             "seed": self._config.seed,
@@ -303,7 +247,7 @@ class Evaluation:
         return Message(content, member.node, MessageType.EVALUATE)
 
     def _read(
-        self, model: _Model, member: Member, asked: Sequence[str], reply: Message | None
+        self, model: Model, member: Member, asked: Sequence[str], reply: Message | None
     ) -> tuple[list[dict[str, Any]], float, str]:
         """Return a reply's rows, the seconds that it took, and the worker that took them."""
         if reply is None or reply.has_error():
@@ -311,62 +255,15 @@ class Evaluation:
         records.check_size(reply.content)
         metrics = records.metrics_of(reply.content)
         stated = records.config_of(reply.content, records.CONTRIBUTOR)
-        rows = self._rows(model, member.name, asked, metrics, stated)
+        rows = self._scores.rows(model, member.name, asked, metrics, stated)
         seconds = stated.get("seconds")
         took = seconds if isinstance(seconds, float) and 0 <= seconds < math.inf else 0.0
         return rows, took, records.text_of(stated.get("worker", ""))
 
-    def _rows(
-        self,
-        model: _Model,
-        name: str,
-        asked: Sequence[str],
-        metrics: Mapping[str, float],
-        stated: Mapping[str, Any],
-    ) -> list[dict[str, Any]]:
-        """Return the rows of a contributor's scores; ``stated``: of a finetuning, if it trained.
-
-        Raises:
-            Refused: not those that were asked for, or one that cannot be.
-        """
-        trained = {key.replace("-", "_"): v for key, v in records.trained(stated).items()}
-        plan = self._participants.plan
-        task, size = plan.tasks[name], int(metrics[records.EXAMPLES])
-        if not 1 <= size <= records.MOST_EXAMPLES:
-            raise Refused(f"measured on {size} examples")
-        scores = {key: value for key, value in metrics.items() if key != records.EXAMPLES}
-        _check_scores(scores, asked, task.metric)
-        return [
-            {
-                "iteration": model.iteration,
-                "task": task.name,
-                "protocol": model.prefix + protocol,
-                "group": "unseen" if name in plan.unseen else "seen",
-                "metric": task.metric,
-                "value": value,
-                "n_test": size,
-                "seed": self._config.seed,
-                "base": model.sha256,
-                **({"contributor": name} if model.candidate else {}),
-                **(trained if protocol == "finetuned" else {}),
-            }
-            for protocol, value in scores.items()
-        ]
-
-    def _say(self, model: _Model, line: str, **event: Any) -> None:
+    def _say(self, model: Model, line: str, **event: Any) -> None:
         iteration = model.iteration
         if model.candidate:
             self._journal.say(line, phase="validate", iteration=iteration, **event)
         else:
             left = self.left(iteration, evaluations_from=iteration + 1)
             self._journal.say(line, phase="evaluate", iteration=iteration, left=left, **event)
-
-
-def _check_scores(scores: Mapping[str, float], asked: Sequence[str], metric: str) -> None:
-    if differing := scores.keys() ^ set(asked):
-        name = min(differing)
-        kind = "unexpected" if name in scores else "missing"
-        raise Refused(f"{kind} protocol {records.text_of(name)!r}, asked for {', '.join(asked)}")
-    for protocol, value in scores.items():
-        if not (0 if metric == "accuracy" else -1) <= value <= 1:
-            raise Refused(f"{protocol} is {value}, which no {metric} can be")
