@@ -119,8 +119,8 @@ def test_a_report_says_what_was_run_and_how_it_differs_from_what_is_shipped(make
 def test_the_lineage_says_how_long_each_step_was(make, tmp_path) -> None:
     text = text_of(html.write([make("a", 0.1)], tmp_path / "out")[0].read_text())
     assert re.search(r"norm of one\s+step\s+length\s+sha256\s+0\s+the start\s+\w{12}\s", text)
-    assert re.search(r"1\s+0\s+average\s+mnli, \S+ \(refused\)\s+2\s+1\s+0\.5\s+\w{12}", text)
-    assert re.search(r"1\s+0\.5 \(its own 3\.25\)\s+\w{12}", text)
+    assert re.search(r"1\s+0\s+average\s+mnli, \S+ \(refused\)\s+2\s+1\s+0\.50\s+\w{12}", text)
+    assert re.search(r"1\s+0\.50 \(its own 3\.25\)\s+\w{12}", text)
 
 
 def test_conditions_are_set_against_the_first_one(make, tmp_path) -> None:

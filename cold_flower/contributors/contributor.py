@@ -262,7 +262,7 @@ class Contributor:
         Args:
             body: the base.
             chosen: the protocols.
-            iteration: that it is the base of.
+            iteration: whose base it is; with ``partition.fresh`` also which rows.
             seed: the run's.
             split: ``test``, or ``dev`` for the gate.
 
