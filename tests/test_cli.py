@@ -275,7 +275,7 @@ def test_a_dry_run_looks_at_the_run_directory_and_leaves_it_alone(tmp_path) -> N
     for words in (
         "run: iterations 3 to 4 would run; already here for iteration 3: music; scores of base 2",
         "contributions   16 ",  # two iterations of eight
-        "evaluations      92 ",  # bases 2, 3, 4, twelve tasks, three protocols; 16 by contributions
+        "evaluations     92 ",  # bases 2, 3, 4, twelve tasks, three protocols; 16 by contributions
     ):
         assert words in done.stdout
     assert re.search(r"3 to 4 +\w+, \w+, ", done.stdout)
