@@ -21,9 +21,11 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine, results
+from cold_flower.commands.data_statistics import FILE, print_of
 from cold_flower.models.folder import WEIGHTS
-from strategies.fusion import Weights, names, write_safetensors
+from strategies.fusion import Weights, load, names, write_safetensors
 from strategies.fusion._deltas import learned
+from strategies.fusion._statistics import prefix
 
 FLOWER = {
     "FedAvg": "average",
@@ -33,6 +35,7 @@ FLOWER = {
     "MultiKrum": "multi_krum",
 }
 RULES = [name for name in names() if name != "fednova"]  # a folder does not say its steps
+Named = dict[str, torch.Tensor]
 MERGEKIT = {"linear": "average", "task_arithmetic": "task_arithmetic", "ties": "ties"}
 
 
@@ -68,6 +71,46 @@ def write_models(folder: Path, count: int, layers: int) -> tuple[Path, list[Path
     return base, made
 
 
+def write_statistics(kind: str, models: Sequence[Path]) -> list[Path]:
+    """Write a statistic of each model, random, as ``cold-flower statistics`` lays it down."""
+    made = []
+    for number, model in enumerate(models):
+        folder = model.with_name(f"{kind}-{number}")
+        made.append(folder)
+        if folder.exists():
+            continue
+        folder.mkdir()
+        whole = {
+            key.removeprefix("roberta."): tensor
+            for key, tensor in Weights(model / WEIGHTS).items()
+            if key.startswith("roberta.")
+        }
+        generator = torch.Generator().manual_seed(number)
+        given = {"fisher": _fisher, "gram": _gram}[kind](whole, generator)
+        found = {prefix(kind) + names: tensor for names, tensor in given}
+        facts = {"kind": kind, "model": str(model), "body": print_of(whole)}
+        write_safetensors(folder / FILE, Weights(found).template(), found.items(), facts)
+    return made
+
+
+def _fisher(body: Named, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
+    for key, tensor in body.items():
+        yield key, torch.randn(tensor.shape, generator=generator).square()
+
+
+def _gram(body: Named, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the Gram matrix of 1,024 tokens for each input of a layer."""
+    dense = [key for key in body if key.startswith("encoder.layer") and body[key].dim() == 2]
+    for key in dense:
+        if ".key." in key or ".value." in key:
+            continue  # these read what the query reads
+        names = [key.replace("query", part) for part in ("query", "key", "value")]
+        rows, size = body[key].shape
+        x = torch.randn(1024, size, generator=generator)
+        whole = (x.T @ x / len(x))[tuple(torch.triu_indices(size, size))]
+        yield ",".join(dict.fromkeys(names)), x.square().mean(0) if size > rows else whole
+
+
 def measure(command: Sequence[str], log: Path) -> dict[str, float]:
     """Run a command; return its seconds and peak anonymous bytes, children included."""
     started, peak = time.monotonic(), 0
@@ -99,6 +142,9 @@ def ours(rule: str, base: Path, models: Sequence[Path], out: Path) -> list[str]:
         "import sys; from cold_flower.commands.cli import main; sys.argv[0] = 'cold-flower'; main()"
     )
     given = ["fuse", rule, "--base", str(base), "--out", str(out), *map(str, models)]
+    if kind := getattr(load(rule), "statistic", ""):
+        for folder in write_statistics(kind, models):
+            given += ["--statistics", str(folder)]
     return [sys.executable, "-c", call, *given]
 
 
