@@ -4,13 +4,13 @@ Everything is computed from benchmarks/results/science/*.json; `python -m benchm
 the tables, and a test keeps the pages equal to them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.results import PAGE, write
 from benchmarks.science import SCIENCE, load, select
 from cold_flower.reporting.conditions import Condition
-from cold_flower.reporting.paired import Difference, above, apart, gain, scores_at
+from cold_flower.reporting.paired import Difference, ScoresOf, above, apart, gain, scores_at
 
 README = PAGE.parents[1] / "README.md"
 BEGIN, END = "<!-- written by benchmarks/claims.py -->", "<!-- end of the claims -->"
@@ -121,23 +121,65 @@ def _in_one_place() -> Iterator[Claim]:
     yield Claim("Fig. 6, dashed line: frozen rises", "rises", gain(union, "seen", "frozen", 1))
 
 
-PARTS: Sequence[tuple[str, Callable[[], Iterator[Claim]]]] = (
-    ("main", _main),
-    ("unseen", _unseen),
-    ("6a", _fresh),
-    ("central", _in_one_place),
+def _shards() -> Iterator[Claim]:
+    """Section 6, Fig. 6b to 6d: how much data, how many contributors, how it is divided."""
+    few, many = ({"partition__shards": n} for n in (2, 5))
+    for iteration in (1, 4):
+        what = f"Fig. 6c: 5 contributors above 2, iteration {iteration}"
+        yield Claim(what, "at every step", _apart("6c", many, few, iteration))
+    union = scores_at(select(load("central"), "centralised"), 1, "seen", "frozen")
+    ours = above(union, _scores("6c", many, 4)) if _kept("6c") else None
+    yield Claim("Fig. 6c: training in one place above 5 contributors", "above", ours)
+    large, small = ({"partition__examples": n} for n in (1000, 250))
+    what = "Fig. 6b: 1,000 examples each above 250"
+    yield Claim(what, "closer to one place", _apart("6b", large, small, 4))
+    two, eight = ({"partition__shards": n} for n in (2, 8))
+    what = "Fig. 6d: 4,000 examples of 2 contributors above those of 8, iteration 1"
+    yield Claim(what, "each doubling costs 2 iterations", _apart("6d", two, eight, 1))
+    what = "Fig. 6d: the same, iteration 4"
+    yield Claim(what, "the same end", _apart("6d", two, eight, 4), equal=True)
+
+
+def _how_many() -> Iterator[Claim]:
+    """Section 5.4, Fig. 5, and App. E, Fig. 9: how many contribute, and of how many."""
+    few, many = ({"contributors_per_iteration": n} for n in (2, 8))
+    what = "Fig. 5: 8 of 18 contributors an iteration above 2"
+    yield Claim(what, "hardly matters", _apart("contributors", many, few, 4), equal=True)
+    four, eight, all_but_two = ({"pool": n} for n in (4, 8, 16))
+    yield Claim("Fig. 9: a pool of 4 above 8", "above", _apart("pools", four, eight, 4))
+    what = "Fig. 9: a pool of 16 above 8"
+    yield Claim(what, "far above", _apart("pools", all_but_two, eight, 4))
+
+
+def _kept(name: str) -> bool:
+    return (SCIENCE / f"{name}.json").exists()
+
+
+def _scores(name: str, keys: Mapping[str, int], iteration: int) -> ScoresOf:
+    """Return the frozen scores of the runs with these keys, seen and unseen, by seed and task."""
+    condition = select(load(name), name, **keys)
+    seen, unseen = (scores_at(condition, iteration, g, "frozen") for g in ("seen", "unseen"))
+    return {seed: {**seen[seed], **unseen[seed]} for seed in seen}
+
+
+def _apart(
+    name: str, one: Mapping[str, int], other: Mapping[str, int], iteration: int
+) -> Difference | None:
+    """Return by how much runs with some keys score above those with others; None without any."""
+    if not _kept(name):
+        return None
+    return above(*(_scores(name, keys, iteration) for keys in (one, other)))
+
+
+PARTS: Sequence[Callable[[], Iterator[Claim]]] = (
+    *(_main, _unseen, _fresh, _in_one_place),
+    *(_shards, _how_many),
 )
 
 
 def table() -> str:
-    """Return every claim whose runs are kept, as Markdown."""
-    lines = [
-        claim.line
-        for name, claims in PARTS
-        if (SCIENCE / f"{name}.json").exists()
-        for claim in claims()
-    ]
-    return "\n".join([*HEADER, *lines]) + "\n" if lines else ""
+    """Return every claim, as Markdown."""
+    return "\n".join([*HEADER, *(claim.line for claims in PARTS for claim in claims())]) + "\n"
 
 
 def first_table() -> str:
