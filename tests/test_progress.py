@@ -51,6 +51,16 @@ def test_time_goes_to_the_phase_it_was_spent_in() -> None:
     assert "start 10 s, finetune 20 s, fuse 3 s, evaluate 11 s" in phases(progress, 2)
 
 
+def test_what_lies_between_a_run_and_its_resumption_is_no_time_of_it() -> None:
+    progress = Progress(started=100.0)
+    again = {"line": "ready", "server": 2}
+    events = [{"time": 101.0, "line": "ready", "server": 1}, *EVENTS, {**again, "time": 9000.0}]
+    for event in [*events, evaluate(9005.0, 1, 0, 0.0, 1), evaluate(9008.0, 1, 2, 9.0, 1)]:
+        progress.take(event)
+    spent = {"start": 15, "finetune": 20, "validate": 0, "fuse": 3, "evaluate": 14}
+    assert progress.seconds == spent
+
+
 def test_tensors_count_while_a_fuse_takes_long() -> None:
     progress = after(7)
     progress.take(

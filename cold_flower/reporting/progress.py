@@ -75,6 +75,7 @@ class Progress:
     waits_since: float = 0.0
     _since: float = 0.0  # when this phase began
     _last: float = 0.0
+    _servers: int = 0  # that have started: more than one in a run that was resumed
     _busy: float = 0.0  # of this phase, so far
     _left: Mapping[str, int] = field(default_factory=dict)
     _durations: dict[str, list[float]] = field(
@@ -87,6 +88,8 @@ class Progress:
     def take(self, event: Event) -> None:
         """Take in one event."""
         now = float(event["time"])
+        if "server" in event and self._servers:  # nobody worked since the last one stopped
+            self.phase, self._since, self._last = "start", now, now
         self.seconds[self.phase] += max(0.0, now - self._last)
         self._last = max(now, self._last)
         if AGAIN in event:
@@ -97,6 +100,7 @@ class Progress:
         self.read |= event.get(READ, {})
         self.taken_over += event.get(TAKEN_OVER, 0)
         if "server" in event:
+            self._servers += 1
             self.spans, self.begun, self.arrived = [], {}, {}
         if who := event.get(BEGUN):
             self.begun[who] = now
