@@ -6,8 +6,9 @@ import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -50,13 +51,26 @@ def absolute(name: str) -> str:
 def _run(path: Path) -> ModuleType:
     """Run a file as a module of its own: anew each time, for its author may be changing it."""
     path = path.resolve()
-    spec = importlib.util.spec_from_file_location(str(path), path)
-    if not path.is_file() or spec is None or spec.loader is None:
+    loader = _Anew(str(path), str(path))
+    spec = importlib.util.spec_from_file_location(str(path), path, loader=loader)
+    if not path.is_file() or spec is None:
         raise ImportError(f"there is no file {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     return module
+
+
+class _Anew(SourceFileLoader):
+    """Compiles the file each time.
+
+    Bytecode that was kept passes for that of a file which was edited within the same second and
+    has the same size.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the code of the file as it is now."""
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def unknown(kind: str, name: str, valid: Sequence[str]) -> str:

@@ -427,6 +427,7 @@ class TestLoad:
         text = "def half(base, given, *, seed):\n    for k in base.keys(): yield k, given[0].get(k) / 2\n"
         (tmp_path / "mine.py").write_text(text)
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "dont_write_bytecode", False)  # whatever this shell says
         for name in ("mine.py:half", f"{tmp_path}/mine.py:half", absolute("mine.py:half")):
             fused = dict(load(name)(Weights({"w": torch.ones(2)}), [Weights({"w": torch.ones(2)})]))
             assert torch.equal(fused["w"], torch.full((2,), 0.5))
