@@ -14,7 +14,7 @@ from cold_flower.repository.journal import PROGRESS, SCORES, load_config
 from cold_flower.runtime import experiments, preview
 from cold_flower.server import reuse
 from strategies import records
-from strategies.contributions import Contribution
+from strategies.contributions import Contribution, Start
 from tests.test_evaluation import ARRAYS, Fixture
 from tests.test_simulation import body_of, rows, simulate
 
@@ -99,8 +99,8 @@ def test_every_second_base_and_nothing_that_is_known(tmp_path) -> None:
     good, wrong = names
     scores = {"num-examples": 60, "num-test-examples": 40, "finetuned": 0.75, "seconds": 1.0}
     given = [
-        Contribution(good, "refused", "norm", metrics=scores),
-        Contribution(wrong, metrics={**scores, "finetuned": 1.5}),
+        Contribution(good, "refused", "norm", metrics=scores, start=Start(3, "a")),
+        Contribution(wrong, metrics={**scores, "finetuned": 1.5}, start=Start(3, "a")),
     ]
     before = len(run.grid.sent)
     run.evaluation.complete(2, lambda: ARRAYS, "a", given)
@@ -117,7 +117,11 @@ def test_every_second_base_and_nothing_that_is_known(tmp_path) -> None:
     assert [r["value"] for r in of_good if r["protocol"] == "finetuned"] == [0.75]
     before, given = (
         len(run.grid.sent),
-        [Contribution(wrong, metrics={**scores, "num-test-examples": 0})],
+        [
+            Contribution(wrong, metrics={**scores, "num-test-examples": 0}, start=Start(1, "b")),
+            # After a rollback: the draws are another iteration's.
+            Contribution(good, metrics=scores, start=Start(6, "b")),
+        ],
     )
     run.evaluation.complete(0, lambda: ARRAYS, "b", given)
     assert any(event["line"].endswith("measured on 0 examples") for event in run.events)

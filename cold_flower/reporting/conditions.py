@@ -14,7 +14,7 @@ _BESIDE = (
     *("seed", "run-dir", "resume", "log", "recipe", "explicit", "transport", "keep-iterations"),
     "keep-contributions",
     *("wait.nodes", "wait.replies", "finetune.micro-batch-size"),
-    *("evaluate.every", "evaluate.protocols"),
+    *("evaluate.every", "evaluate.protocols", "evaluate.reuse"),
 )
 _PATHS = ("base-model", "suite")
 

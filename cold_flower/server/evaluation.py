@@ -16,7 +16,7 @@ from cold_flower.server.participants import Contributors, longest_first
 from cold_flower.server.reuse import REUSED, applies
 from cold_flower.server.scores import COSTLY_FIRST, Model, Scores
 from strategies import records
-from strategies.contributions import Contribution
+from strategies.contributions import Contribution, Start
 from strategies.errors import Refused, RunStopped
 from strategies.exchange import exchange, reason_of
 from strategies.participants import Member
@@ -128,6 +128,9 @@ class Evaluation:
         self._participants.refresh()  # who is gone since is not waited for again
         model, missing = Model(iteration, sha256, ArrayRecord()), self._scores.missing(iteration)
         for one in given:
+            # After a rollback the next iteration, and with it the draws, is a later one.
+            if one.start != Start(iteration + 1, sha256):
+                continue
             if REUSED not in one.metrics or REUSED not in missing.get(one.name, ()):
                 continue
             size = one.metrics.get("num-test-examples", 0)
