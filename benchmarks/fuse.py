@@ -77,9 +77,9 @@ def write_statistics(kind: str, models: Sequence[Path]) -> list[Path]:
     for number, model in enumerate(models):
         folder = model.with_name(f"{kind}-{number}")
         made.append(folder)
-        if folder.exists():
+        if (folder / FILE).exists():
             continue
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         whole = {
             key.removeprefix("roberta."): tensor
             for key, tensor in Weights(model / WEIGHTS).items()
@@ -87,7 +87,7 @@ def write_statistics(kind: str, models: Sequence[Path]) -> list[Path]:
         }
         generator = torch.Generator().manual_seed(number)
         given = {"fisher": _fisher, "gram": _gram}[kind](whole, generator)
-        found = {prefix(kind) + names: tensor for names, tensor in given}
+        found = {prefix(kind) + key: tensor for key, tensor in given}
         facts = {"kind": kind, "model": str(model), "body": print_of(whole)}
         write_safetensors(folder / FILE, Weights(found).template(), found.items(), facts)
     return made
@@ -104,11 +104,11 @@ def _gram(body: Named, generator: torch.Generator) -> Iterator[tuple[str, torch.
     for key in dense:
         if ".key." in key or ".value." in key:
             continue  # these read what the query reads
-        names = [key.replace("query", part) for part in ("query", "key", "value")]
+        readers = [key.replace("query", part) for part in ("query", "key", "value")]
         rows, size = body[key].shape
         x = torch.randn(1024, size, generator=generator)
         whole = (x.T @ x / len(x))[tuple(torch.triu_indices(size, size))]
-        yield ",".join(dict.fromkeys(names)), x.square().mean(0) if size > rows else whole
+        yield ",".join(dict.fromkeys(readers)), x.square().mean(0) if size > rows else whole
 
 
 def measure(command: Sequence[str], log: Path) -> dict[str, float]:

@@ -242,7 +242,7 @@ def test_what_is_drawn_for_a_score_is_the_same_at_every_iteration(tiny, monkeypa
         return Outcome(0.5, 0.5, 0.5, 0.5, "epochs", False, 1, 24, 0.1)
 
     monkeypatch.setattr("cold_flower.training.protocols.evaluate", evaluate)
-    monkeypatch.setattr("cold_flower.contributors.contributor.finetune", finetune)
+    monkeypatch.setattr("cold_flower.training.protocols.finetune", finetune)
     me, body = Contributor(Config.from_flat(RUN), 0), starting_model(tiny, seed=0)[1]
     for iteration in (1, 2):
         me.evaluate(body, ["frozen"], iteration=iteration, seed=0)

@@ -57,7 +57,7 @@ class Begun:
 
 @pytest.fixture
 def begun(monkeypatch) -> Begun:
-    found, finetune = Begun(), module.finetune
+    found, finetune = Begun(), protocols.finetune
 
     def watched(model, *arguments, options, **more):
         found.heads.append(prints(model))
@@ -65,7 +65,7 @@ def begun(monkeypatch) -> Begun:
         found.options.append(options)
         return finetune(model, *arguments, options=options, **more)
 
-    monkeypatch.setattr(module, "finetune", watched)
+    monkeypatch.setattr(protocols, "finetune", watched)
     return found
 
 
@@ -119,9 +119,9 @@ def test_order_and_dropout_are_those_of_a_fresh_head(body, monkeypatch) -> None:
 
 def test_the_probe_has_draws_of_its_own_for_each_contribution(body, monkeypatch) -> None:
     seeds: list[int] = []
-    finetune, train = module.finetune, probe.train_head
+    finetune, train = protocols.finetune, probe.train_head
     monkeypatch.setattr(
-        module,
+        protocols,
         "finetune",
         lambda *a, seed, **k: (seeds.append(seed), finetune(*a, seed=seed, **k))[1],
     )
@@ -165,7 +165,7 @@ def test_its_time_counts(body, begun, monkeypatch) -> None:
 
 
 def test_the_features_are_gone_before_finetuning(body, monkeypatch) -> None:
-    kept, extract, finetune = [], probe.extract_features, module.finetune
+    kept, extract, finetune = [], probe.extract_features, protocols.finetune
 
     def watched(*arguments):
         found = extract(*arguments)
@@ -177,7 +177,7 @@ def test_the_features_are_gone_before_finetuning(body, monkeypatch) -> None:
         return finetune(*arguments, **more)
 
     monkeypatch.setattr(probe, "extract_features", watched)
-    monkeypatch.setattr(module, "finetune", check)
+    monkeypatch.setattr(protocols, "finetune", check)
     gc.disable()
     try:
         make("probe").finetune(body, iteration=1, seed=0)

@@ -9,10 +9,12 @@ from cold_flower.config import Config
 from cold_flower.contributors.contributor import Contributor
 from cold_flower.data.plan import plan
 from cold_flower.data.schedule import cohort
+from cold_flower.models.starting import starting_model
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import PROGRESS, SCORES, load_config
 from cold_flower.runtime import experiments, preview
 from cold_flower.server import reuse
+from cold_flower.training.scoring import DivergedError
 from strategies import records
 from strategies.contributions import Contribution, Start
 from tests.test_evaluation import ARRAYS, Fixture
@@ -171,8 +173,6 @@ def test_the_cost_is_that_of_fewer_finetunings(tmp_path) -> None:
 
 
 def test_a_score_leaves_only_where_it_is_asked_for(tiny) -> None:
-    from cold_flower.models.starting import starting_model
-
     me = Contributor(
         Config.from_flat({**KEYS, "finetune.max-epochs": 1, "finetune.max-examples": 40}), 1
     )
@@ -186,6 +186,20 @@ def test_a_score_leaves_only_where_it_is_asked_for(tiny) -> None:
     assert scores["finetuned"] == said["finetuned"]  # of the base before the contribution
     pulled = Contributor(replace_mu(me.config, 0.1), 1)  # by a strategy of somebody's own
     assert "finetuned" not in pulled.finetune(body, iteration=1, seed=0, scored=True)[1]
+
+
+def test_a_score_that_cannot_be_costs_no_contribution(tiny, monkeypatch) -> None:
+    def diverged(*given: object) -> float:
+        raise DivergedError("outputs are not finite")
+
+    me = Contributor(
+        Config.from_flat({**KEYS, "finetune.max-epochs": 1, "finetune.max-examples": 40}), 1
+    )
+    body = starting_model(tiny, seed=0)[1]
+    monkeypatch.setattr("cold_flower.contributors.contributor.score", diverged)
+    trained, metrics = me.finetune(body, iteration=1, seed=0, scored=True)
+    assert trained.keys() == body.keys()
+    assert not {*records.SCORED} & metrics.keys()  # the evaluation asks for it
 
 
 def replace_mu(config: Config, mu: float) -> Config:

@@ -621,7 +621,7 @@ def test_memory_that_is_short_is_said(
         raise RuntimeError(NO_MEMORY)
 
     monkeypatch.setattr("cold_flower.contributors.site.Site.apply_limits", lambda _: None)
-    monkeypatch.setattr("cold_flower.contributors.contributor.finetune", short)
+    monkeypatch.setattr("cold_flower.training.protocols.finetune", short)
     write_own_code(
         tmp_path, monkeypatch, text=f"def f(job):\n    raise RuntimeError({NO_MEMORY!r})"
     )

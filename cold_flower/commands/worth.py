@@ -176,6 +176,7 @@ class _Bench:
             row
             for row in self._journal.rows(SCORED)
             if {k: row[k] for k in self._asked} == self._asked
+            and row["iteration"] == iteration  # a finetuned score's draws are an iteration's own
             and row["scores"].keys() == {*scorers.names}
         ]
         self._done = 0

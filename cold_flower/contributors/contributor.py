@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from cold_flower.models.classifier import classifier
 from cold_flower.models.heads import Heads
 from cold_flower.seeds import derive
 from cold_flower.training import probe, protocols, statistics
-from cold_flower.training.finetune import Outcome, finetune
+from cold_flower.training.finetune import Outcome
 from cold_flower.training.scoring import DivergedError, knowing_nothing, score
 from strategies import records
 from strategies.fusion._statistics import prefix
@@ -153,8 +154,9 @@ class Contributor:
         # A strategy of somebody's own may ask for a term of which the configuration says nothing.
         if scored and not self.config.finetune.proximal_mu:
             precision = self.config.finetune.precision
-            metrics["finetuned"] = score(model, data.test, data.metric, precision)
-            metrics["num-test-examples"] = len(data.test)
+            with suppress(DivergedError):  # of test alone: the body is sound, and the score due
+                metrics["finetuned"] = score(model, data.test, data.metric, precision)
+                metrics["num-test-examples"] = len(data.test)
         trained, facts = body_of(model), {"steps": outcome.steps, **outcome.facts()}
         if statistic:
             started = time.perf_counter()
@@ -190,19 +192,15 @@ class Contributor:
     ) -> tuple[Any, Outcome]:
         """Finetune with the head that ``finetune.head`` wants; return the model."""
         derived = self._draws(seed, iteration)
-        model = classifier(
-            self.base, body, labels=data.labels, kind=data.kind, seed=derive(derived, "head")
-        )
-        options = self.config.finetune
-        if options.head == "probe":
-            options = self._probe(model, data.train, derived)
-        elif options.head == "keep":
-            kept.load_into(model, iteration, abandoned)
-        seed = derive(derived, "run")
-        outcome = finetune(
-            model, data.train, data.dev, options=options, metric=data.metric, seed=seed
-        )
-        return model, outcome
+
+        def begin(model: Any, options: Finetune) -> Finetune:
+            if options.head == "probe":
+                return self._probe(model, data.train, derived)
+            if options.head == "keep":
+                kept.load_into(model, iteration, abandoned)
+            return options
+
+        return protocols.finetuned(self.base, body, data, self.config.finetune, derived, begin)
 
     def _probe(self, model: Any, train: Encoded, derived: int) -> Finetune:
         """Train the head on the frozen body; return the recipe, with the time that is left."""
@@ -281,12 +279,11 @@ class Contributor:
             data = replace(data, test=data.dev)
         if "few-shot" in chosen:
             check_few_shot(self.task, self.config, len(data.train))
-        # The same at every iteration, so that only the body makes the difference; but where it is
-        # finetuned on all examples, those of the contribution that begins from it. The gate sets
-        # bases of several iterations against each other.
+        # The same at every iteration, so that only the body makes the difference.
         same = derive(seed, self.name, "evaluate")
         seeds = {name: derive(same, name) for name in chosen}
-        seeds["finetuned"] = self._draws(seed, iteration + 1 if split == "test" else 0)
+        if split == "test":  # the gate sets bases of several iterations against each other
+            seeds["finetuned"] = self._draws(seed, iteration + 1)  # of who begins from this base
         try:
             scores, facts = protocols.evaluate(self.base, body, data, chosen, self.config, seeds)
         except DivergedError:

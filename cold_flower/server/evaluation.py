@@ -125,7 +125,6 @@ class Evaluation:
         Raises:
             RunStopped: as `evaluate`.
         """
-        self._participants.refresh()  # who is gone since is not waited for again
         model, missing = Model(iteration, sha256, ArrayRecord()), self._scores.missing(iteration)
         for one in given:
             # After a rollback the next iteration, and with it the draws, is a later one.
@@ -142,6 +141,7 @@ class Evaluation:
                 self._say(model, f"the score that {one.name} sent is left out: {reason}")
             else:
                 self._journal.append(SCORES, rows)
+        self._participants.refresh()  # who is gone since is not waited for again
         if due := self._scores.missing(iteration):
             what = f"evaluating {iteration}, what did not come with a contribution"
             self._ask(replace(model, arrays=arrays()), due, what)

@@ -8,14 +8,14 @@
 What is judged is the base, so no proximal term holds a finetuning back here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cold_flower.config import Config
+from cold_flower.config import Config, Finetune
 from cold_flower.data.encode import EncodedSplits
 from cold_flower.models.base import Base
 from cold_flower.models.body import State
@@ -50,14 +50,16 @@ def evaluate(
     scores: dict[str, float] = {}
     facts: dict[str, float | str] = {}
     for name in protocols:
-        arguments = base, body, data, config, seeds[name]
+        seed = seeds[name]
         try:
             if name == "finetuned":
-                model, outcome = finetuned(*arguments)
+                options = replace(config.finetune, proximal_mu=0.0)
+                model, outcome = finetuned(base, body, data, options, seed)
                 scores[name] = score(model, data.test, data.metric, config.finetune.precision)
                 facts = outcome.facts()
             else:
-                scores[name] = {"frozen": frozen, "few-shot": few_shot}[name](*arguments)
+                measured = {"frozen": frozen, "few-shot": few_shot}[name]
+                scores[name] = measured(base, body, data, config, seed)
         except DivergedError as error:
             raise DivergedError(f"{name}: {error}") from error
     return scores, facts
@@ -78,19 +80,29 @@ def frozen(base: Base, body: State, data: EncodedSplits, config: Config, seed: i
 
 
 def finetuned(
-    base: Base, body: State, data: EncodedSplits, config: Config, seed: int
+    base: Base,
+    body: State,
+    data: EncodedSplits,
+    options: Finetune,
+    seed: int,
+    begin: Callable[[Any, Finetune], Finetune] = lambda model, options: options,
 ) -> tuple[Any, Outcome]:
-    """Finetune everything from this body, with a contributor's recipe; return the model.
+    """Finetune everything from this body with a fresh head; return the model.
 
-    With the seed of a contribution it is that contribution, if that begins with a fresh head and
-    has no proximal term.
+    Contributions and evaluations both are this: with the same ``options`` and ``seed`` the same.
+
+    Args:
+        base: shape and tokenizer.
+        body: the weights to begin from.
+        data: the task.
+        options: the recipe.
+        seed: of the draws.
+        begin: what is done to the fresh head before all is finetuned; returns the recipe for it.
     """
     labels, head = data.labels, derive(seed, "head")
     model = classifier(base, body, labels=labels, kind=data.kind, seed=head)
-    options = replace(config.finetune, proximal_mu=0.0)
-    outcome = finetune(
-        model, data.train, data.dev, options=options, metric=data.metric, seed=derive(seed, "run")
-    )
+    options, run = begin(model, options), derive(seed, "run")
+    outcome = finetune(model, data.train, data.dev, options=options, metric=data.metric, seed=run)
     return model, outcome
 
 
