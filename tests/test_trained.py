@@ -72,6 +72,22 @@ def test_still_improving_is_said_of_those_whose_epochs_were_over(stopped, said) 
     assert findings(rows, []) == []  # six of eight may be chance: one run in seven
 
 
+@pytest.mark.parametrize(("size", "said"), [(1, False), (4, False), (5, True)])
+def test_still_improving_is_not_said_of_so_few_that_it_may_be_chance(size, said) -> None:
+    """One of one is in every second run, four of four in one of 16, five of five in one of 32."""
+    rows = [contribution(f"t{i}", 0.8, 0.5, improving=1) for i in range(size)]
+    assert bool(findings(rows, [])) is said
+    facts = {k: v for k, v in rows[0].items() if k.startswith(("dev", "st", "im"))}
+    scores = [score(f"t{i}", "finetuned", 0.5, **facts) for i in range(size)]
+    assert bool(findings([], scores)) is said
+
+
+@pytest.mark.parametrize(("improving", "said"), [(18, False), (19, True)])
+def test_three_quarters_of_many_are_still_improving(improving, said) -> None:
+    rows = [contribution(f"t{i}", 0.8, 0.5, improving=i < improving) for i in range(24)]
+    assert bool(findings(rows, [])) is said
+
+
 def test_finetuned_below_another_protocol_by_more_than_an_error() -> None:
     scores = [score("a", "finetuned", 0.5), score("a", "frozen", 0.53)]  # the error is 0.035
     scores += [

@@ -16,9 +16,11 @@ from cold_flower.reporting.tables import listed
 FACTS = {"dev_start", "dev_accuracy", "dev_majority", "improving", "stopped"}  # of a row
 # Shares above which it is the recipe. A third of real tasks are hard for a small model; and with a
 # rate that falls to 0 the last validation is the best one for up to half, by chance (24 of 48 in
-# three runs of the demo, which trains): six of eight are in one run of seven, seven in one of 28.
+# three runs of the demo, which trains): six of eight are in one run of seven, seven in one of 28,
+# four of four in one of 16.
 HALF = 0.5  # of those that finetuned, at their largest class
-MOST = 3 / 4  # of them, still improving
+MOST = 3 / 4  # of them, still improving,
+RARE = 0.05  # and that in fewer runs by chance
 MANY = 0.25  # of the tasks that are compared
 
 
@@ -78,7 +80,7 @@ class Finetuned:
                 f"class ({listed(self.no_better)}): raise finetune.learning-rate or "
                 "finetune.max-epochs"
             )
-        if len(self.improving) > MOST * size:
+        if len(self.improving) > MOST * size and _by_chance(len(self.improving), size) < RARE:
             said.append(
                 f"{len(self.improving)} of {size} {self.what} were still improving when "
                 f"finetune.max-epochs ended them ({listed(self.improving)}): raise it, or "
@@ -154,6 +156,11 @@ def findings(contributions: Sequence[Row], scores: Sequence[Row], recipe: Recipe
             f"{len(tasks)} tasks ({listed(those)}): the recipe trains too little"
         )
     return said
+
+
+def _by_chance(found: int, size: int) -> float:
+    # That at least as many of so many are, where each is in one case of two.
+    return sum(math.comb(size, k) for k in range(found, size + 1)) / 2**size
 
 
 def _error(one: Row, other: Row) -> float:
