@@ -43,11 +43,13 @@ class Fixture:
         nodes = {name: node for node, name in enumerate(whole.names)}
         self.names = {node: name for name, node in nodes.items()}
         members = [Member(name, node, 5, TASKS.get(name, 10)) for name, node in nodes.items()]
-        participants = Contributors(config, whole, members)
-        self.members = participants.members
+        self.participants = Contributors(config, whole, members)
+        self.members = self.participants.members
         self.grid = FakeGrid(client, nodes.values())
         self.journal = Journal(folder)
-        self.evaluation = Evaluation(self.grid, config, participants, self.journal, window=window)
+        self.evaluation = Evaluation(
+            self.grid, config, self.participants, self.journal, window=window
+        )
 
     @property
     def events(self) -> list[dict]:

@@ -1,5 +1,6 @@
 """``evaluate.reuse``: a contribution is the finetuned evaluation of its base."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from cold_flower.contributors.contributor import Contributor
 from cold_flower.data.plan import plan
 from cold_flower.data.schedule import cohort
 from cold_flower.models.starting import starting_model
+from cold_flower.reporting import runs
+from cold_flower.reporting.statistics import pick
 from cold_flower.repository.bases import Repository
-from cold_flower.repository.journal import PROGRESS, SCORES, load_config
+from cold_flower.repository.journal import CONFIG, PROGRESS, SCORES, load_config
 from cold_flower.runtime import experiments, preview
 from cold_flower.server import reuse
 from cold_flower.training.scoring import DivergedError
@@ -91,21 +94,23 @@ def test_what_came_with_a_contribution_is_what_an_evaluation_says(in_process, tm
 
 def test_every_second_base_and_nothing_that_is_known(tmp_path) -> None:
     run = Fixture(tmp_path, **{**KEYS, "evaluate.every": 2, "iterations": 4})
-    follow = run.evaluation.to_come
-    assert follow(1) == follow(3) == follow(4) == []
-    assert len(follow(0)) == len(follow(2)) == 2
-    asked = run.evaluate(2)
-    names = follow(2)
+    follow = {}
+    for base in (1, 3, 4, 0, 2):
+        asked, follow[base] = run.evaluate(base, f"{base}"), run.evaluation.left_out
+    assert follow[1] == follow[3] == follow[4] == []
+    assert len(follow[0]) == len(follow[2]) == 2
+    names = follow[2]
     assert not {(name, "finetuned") for name in names} & {*asked}
     assert len(asked) == 4 * 2 - 2
     good, wrong = names
     scores = {"num-examples": 60, "num-test-examples": 40, "finetuned": 0.75, "seconds": 1.0}
     given = [
-        Contribution(good, "refused", "norm", metrics=scores, start=Start(3, "a")),
-        Contribution(wrong, metrics={**scores, "finetuned": 1.5}, start=Start(3, "a")),
+        Contribution(good, "refused", "norm", metrics=scores, start=Start(3, "2")),
+        Contribution(wrong, metrics={**scores, "finetuned": 1.5}, start=Start(3, "2")),
+        Contribution(asked[0][0], metrics=scores, start=Start(3, "2")),  # is known
     ]
     before = len(run.grid.sent)
-    run.evaluation.complete(2, lambda: ARRAYS, "a", given)
+    run.evaluation.complete(2, lambda: ARRAYS, "2", given)
     again = [run.names[m.metadata.dst_node_id] for m in run.grid.sent[before:]]
     assert again == [wrong]
     told = [event["line"] for event in run.events]
@@ -113,21 +118,60 @@ def test_every_second_base_and_nothing_that_is_known(tmp_path) -> None:
         f"the score that {wrong} sent is left out: finetuned is 1.5, which no accuracy can be"
         in (told)
     )
-    assert told[-1].startswith("base 2: frozen seen 25.0, finetuned seen 58.3")  # 75, 50, 50
-    assert follow(2) == []
-    of_good = [r for r in run.journal.rows(SCORES) if r["task"] == good]
-    assert [r["value"] for r in of_good if r["protocol"] == "finetuned"] == [0.75]
-    before, given = (
-        len(run.grid.sent),
-        [
-            Contribution(wrong, metrics={**scores, "num-test-examples": 0}, start=Start(1, "b")),
-            # After a rollback: the draws are another iteration's.
-            Contribution(good, metrics=scores, start=Start(6, "b")),
-        ],
-    )
-    run.evaluation.complete(0, lambda: ARRAYS, "b", given)
+    # 75, 50 and 50; of base 0 nobody was asked for the two that were left out.
+    assert told[-1].startswith("base 2: frozen seen 25.0 (+0.0), finetuned seen 58.3")
+    assert run.evaluation.left_out == []
+    of_good = pick(run.journal.rows(SCORES), task=good, iteration=2, protocol="finetuned")
+    assert [row["value"] for row in of_good] == [0.75]
+    assert len(pick(run.journal.rows(SCORES), iteration=2)) == 4 * 2
+    run.evaluate(0, "0")
+    one, other = run.evaluation.left_out
+    given = [
+        Contribution(one, metrics={**scores, "num-test-examples": 0}, start=Start(1, "0")),
+        # After a rollback: the draws are another iteration's.
+        Contribution(other, metrics=scores, start=Start(6, "0")),
+    ]
+    before = len(run.grid.sent)
+    run.evaluation.complete(0, lambda: ARRAYS, "0", given)
     assert any(event["line"].endswith("measured on 0 examples") for event in run.events)
-    assert len(run.grid.sent) - before == 8  # nothing of base 0 was known, and nothing is now
+    again = [run.names[m.metadata.dst_node_id] for m in run.grid.sent[before:]]
+    assert sorted(again) == sorted([one, other])
+
+
+def test_while_scores_are_to_come_no_mean_of_the_others_stands_for_the_base(tmp_path) -> None:
+    run = Fixture(tmp_path, **KEYS)
+    (tmp_path / CONFIG).write_text(json.dumps({"config": KEYS}))
+    for base in (0, 1):
+        run.evaluate(base, f"{base}")
+        if base == 0:
+            run.evaluation.complete(0, lambda: ARRAYS, "0", [])
+    assert run.events[-1]["scores"] == "frozen seen 25.0 (+0.0), frozen unseen 25.0 (+0.0)"
+    assert run.events[-1]["line"].endswith("finetuned of 2 tasks comes with the next contributions")
+    known = runs.scores(tmp_path)
+    assert {row["iteration"] for row in pick(known, protocol="finetuned")} == {0}
+    assert len(pick(known, protocol="frozen")) == 2 * 4
+    run.evaluation.complete(1, lambda: ARRAYS, "1", [])
+    assert len(pick(runs.scores(tmp_path), protocol="finetuned")) == 2 * 4
+    assert "finetuned seen 50.0 (+0.0)" in run.events[-1]["scores"]
+
+
+def test_who_is_not_in_the_cohort_after_all_is_asked_later_and_nobody_waits_for_it(
+    tmp_path,
+) -> None:
+    """At sites: who is there when the iteration begins may be others."""
+    run = Fixture(tmp_path, **KEYS)
+    run.participants.expected = lambda iteration: ["market", "music"]
+    run.participants.cohort = None  # not drawn before its time
+    away = run.participants.members.pop("weather")
+    run.evaluate(0, "0")
+    assert run.evaluation.left_out == ["market", "music"]
+    run.participants.expected = lambda iteration: ["travel"]
+    del run.participants.members["music"]  # is gone
+    run.participants.members["weather"] = away  # came too late for this base
+    before = len(run.grid.sent)
+    run.evaluation.complete(0, lambda: ARRAYS, "0", [])
+    asked = [run.names[m.metadata.dst_node_id] for m in run.grid.sent[before:]]
+    assert asked == ["market"]
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ def test_what_was_not_measured_is_blank() -> None:
     assert [line[1] for line in score_cells(ROWS[:-2]).lines] == ["40.0", "60.0 (1 of 2)"]
     assert summary(few, 2) == "frozen seen 60.0 (+20.0), frozen unseen 30.0 (-10.0)"
     assert summary(few, 1) == ""
+    assert summary(ROWS[:-2], 2) == "frozen seen 60.0 (1 of 2) (+10.0)"
+    assert score_cells(ROWS[:-2]).totals[0][1] == "+10.0 (1 of 2)"
     about = {"group": "seen", "metric": "pearson", "n_test": 100, "iteration": 0}
     before = [{**about, "task": "a", "protocol": "frozen", "value": 0.5}]
     after = [{**about, "task": "a", "protocol": "frozen", "value": 0.75}]

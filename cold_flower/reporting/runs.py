@@ -11,7 +11,7 @@ from cold_flower.config import Config
 from cold_flower.errors import RunError
 from cold_flower.reporting import trained
 from cold_flower.reporting.progress import Progress
-from cold_flower.reporting.statistics import Row
+from cold_flower.reporting.statistics import Row, pick
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import (
     CONFIG,
@@ -31,9 +31,20 @@ def every_score(folder: Path) -> list[Row]:
 
 
 def scores(folder: Path) -> list[Row]:
-    """Return a run's scores without those of iterations that a rollback left behind."""
+    """Return a run's scores without those of iterations that a rollback left behind.
+
+    Nor are the finetuned ones of the newest base in it while some are to come with the next
+    contributions (``evaluate.reuse``): a mean over the others is not that base's.
+    """
     left = Repository(folder).abandoned()
-    return [row for row in every_score(folder) if row["iteration"] not in left]
+    rows = [row for row in every_score(folder) if row["iteration"] not in left]
+    newest = max((row["iteration"] for row in rows), default=0)
+    config, those = configuration(folder), {"iteration": newest, "protocol": "finetuned"}
+    if not config["evaluate.reuse"] or newest == config["iterations"]:
+        return rows
+    if {row["task"] for row in pick(rows, **those)} == {row["task"] for row in rows}:
+        return rows
+    return [row for row in rows if {key: row[key] for key in those} != those]
 
 
 def configuration(folder: Path) -> dict[str, Any]:

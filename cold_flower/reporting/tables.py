@@ -54,6 +54,8 @@ def step_length(length: float | None, own: float | None) -> str:
 def summary(rows: Sequence[Row], iteration: int, *, trained: bool = True) -> str:
     """Say one iteration's mean scores in points, and how far they are from the start.
 
+    Where scores of the base are missing, its mean says of how many tasks it is.
+
     Args:
         rows: of a run.
         iteration: which.
@@ -66,8 +68,10 @@ def summary(rows: Sequence[Row], iteration: int, *, trained: bool = True) -> str
             continue
         mean = mean_and_sem([row["value"] for row in picked])[0]
         gain = mean_and_sem(gains(rows, group, protocol, iteration))[0] if iteration else math.nan
+        of = len({row["task"] for row in pick(rows, group=group, protocol=protocol)})
         moved = f" ({points(gain, sign='+')})" if points(gain) else ""
-        parts.append(f"{protocol} {_group(group, trained)} {points(mean)}{moved}")
+        some = _some(len(picked), of)
+        parts.append(f"{protocol} {_group(group, trained)} {points(mean)}{some}{moved}")
     return ", ".join(parts)
 
 
@@ -82,12 +86,16 @@ def _group(group: str, trained: bool) -> str:
     return "tasks" if group == "seen" and not trained else group
 
 
+def _some(found: int, of: int) -> str:
+    return f" ({found} of {of})" if 0 < found < of else ""
+
+
 def score_cells(rows: Sequence[Row], *, trained: bool = True) -> Cells:
     """Return mean scores in points, a line per base and a column per group and protocol.
 
     The totals are the gain of the last iteration over the start: its mean over tasks and the
     standard error of that mean. ``trained``: see `summary`. Where scores of a base are missing, its
-    mean says of how many tasks it is.
+    mean and the gain say of how many tasks they are.
     """
     pairs, iterations = columns(rows), sorted({row["iteration"] for row in rows})
     tasks = {
@@ -102,15 +110,15 @@ def score_cells(rows: Sequence[Row], *, trained: bool = True) -> Cells:
         for group, protocol in pairs:
             picked = pick(rows, iteration=iteration, group=group, protocol=protocol)
             mean = mean_and_sem([row["value"] for row in picked])[0]
-            of = tasks[group, protocol]
-            line.append(
-                points(mean) + (f" ({len(picked)} of {of})" if 0 < len(picked) < of else "")
-            )
+            line.append(points(mean) + _some(len(picked), tasks[group, protocol]))
         lines.append(line)
     totals = []
     if len(iterations) > 1 and iterations[0] == 0:
-        gained = [mean_and_sem(gains(rows, *pair, iterations[-1])) for pair in pairs]
-        totals.append(["gain", *(points(mean, sign="+") for mean, _ in gained)])
+        own = {pair: gains(rows, *pair, iterations[-1]) for pair in pairs}
+        gained = [mean_and_sem(own[pair]) for pair in pairs]
+        means = [points(mean, sign="+") for mean, _ in gained]
+        of = [_some(len(own[pair]), tasks[pair]) for pair in pairs]
+        totals.append(["gain", *map("".join, zip(means, of, strict=True))])
         if not all(math.isnan(sem) for _, sem in gained):  # one task has none
             totals.append(["± SEM", *(points(sem) for _, sem in gained)])
     return Cells(head, lines, totals)

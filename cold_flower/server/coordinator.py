@@ -202,7 +202,7 @@ class Coordinator:
             if self._config.fusion.ema:
                 self._evaluate_average(iteration, sha256)
         # A resumed run has logged its first base before.
-        if (server_round or self._first == 1) and not self._evaluation.to_come(iteration):
+        if (server_round or self._first == 1) and not self._evaluation.left_out:
             self._log(iteration)
 
     def _evaluate_average(self, iteration: int, sha256: str) -> None:
@@ -213,7 +213,7 @@ class Coordinator:
 
     def _complete(self, iteration: int) -> None:
         """Take from the contributions what scores of their base were to come; ask for the rest."""
-        if not self._evaluation.to_come(iteration):
+        if not self._evaluation.left_out:
             return
         sha256 = self._repository.sha256(iteration)
         self._evaluation.complete(
@@ -345,7 +345,7 @@ class Coordinator:
 
     def _more(self) -> dict[str, dict[str, str]]:
         """Return what train messages ask for beside a contribution, by contributor."""
-        return {name: {records.SCORE: REUSED} for name in self._evaluation.to_come(self._head)}
+        return {name: {records.SCORE: REUSED} for name in self._evaluation.left_out}
 
     def _measured(self, size: float) -> None:
         self._own_step = size

@@ -52,6 +52,7 @@ class Evaluation:
         self._window = window
         self._scores = Scores(config, participants, journal)
         self._reuses = applies(config)
+        self._left_out: list[str] = []
 
     def due(self, iteration: int) -> bool:
         """Return whether this iteration's base is evaluated."""
@@ -67,7 +68,7 @@ class Evaluation:
     def evaluate(self, iteration: int, arrays: ArrayRecord, sha256: str) -> None:
         """Score one base; the rows are in the journal as soon as each reply is there.
 
-        Left out is what the next contributions will say (`to_come`): see `complete`.
+        Left out is what the next contributions are to say (`left_out`), until `complete`.
 
         Raises:
             RunStopped: a contributor did not answer, or not as it should.
@@ -75,12 +76,12 @@ class Evaluation:
         self._participants.refresh()
         model = Model(iteration, sha256, arrays)
         self._scores.copy(model)
-        due, follow = self._scores.missing(iteration), self.to_come(iteration)
-        for name in follow:
+        due, self._left_out = self._scores.missing(iteration), self._to_come(iteration)
+        for name in self._left_out:
             due[name].remove(REUSED)
         if due := {name: missing for name, missing in due.items() if missing}:
             self._ask(model, due, f"evaluating {iteration}")
-            self._tell(model, follow)
+            self._tell(model)
 
     def evaluate_average(
         self, iteration: int, arrays: Callable[[], ArrayRecord], sha256: str
@@ -97,17 +98,19 @@ class Evaluation:
             self._ask(replace(model, arrays=arrays()), due, what)
             self._tell(model)
 
-    def to_come(self, iteration: int) -> list[str]:
-        """Return whose contribution from this iteration's base will say its finetuned score.
+    @property
+    def left_out(self) -> list[str]:
+        """Return whose contributions are to say the finetuned score of the last evaluated base."""
+        return self._left_out
 
-        With ``evaluate.reuse``: those of the next cohort whose score is due and not known.
-        """
+    def _to_come(self, iteration: int) -> list[str]:
+        # Whom the next iteration is to ask, of those whose score is due and not known.
         config = self._config
         if not self._reuses or not self.due(iteration) or iteration >= config.iterations:
             return []
         due = self._scores.missing(iteration)
-        cohort = self._participants.cohort(iteration + 1)
-        return [name for name in cohort if REUSED in due.get(name, ())]
+        expected = self._participants.expected(iteration + 1)
+        return [name for name in expected if REUSED in due.get(name, ())]
 
     def complete(
         self,
@@ -116,11 +119,12 @@ class Evaluation:
         sha256: str,
         given: Iterable[Contribution],
     ) -> None:
-        """Take the finetuned scores that contributions from a base came with; ask for the rest.
+        """Take the finetuned scores that contributions from a base came with.
 
-        ``arrays`` returns the base, if it has to be sent.
-
-        What screening says of a body says nothing of these. One that cannot be is asked for, too.
+        Those that were left out and did not come so are asked for: of who is not in the cohort
+        after all, whose contribution did not arrive, or came with a score that cannot be.
+        ``arrays`` returns the base, if it has to be sent. What screening says of a body says
+        nothing of its base's score.
 
         Raises:
             RunStopped: as `evaluate`.
@@ -142,13 +146,15 @@ class Evaluation:
             else:
                 self._journal.append(SCORES, rows)
         self._participants.refresh()  # who is gone since is not waited for again
-        if due := self._scores.missing(iteration):
+        missing = self._scores.missing(iteration)
+        if due := {n: [REUSED] for n in self._left_out if REUSED in missing.get(n, ())}:
             what = f"evaluating {iteration}, what did not come with a contribution"
             self._ask(replace(model, arrays=arrays()), due, what)
+        self._left_out = []
         self._tell(model)
 
-    def _tell(self, model: Model, follow: Sequence[str] = ()) -> None:
-        """Say a base's mean scores, but for finetuned ones of which some ``follow``."""
+    def _tell(self, model: Model) -> None:
+        """Say a base's mean scores, but for finetuned ones while some are to follow."""
         i = model.iteration
         rows = [
             row
@@ -156,13 +162,13 @@ class Evaluation:
             for row in self._journal.where(SCORES, "iteration", n)
             if row["protocol"].startswith(EMA) == bool(model.prefix)
         ]
-        if not follow:
-            scores = summary(rows, i)
-            self._say(model, f"base {i}: {scores}", scores=scores)
-            return
-        known = summary([row for row in rows if row["protocol"] != REUSED], i)
-        says = f"{REUSED} of {len(follow)} tasks comes with the next contributions"
-        self._say(model, f"base {i}: {', '.join(filter(None, (known, says)))}")
+        says = ""
+        if self._left_out and not model.prefix:  # the mean of the others is not the base's
+            rows = [row for row in rows if row["protocol"] != REUSED]
+            says = f"{REUSED} of {len(self._left_out)} tasks comes with the next contributions"
+        scores = summary(rows, i)
+        shown = {"scores": scores} if scores else {}
+        self._say(model, f"base {i}: {', '.join(filter(None, (scores, says)))}", **shown)
 
     def validate(
         self, iteration: int, sha256: str, arrays: Callable[[], ArrayRecord], what: str

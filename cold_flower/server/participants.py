@@ -68,6 +68,10 @@ class Contributors(Participants):
         """
         return self._in_order(self._drawn(iteration))
 
+    def expected(self, iteration: int) -> list[str]:
+        """Return whom an iteration would ask if it began now."""
+        return self._drawn(iteration)
+
     def _drawn(self, iteration: int) -> list[str]:
         if self.replayed:
             return sorted(self.replayed.of(iteration))

@@ -62,6 +62,10 @@ class Sites(Contributors):
             self._asking = (iteration, self._in_order(self._drawn(iteration)))
         return self._asking[1]
 
+    def expected(self, iteration: int) -> list[str]:
+        """Return whom an iteration asks, or would ask if it began now: nobody is waited for."""
+        return self._asking[1] if self._asking[0] == iteration else super().expected(iteration)
+
     def refresh(self) -> None:
         """Let newcomers in, and those go that are no longer online."""
         nodes = {node.node_id: node for node in self._grid.get_nodes()}
