@@ -31,9 +31,14 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Return whether it holds: ``undecided`` where the interval has room for either."""
+        """Return whether it holds: ``undecided`` where the interval has room for either.
+
+        ``not run`` where there is nothing.
+        """
         one = self.ours
-        if one is None or one.seeds < 2 or not one.half >= 0:  # one seed proves nothing
+        if one is None:
+            return "not run"
+        if one.seeds < 2 or not one.half >= 0:  # one seed proves nothing
             return "undecided"
         if self.equal:
             return "no difference seen" if abs(one.mean) <= one.half else "no"
@@ -46,7 +51,7 @@ class Claim:
         """Return the row of a Markdown table."""
         one = self.ours
         size = f"{one.tasks}, {one.seeds}" if one else ""
-        ours = str(one) if one else "not run"
+        ours = str(one) if one else ""
         return f"| {self.what} | {self.there} | {ours} | {size} | {self.verdict} |"
 
 

@@ -14,7 +14,7 @@ from cold_flower.models.starting import starting_model
 from cold_flower.reporting import runs
 from cold_flower.reporting.statistics import pick
 from cold_flower.repository.bases import Repository
-from cold_flower.repository.journal import CONFIG, PROGRESS, SCORES, load_config
+from cold_flower.repository.journal import CONFIG, PROGRESS, RESULT, SCORES, load_config
 from cold_flower.runtime import experiments, preview
 from cold_flower.server import reuse
 from cold_flower.training.scoring import DivergedError
@@ -84,6 +84,15 @@ def test_what_came_with_a_contribution_is_what_an_evaluation_says(in_process, tm
     simulate(tmp_path, "parts", *SETTINGS, "--resume")
     assert by_task(tmp_path / "parts") == found
     assert [body_of(tmp_path / "parts", i) for i in range(3)] == [body_of(run, i) for i in range(3)]
+    there = tmp_path / "parts" / SCORES
+    there.write_text("".join(there.read_text().splitlines(keepends=True)[:-1]))
+    (tmp_path / "parts" / RESULT).unlink()
+    simulate(tmp_path, "parts", *SETTINGS, "--resume")
+    assert by_task(tmp_path / "parts") == found
+    told = [event["line"] for event in rows(tmp_path / "parts", PROGRESS)]
+    assert any(
+        line.endswith("base 2 is the last; what its evaluation lacks is left") for line in told
+    )
 
     simulate(tmp_path, "without", *SETTINGS, "--set", "evaluate.reuse=false")
     without = tmp_path / "without"

@@ -43,10 +43,10 @@ def points(value: float, error: float = math.nan, *, digits: int = 1, sign: str 
 def step_length(length: float | None, own: float | None) -> str:
     """Write how long a step was, in the plain mean's, and the rule's own before `fusion.norm`.
 
-    >>> step_length(1.0, 3.914), step_length(None, None)
-    ('1.00 (its own 3.91)', '')
+    >>> step_length(1.0, 3.914), step_length(0.0, None), step_length(None, None)
+    ('1.00 (its own 3.91)', '0.00', '')
     """
-    if not length:
+    if length is None:
         return ""
     return f"{length:.2f}" + (f" (its own {own:.2f})" if own else "")
 

@@ -185,9 +185,12 @@ class Coordinator:
         training = self._participants.training
         known = [members[name].examples for name in training if name in members]
         asked = "" if len(members) == len(there) else f", {len(known)} of which were asked so far"
+        left = f"iterations {self._first} to {self._config.iterations}"
+        if self._first > self._config.iterations:
+            left = f"base {self._head} is the last; what its evaluation lacks is left"
         return (
             f"{ready}, {len(training)} of them contribute{asked} ({sum(known)} training examples); "
-            f"iterations {self._first} to {self._config.iterations}"
+            f"{left}"
         )
 
     def after_round(self, server_round: int, arrays: ArrayRecord) -> None:
