@@ -242,7 +242,7 @@ def train(message: Message, context: Context, site: Site | None) -> RecordDict:
         statistic=kind,
         start=Start(iteration, stated["base"]),
     )
-    stated["sha256"] = store.offer(mine, body)
+    stated[records.XXH3] = store.offer(mine, body)
     return records.train_reply(None, listed, stated)
 
 

@@ -92,8 +92,8 @@ class Asking:
             if silent := [key for key in self.needed if not metrics.get(key, 0) > 0]:
                 raise Refused(f"it does not say its {silent[0]}, which the fusion rule needs")
             if self.by_reference:
-                one = replace(one, sha256=str(stated.get("sha256", "")))
-                return store.take(one, form, Store(self.folder, start.iteration))
+                left = Store(self.folder, start.iteration)
+                return store.take(one, form, left, str(stated.get(records.XXH3, "")))
             whole, body = records.body_of(reply.content, form, self.statistic)
             return store.put(one, body, whole)
         except Refused as reason:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from strategies.fusion import Weights
-from strategies.fusion._deltas import BLOCK, Stack, deltas, learned, one_thread, spans
+from strategies.fusion._deltas import Stack, deltas, learned, one_thread, spans, square
 
 MATRIX = 1024  # numbers: of what is smaller, such as a layer norm, the cosine says little
 
@@ -44,12 +44,9 @@ def drift(start: Weights, body: Weights) -> dict[str, float]:
     """Return how far a body is from another, in its L2 norm, by layer; a tensor at a time."""
     squares: dict[str, float] = {}
     for key in learned(start):
-        layer, moved = layer_of(key), body.get(key) - start.get(key)
-        # In float32 the squares of a word embedding add up to 0.3 % too little.
-        parts = moved.flatten().split(BLOCK)
-        square = sum(float(torch.linalg.vector_norm(p, dtype=torch.float64)) ** 2 for p in parts)
-        squares[layer] = squares.get(layer, 0.0) + square
-    return {layer: math.sqrt(square) for layer, square in squares.items()}
+        layer, moved = layer_of(key), square(start.get(key), body.get(key))
+        squares[layer] = squares.get(layer, 0.0) + moved
+    return {layer: math.sqrt(moved) for layer, moved in squares.items()}
 
 
 def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:

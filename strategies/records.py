@@ -1,11 +1,16 @@
 """The only place where Flower's records meet tensors; every record key is named here."""
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from io import BytesIO
 from typing import Any
 
+import numpy
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.lib import format as npy
+from numpy.typing import NDArray
 from torch import Tensor
 
 from strategies.errors import Refused
@@ -25,6 +30,7 @@ EXPLICIT = "explicit"  # in CONFIG: keys that the user set, so that no suite's r
 METRICS = "metrics"  # MetricRecord from a contributor
 CONTRIBUTOR = "contributor"  # ConfigRecord: answer to a query
 CONTRIBUTION = "contribution"  # ConfigRecord beside a trained body
+XXH3 = "xxh3"  # in the above, by reference: XXH3 of the body that lies in the run directory
 FACTS = ("device", "visible-gpus", "worker", "stopped")  # in the above: for the record only
 SCORED = ("finetuned", "num-test-examples")  # in METRICS of a contribution, where SCORE asks
 SECONDS = "statistic-seconds"  # in it, where STATISTIC asks
@@ -44,6 +50,7 @@ EXAMPLES = "num-examples"  # the key in METRICS that Flower's strategies weigh b
 # What a reply may hold beside the arrays: far more than ours do, far less than would hurt.
 MOST_RECORDS, MOST_KEYS, LONGEST_KEY, LONGEST_VALUE = 8, 64, 64, 10_000
 MOST_EXAMPLES = 2**53  # a float counts no further
+NUMPY = "numpy.ndarray"  # Flower's name for an Array that is a numpy file
 HEADER = 1024  # bytes by which a numpy file may be larger than its values
 
 
@@ -51,18 +58,26 @@ def pack(items: Iterable[tuple[str, Tensor]]) -> ArrayRecord:
     """Turn named tensors into an ArrayRecord, one at a time."""
     record = ArrayRecord()
     for name, tensor in items:
-        record[name] = Array(tensor.detach().cpu().numpy())
+        record[name] = array_of(tensor)
     return record
 
 
+def array_of(tensor: Tensor) -> Array:
+    """Encode one tensor as Flower does, a numpy file, but with one copy of its values."""
+    values, header = tensor.detach().cpu().contiguous().numpy(), BytesIO()
+    npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(values))
+    data = b"".join((header.getvalue(), values.reshape(-1).view(numpy.uint8).data))
+    return Array(dtype=str(values.dtype), shape=values.shape, stype=NUMPY, data=data)
+
+
 def tensor_of(array: Array) -> Tensor:
-    """Decode one Array; a copy, so that it may be written to.
+    """Decode one Array; it is the record's own bytes where they can be read so: never write to it.
 
     Raises:
         Refused: when the bytes are no numpy array of the stated dtype and shape.
     """
     try:
-        values = array.numpy()  # numpy refuses pickled objects here
+        values = _values_of(array)
         if (str(values.dtype), values.shape) == (array.dtype, tuple(array.shape)):
             return torch.from_numpy(values)
         held = f"{values.dtype} {values.shape}"
@@ -72,8 +87,23 @@ def tensor_of(array: Array) -> Tensor:
     raise Refused(f"an array says {array.dtype} {tuple(array.shape)} but holds {held}")
 
 
+def _values_of(array: Array) -> NDArray[Any]:
+    file = BytesIO(array.data)
+    if array.stype == NUMPY and npy.read_magic(file) == (1, 0):
+        shape, by_column, dtype = npy.read_array_header_1_0(file)
+        count, begins = math.prod(shape), file.tell()
+        if count and not by_column and not dtype.hasobject and begins % npy.ARRAY_ALIGN == 0:
+            return numpy.frombuffer(array.data, dtype, count, begins).reshape(shape)
+    return array.numpy()  # numpy refuses pickled objects here
+
+
+with warnings.catch_warnings():  # torch says once in a process that what it reads is not to be
+    warnings.simplefilter("ignore")  # written to
+    torch.from_numpy(numpy.frombuffer(bytes(1), numpy.uint8))
+
+
 def unpack(record: ArrayRecord) -> Iterator[tuple[str, Tensor]]:
-    """Yield the record's tensors in its order."""
+    """Yield the record's tensors in its order; not to be written to."""
     for name, array in record.items():
         yield name, tensor_of(array)
 

@@ -42,7 +42,7 @@ from strategies.fusion import (
     load,
     read_metadata,
 )
-from strategies.fusion._deltas import Difference, Scaled, learned, narrow, spans
+from strategies.fusion._deltas import Difference, Scaled, learned, narrow, spans, square
 
 BETA2, TAU = 0.99, 1e-3  # of adam
 
@@ -197,7 +197,7 @@ def length(base: Weights, fused: Iterable[tuple[str, Tensor]]) -> float:
     squares = 0.0
     for key, tensor in fused:
         if tensor.is_floating_point():
-            squares += float((tensor.float() - base.get(key).float()).double().square().sum())
+            squares += square(base.get(key), tensor)
     return math.sqrt(squares)
 
 

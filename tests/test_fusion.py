@@ -18,6 +18,7 @@ from strategies.errors import FusionError
 from strategies.fusion import Weights, _deltas, load, names
 from strategies.fusion._statistics import pack
 from strategies.names import absolute
+from strategies.waiting import ahead
 
 
 def body(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -108,6 +109,13 @@ class TestEveryRule:
             k: (t.dtype, t.shape) for k, t in base.items()
         }
         assert torch.equal(fused["positions"], base["positions"])
+
+    def test_what_it_yields_stays_while_the_next_is_made(self, rule: Case) -> None:
+        base, given = Weights(body(0)), contributions(5)
+        fused = fuse(rule, base, given)
+        at_once = [(k, t.clone()) for k, t in load(rule[0], **rule[1])(base, given, seed=3)]
+        assert same_bits(dict(at_once), fused)
+        assert same_bits(dict(ahead(iter(at_once))), fused)
 
     def test_leaves_its_inputs_alone(self, rule: Case) -> None:
         base, others = body(0), [body(i) for i in range(1, 6)]

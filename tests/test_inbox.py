@@ -702,7 +702,7 @@ def referring(tmp_path, spoil=lambda name, store, about: None, **options):
         about |= where
         start = Start(int(config["iteration"]), str(config["base"]))
         stated = Contribution(name, metrics=metrics, facts=where, start=start)
-        about["sha256"] = store.offer(stated, body)
+        about["xxh3"] = store.offer(stated, body)
         spoil(name, store, about)
         return Message(records.train_reply(None, metrics, about), reply_to=message)
 
@@ -729,8 +729,8 @@ def rewrite(store, name, **changes):
     ("spoil", "reason"),
     [
         (lambda store, about: store._offered("cat").unlink(), "it left no body in "),
-        (lambda store, about: about.update(sha256="0" * 64), "is not what its message says"),
-        (lambda store, about: about.pop("sha256"), "is not what its message says"),
+        (lambda store, about: about.update(xxh3="0" * 32), "is not what its message says"),
+        (lambda store, about: about.pop("xxh3"), "is not what its message says"),
         (lambda store, about: rewrite(store, "cat"), "is not what its message says"),
         (lambda store, about: rewrite(store, "cat", b=torch.zeros(3)), "b has shape (3,)"),
         (lambda store, about: rewrite(store, "cat", c=torch.zeros(3)), "unexpected tensor 'c'"),
@@ -775,13 +775,14 @@ def test_an_offered_file_has_to_say_what_its_message_says(tmp_path, base) -> Non
     store = Store(tmp_path, 1)
     store.open()
     mine = Contribution("ann", metrics={"num-examples": 10}, start=Start(1, "b"))
-    sha256 = store.offer(mine, BASE)
+    xxh3 = store.offer(mine, BASE)
     stated = {"num-examples": 10 if base == "another" else 99}
-    claimed = Contribution("ann", metrics=stated, sha256=sha256, start=Start(1, base))
+    claimed = Contribution("ann", metrics=stated, start=Start(1, base))
     template = Weights(BASE).template()
     with pytest.raises(Refused, match="its file is not what its message says"):
-        store.take(claimed, template, store)
-    kept = store.take(replace(mine, sha256=sha256), template, store)
+        store.take(claimed, template, store, xxh3)
+    kept = store.take(mine, template, store, xxh3)
+    assert kept.sha256 == fingerprint(BASE.items())
     assert kept.path == tmp_path / "0001" / "ann.safetensors"
 
 

@@ -25,6 +25,33 @@ def test_tensors_come_back_as_they_went() -> None:
     assert lazy["w"] is lazy["w"]  # decoded once
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 3), (70, 3)])
+def test_an_array_is_the_file_that_flower_writes_and_is_read_without_a_copy(dtype, shape) -> None:
+    values = np.ones(shape, dtype)
+    ours, flowers = records.array_of(torch.from_numpy(values)), Array(values)
+    assert (ours.dtype, tuple(ours.shape), ours.stype, ours.data) == (
+        *(flowers.dtype, tuple(flowers.shape), flowers.stype, flowers.data),
+    )
+    read = records.tensor_of(flowers)
+    assert (str(read.dtype), tuple(read.shape)) == (f"torch.{dtype}", shape)
+    assert torch.equal(read, torch.from_numpy(values))
+    if values.size:
+        assert np.shares_memory(read.numpy(), np.frombuffer(flowers.data, np.uint8))
+
+
+def test_what_lies_otherwise_is_copied() -> None:
+    """By column, as numpy may write it; of a later version of the format; at an odd place."""
+    by_column = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, by_column, version=(2, 0))
+    odd = Array(by_column).data.replace(b" \n", b"\n").replace(b"v\x00{", b"u\x00{")
+    for data in (Array(by_column).data, buffer.getvalue(), odd):
+        read = records.tensor_of(Array("float32", (2, 3), "numpy.ndarray", data))
+        assert read.tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert not np.shares_memory(read.numpy(), np.frombuffer(data, np.uint8))
+
+
 def test_nothing_is_unpickled() -> None:
     class Bomb:
         def __reduce__(self):

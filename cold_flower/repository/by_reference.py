@@ -2,7 +2,8 @@
 
 With ``transport = "shared-dir"`` a message names an iteration instead of carrying its weights.
 The contributor reads that base from the run directory and leaves its own body in the inbox
-there. Each side checks the other's sha256. Whoever can write into the run directory has to be
+there. The contributor checks the base's sha256, the server that what it reads is what was written
+(`strategies.contributions`). Whoever can write into the run directory has to be
 trusted, so this is for simulations, on one machine or a cluster, and not for sites.
 """
 

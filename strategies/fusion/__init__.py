@@ -5,6 +5,7 @@ A rule is one file ``strategies/fusion/<name>.py`` holding a function of that na
     def name(base: Weights, given: Sequence[Weights], *, seed: int, option=1.0):
         yield key, tensor          # for every key of the base, in the base's order
 
+The tensor is not written to again: while it is copied away, the next one is being made.
 Its keyword-only parameters (but ``seed``) are its options, and their annotations say what
 they may be (`_options`). ``given`` arrives sorted by contributor name, non-empty, with the
 base's keys and shapes: `load` sees to it. A rule that needs more than one contribution has

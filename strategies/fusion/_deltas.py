@@ -200,6 +200,16 @@ def gram(base: Weights, given: Sequence[Delta]) -> dict[str, Tensor]:
     return products
 
 
+def square(theta: Tensor, other: Tensor) -> float:
+    """Return how far two tensors are apart: |other - theta|^2, summed in float64."""
+    one, two, summed = theta.ravel(), other.ravel(), 0.0
+    with one_thread():
+        for span in spans(len(one), 1):
+            d = (two[span].float() - one[span].float()).double()
+            summed += float(d @ d)
+    return summed
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Work on blocks without threads.

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -107,8 +107,8 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(numpy.isfinite(whole)) or bool(torch.isfinite(tensor).all())
 
 
-def _digest(name: str, tensor: Tensor) -> tuple[str, bytes]:
-    digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+def _digest(name: str, tensor: Tensor, new: Callable[[bytes], Any]) -> tuple[str, bytes]:
+    digest = new(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
     digest.update(_raw(tensor))
     return name, digest.digest()
 
@@ -128,9 +128,14 @@ def fingerprint(items: Iterable[tuple[str, Tensor]]) -> str:
 
 
 class Fingerprint:
-    """The fingerprint of tensors that are on their way elsewhere, as by a file writer."""
+    """The fingerprint of tensors that are on their way elsewhere, as by a file writer.
 
-    def __init__(self) -> None:
+    Args:
+        new: begins a digest of bytes; another than sha256 makes no identity, but may be faster.
+    """
+
+    def __init__(self, new: Callable[[bytes], Any] = hashlib.sha256) -> None:
+        self._new = new
         self._digests: list[tuple[str, bytes]] = []
 
     @classmethod
@@ -150,7 +155,7 @@ class Fingerprint:
             waiting: deque[tuple[int, Future[tuple[str, bytes]]]] = deque()
             ahead = 0
             for name, tensor in items:
-                waiting.append((tensor.nbytes, pool.submit(_digest, name, tensor)))
+                waiting.append((tensor.nbytes, pool.submit(_digest, name, tensor, self._new)))
                 ahead += tensor.nbytes
                 yield name, tensor
                 while ahead > AHEAD:
@@ -160,11 +165,11 @@ class Fingerprint:
             self._digests += [future.result() for _, future in waiting]
 
     def hexdigest(self, without: str = "") -> str:
-        """Return the sha256 of what has passed, ``without`` names that begin so."""
+        """Return the digest of what has passed, ``without`` names that begin so."""
         counted = [
             d for name, d in sorted(self._digests) if not without or not name.startswith(without)
         ]
-        return hashlib.sha256(b"".join(counted)).hexdigest()
+        return str(self._new(b"".join(counted)).hexdigest())
 
 
 class SafetensorsWriter:
