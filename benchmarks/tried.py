@@ -29,7 +29,8 @@ def table() -> str:
     """Return a line for each that has runs, as Markdown."""
     runs = load(NAME)
     mean = select(runs, "plain mean", **PLAIN)
-    lines = [f"| plain mean, three iterations of four epochs | {gain(mean, *SCORE, mean.last)} | | |"]
+    own = gain(mean, *SCORE, mean.last)
+    lines = [f"| plain mean, three iterations of four epochs | {own} | | |"]
     for what, keys in TRIED.items():
         other = select(runs, what, **{**PLAIN, **keys})
         found = difference(other, mean, *SCORE)

@@ -1,7 +1,7 @@
 """What a contributor is asked, and what its answer has to be (docs/messages.md, ``train``)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict

@@ -4,7 +4,6 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import flwr.serverapp.strategy as strategies_of_flower
 import httpx
