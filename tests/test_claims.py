@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import claims, results, rules, science
+from benchmarks import claims, results, rules, science, tried
 from benchmarks.claims import Claim
 from cold_flower.reporting.paired import Difference
 from cold_flower.repository.journal import RESULT, SCORES, Journal
@@ -82,6 +82,11 @@ def test_seeds_are_added_and_the_same_run_is_replaced(make, tmp_path, monkeypatc
 def test_the_table_of_rules_shows_what_is_kept() -> None:
     said = rules.RULES.read_text().partition(rules.BEGIN)[2].partition(rules.END)[0]
     assert said.strip() == rules.table().strip()
+
+
+def test_the_table_of_what_was_tried_shows_what_is_kept() -> None:
+    said = results.PAGE.read_text().partition(tried.BEGIN)[2].partition(tried.END)[0]
+    assert said.strip() == tried.table().strip()
 
 
 def test_the_page_shows_what_is_kept() -> None:
