@@ -24,6 +24,7 @@ from cold_flower.runtime.experiments import Checked, configure
 from cold_flower.server.strategy import needed
 from cold_flower.training.statistics import statistic
 from strategies import records
+from strategies.contributions import Contribution, Start, Store
 from strategies.errors import FusionError, Refused
 from strategies.fusion import Weights, fingerprint, load
 from strategies.fusion import _statistics as forms
@@ -389,3 +390,22 @@ def test_a_site_decides_what_leaves(site, arrays, own_home, tmp_path) -> None:  
     assert not ask(site(top.format("own")), arrays, "fisher").has_error()
     with pytest.raises(SiteError, match="Did you mean 'fisher'"):
         load_site(site('statistics = "fischer"'))
+
+
+@pytest.mark.parametrize("transport", ["message", "shared-dir"])
+def test_a_body_is_found_again_with_its_own_sha256(tmp_path, transport) -> None:
+    """After a stop: what came beside it is no part of its identity."""
+    body = {"m": torch.ones(2, 3), "b": torch.zeros(2)}
+    stated = Contribution(
+        "ann", metrics={"num-examples": 9}, statistic="fisher", start=Start(1, "b")
+    )
+    whole = {**body, **{forms.prefix("fisher") + key: tensor**2 for key, tensor in body.items()}}
+    form, store = Weights(whole).template(), Store(tmp_path, 1)
+    store.open()
+    if transport == "message":
+        came = store.put(stated, whole.items(), form)
+    else:
+        xxh3 = store.offer(stated, whole)
+        came = store.take(stated, Weights(body).template(), store, xxh3)
+    assert came.sha256 == fingerprint(body.items())
+    assert store.find("ann", {"b"}) == came
