@@ -20,6 +20,7 @@ HEADER = (
 PLAIN: dict[str, Any] = {"finetune__head": "fresh", "fusion__norm": "", "iterations": 3}
 TRIED: dict[str, dict[str, Any]] = {
     "a head that the probe has trained (LP-FT)": {"finetune__head": "probe"},
+    "steps of twice the mean's length": {"fusion__norm": "2"},
 }
 
 
