@@ -82,9 +82,11 @@ def test_still_improving_is_not_said_of_so_few_that_it_may_be_chance(size, said)
     assert bool(findings([], scores)) is said
 
 
-@pytest.mark.parametrize(("improving", "said"), [(18, False), (19, True)])
-def test_three_quarters_of_many_are_still_improving(improving, said) -> None:
-    rows = [contribution(f"t{i}", 0.8, 0.5, improving=i < improving) for i in range(24)]
+@pytest.mark.parametrize(
+    ("improving", "of", "said"), [(18, 24, False), (19, 24, True), (1600, 2000, True)]
+)
+def test_three_quarters_of_many_are_still_improving(improving, of, said) -> None:
+    rows = [contribution(f"t{i}", 0.8, 0.5, improving=i < improving) for i in range(of)]
     assert bool(findings(rows, [])) is said
 
 

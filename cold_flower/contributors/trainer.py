@@ -30,7 +30,8 @@ class Job:
     ``finetune.head = probe`` was trained on it (with ``keep``: keeping one is yours). Yours to
     change."""
     body: Mapping[str, Tensor]
-    """The base alone, by the names to send back; float32, on the CPU."""
+    """The base alone, by the names to send back; float32, on the CPU. Not to be written to: it may
+    be the message's own bytes."""
     tokenizer: Any
     train: Rows
     dev: Rows

@@ -11,11 +11,12 @@ from cold_flower.config import Config
 from cold_flower.errors import RunError
 from cold_flower.reporting import trained
 from cold_flower.reporting.progress import Progress
-from cold_flower.reporting.statistics import Row, pick
+from cold_flower.reporting.statistics import Row
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import (
     CONFIG,
     CONTRIBUTIONS,
+    LEFT_OUT,
     PROGRESS,
     SCORES,
     Journal,
@@ -26,25 +27,21 @@ FIGURES = "figures"  # of a report, beside it
 
 
 def every_score(folder: Path) -> list[Row]:
-    """Return the rows of a run's scores.jsonl."""
-    return list(Journal(folder).rows(SCORES))
+    """Return the rows of a run's scores.jsonl.
+
+    But for the finetuned ones of a base while others are to come with the next contributions
+    (``evaluate.reuse``): a mean over some is not that base's.
+    """
+    journal = Journal(folder)
+    told = [event for event in journal.rows(PROGRESS) if LEFT_OUT in event][-1:]
+    some = [(event["iteration"], "finetuned") for event in told if event[LEFT_OUT]]
+    return [row for row in journal.rows(SCORES) if (row["iteration"], row["protocol"]) not in some]
 
 
 def scores(folder: Path) -> list[Row]:
-    """Return a run's scores without those of iterations that a rollback left behind.
-
-    Nor are the finetuned ones of the newest base in it while some are to come with the next
-    contributions (``evaluate.reuse``): a mean over the others is not that base's.
-    """
+    """Return a run's scores without those of iterations that a rollback left behind."""
     left = Repository(folder).abandoned()
-    rows = [row for row in every_score(folder) if row["iteration"] not in left]
-    newest = max((row["iteration"] for row in rows), default=0)
-    config, those = configuration(folder), {"iteration": newest, "protocol": "finetuned"}
-    if not config["evaluate.reuse"] or newest == config["iterations"]:
-        return rows
-    if {row["task"] for row in pick(rows, **those)} == {row["task"] for row in rows}:
-        return rows
-    return [row for row in rows if {key: row[key] for key in those} != those]
+    return [row for row in every_score(folder) if row["iteration"] not in left]
 
 
 def configuration(folder: Path) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def findings(contributions: Sequence[Row], scores: Sequence[Row], recipe: Recipe
 
 def _by_chance(found: int, size: int) -> float:
     # That at least as many of so many are, where each is in one case of two.
-    return sum(math.comb(size, k) for k in range(found, size + 1)) / 2.0**size
+    return sum(math.comb(size, k) for k in range(found, size + 1)) / (1 << size)
 
 
 def _error(one: Row, other: Row) -> float:

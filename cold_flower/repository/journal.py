@@ -26,6 +26,7 @@ WAITS = "waits"  # of an event there: what the run waits for next, where that ma
 READ = "read"  # of an event there: by contributor, its shares of tokens unknown and of texts cut
 # Of events, too: whom a phase asks; who begins; whose answer came (verdict, seconds, worker).
 ASKED, BEGUN, WHO = "asked", "begun", "who"
+LEFT_OUT = "left-out"  # of an event, too: whose contributions are to say a base's finetuned score
 RESUMED = "resumed"  # in CONFIG: what was no longer the same when a run went on, and when
 TAKEN_OVER = "taken-over"  # of an event, too: how many contributions another run has finetuned
 LOG = "flower.log"

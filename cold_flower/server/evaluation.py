@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from cold_flower.config import EMA, Config
 from cold_flower.data.schedule import evaluated
 from cold_flower.reporting.tables import summary
-from cold_flower.repository.journal import SCORES, VALIDATION, Journal
+from cold_flower.repository.journal import LEFT_OUT, SCORES, VALIDATION, Journal
 from cold_flower.server.participants import Contributors, longest_first
 from cold_flower.server.reuse import REUSED, applies
 from cold_flower.server.scores import COSTLY_FIRST, Model, Scores
@@ -80,7 +80,7 @@ class Evaluation:
         for name in self._left_out:
             due[name].remove(REUSED)
         if due := {name: missing for name, missing in due.items() if missing}:
-            self._ask(model, due, f"evaluating {iteration}")
+            self._ask(model, due, f"evaluating {iteration}", **{LEFT_OUT: self._left_out})
             self._tell(model)
 
     def evaluate_average(
@@ -104,7 +104,8 @@ class Evaluation:
         return self._left_out
 
     def _to_come(self, iteration: int) -> list[str]:
-        # Whom the next iteration is to ask, of those whose score is due and not known.
+        # Whom the next iteration is to ask, of those whose score is due and not known. After a
+        # rollback that iteration has a later number: some may be asked in vain, and once more.
         config = self._config
         if not self._reuses or not self.due(iteration) or iteration >= config.iterations:
             return []
@@ -167,7 +168,9 @@ class Evaluation:
             rows = [row for row in rows if row["protocol"] != REUSED]
             says = f"{REUSED} of {len(self._left_out)} tasks comes with the next contributions"
         scores = summary(rows, i)
-        shown = {"scores": scores} if scores else {}
+        shown: dict[str, Any] = {"scores": scores} if scores else {}
+        if not model.prefix:
+            shown[LEFT_OUT] = self._left_out
         self._say(model, f"base {i}: {', '.join(filter(None, (scores, says)))}", **shown)
 
     def validate(
@@ -198,15 +201,20 @@ class Evaluation:
                 scores[row["contributor"]] = row["value"]
         return dict(sorted(scores.items()))
 
-    def _ask(self, model: Model, due: Mapping[str, list[str]], what: str) -> list[dict[str, Any]]:
-        """Have contributors score under protocols; return the rows, which are in the file then."""
+    def _ask(
+        self, model: Model, due: Mapping[str, list[str]], what: str, **event: Any
+    ) -> list[dict[str, Any]]:
+        """Have contributors score under protocols; return the rows, which are in the file then.
+
+        ``what`` is said first, with ``event``.
+        """
         members = longest_first(self._participants.asked(due))
         if self._window:
             pairs = [(m, [p]) for p in COSTLY_FIRST for m in members if p in due[m.name]]
         else:
             pairs = [(m, due[m.name]) for m in members]
         asked = {f"{m.name} {','.join(protocols)}": (m, protocols) for m, protocols in pairs}
-        self._say(model, what, done=0, of=len(asked), asked=[*asked])
+        self._say(model, what, done=0, of=len(asked), asked=[*asked], **event)
         strict = self._participants.simulated
         replies = exchange(
             self._grid,
