@@ -92,7 +92,7 @@ def _values_of(array: Array) -> NDArray[Any]:
     if array.stype == NUMPY and npy.read_magic(file) == (1, 0):
         shape, by_column, dtype = npy.read_array_header_1_0(file)
         count, begins = math.prod(shape), file.tell()
-        if count and not by_column and begins % npy.ARRAY_ALIGN == 0:
+        if count > 0 and not by_column and begins % npy.ARRAY_ALIGN == 0:
             return numpy.frombuffer(array.data, dtype, count, begins).reshape(shape)
     return array.numpy()  # numpy refuses pickled objects, here and above
 

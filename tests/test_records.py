@@ -69,6 +69,30 @@ def test_nothing_is_unpickled() -> None:
             records.tensor_of(Array("float32", (1,), "numpy.ndarray", data))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        ("'>f4'", "(4,)"),
+        ("'<f4'", "(-4,)"),
+        ("'<f4'", "(2**62, 4)"),
+        ("'<f4'", "(5,)"),  # more than there is
+        ("'|O'", "(2,)"),
+        ("[('a', '<f4'), ('b', '|O')]", "(1,)"),
+        ("('<f4', (2,))", "(4,)"),
+        ("'<f8'", "(2,)"),
+        ("'<U1'", "(4,)"),
+        ("'|V0'", "(4,)"),
+    ],
+)
+def test_a_header_that_is_not_the_arrays_is_refused(dtype, shape) -> None:
+    text = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}"
+    header = text.encode().ljust(117) + b"\n"
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(16)
+    assert len(data) == 128 + 16
+    with pytest.raises(Refused, match="an array "):
+        records.tensor_of(Array("float32", (4,), "numpy.ndarray", data))
+
+
 def test_an_array_that_lies_about_its_form_is_refused() -> None:
     honest = Array(np.zeros((2, 2), dtype=np.float32))
     with pytest.raises(Refused, match=r"says float32 \(4,\) but holds float32 \(2, 2\)"):

@@ -149,6 +149,8 @@ def test_newcomers_are_asked_before_an_iteration_and_leavers_are_not(field) -> N
     world.off("bob")
     world.on("cat")
     assert made.cohort(1) == ["ann", "bob"]  # an iteration that has begun keeps its cohort
+    assert made.expected(1) == ["ann", "bob"]
+    assert made.expected(2) == ["ann", "bob"]  # nobody is looked for
     assert made.cohort(2) == ["ann", "cat"]
     assert len(world.grid.sent) == 3  # each was asked once
     world.on("bob", at="2")
