@@ -185,9 +185,8 @@ class Store:
         form = check_form(given, template, stated.statistic)
         faulty: list[str] = []
         items = ((key, weights.get(key)) for key in form)
-        hashed, summed = Fingerprint(), Fingerprint(xxh3_128)
-        for _ in hashed.passing(summed.passing(_noting(items, faulty, stated.statistic, form))):
-            pass
+        summed = Fingerprint(xxh3_128)
+        hashed = Fingerprint.of(summed.passing(_noting(items, faulty, stated.statistic, form)))
         if faulty:
             offered.replace(self._path(stated.name))
         self._check_sound(stated.name, faulty)
