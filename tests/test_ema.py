@@ -122,6 +122,19 @@ def test_an_average_that_is_known_is_not_scored_again(tmp_path) -> None:
     assert of == {(i, f"{p}frozen", b) for i, p, b in [(0, "", "a"), (0, "ema-", "a"), (1, "", "b"), (1, "ema-", "c")]}  # fmt: skip
 
 
+def test_the_start_is_no_average_yet_and_nobody_finetunes_it_twice(tmp_path) -> None:
+    keys = {"evaluate.protocols": "finetuned,ema-finetuned", "fusion.ema": 0.5}
+    reuse = {"evaluate.reuse": True, "contributors-per-iteration": 0}
+    fixture = Fixture(tmp_path, **keys, **reuse)
+    assert fixture.evaluate(0) == [("travel", "finetuned")]  # music and market contribute
+    fixture.evaluation.evaluate_average(0, pytest.fail, "a")
+    assert {row["protocol"] for row in fixture.journal.rows(SCORES)} == {"finetuned"}
+    fixture.evaluation.complete(0, lambda: ARRAYS, "a", [])
+    fixture.evaluation.evaluate_average(0, pytest.fail, "a")
+    of = {(r["task"], r["protocol"]) for r in fixture.journal.rows(SCORES)}
+    assert len(of) == 6 == len(fixture.journal.rows(SCORES))
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

@@ -113,6 +113,15 @@ def test_nothing_is_computed_twice(tmp_path) -> None:
     assert len(resumed.evaluate(3, "c")) == 6
 
 
+def test_a_base_whose_scores_were_cut_off_is_to_be_logged_once_they_are_there(tmp_path) -> None:
+    run = Fixture(tmp_path)
+    assert run.evaluation.evaluate(1, ARRAYS, "a") is True
+    assert run.evaluation.evaluate(1, ARRAYS, "a") is False
+    scores = tmp_path / SCORES
+    scores.write_text("".join(scores.read_text().splitlines(keepends=True)[:-1]))
+    assert Fixture(tmp_path).evaluation.evaluate(1, ARRAYS, "a") is True
+
+
 def test_fresh_shards_are_scored_anew_with_their_own_sample(tmp_path) -> None:
     keys = {"partition.kind": "shards", "partition.fresh": True, "tasks": "music", "unseen": ""}
     run = Fixture(tmp_path, **keys)

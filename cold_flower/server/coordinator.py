@@ -199,20 +199,21 @@ class Coordinator:
         if server_round:
             self._complete(self._head)
             self._publish(iteration, arrays)
-        sha256 = self._repository.sha256(iteration)
+        sha256, scored = self._repository.sha256(iteration), False
         if self._evaluation.due(iteration):
-            self._evaluation.evaluate(iteration, arrays, sha256)
-            if self._config.fusion.ema:
-                self._evaluate_average(iteration, sha256)
-        # A resumed run has logged its first base before.
-        if (server_round or self._first == 1) and not self._evaluation.left_out:
+            scored = self._evaluation.evaluate(iteration, arrays, sha256)
+            scored |= self._evaluate_average(iteration, sha256)
+        # A resumed run has logged its first base before, unless it was stopped amid its scores.
+        if (server_round or scored) and not self._evaluation.left_out:
             self._log(iteration)
 
-    def _evaluate_average(self, iteration: int, sha256: str) -> None:
+    def _evaluate_average(self, iteration: int, sha256: str) -> bool:
         """Evaluate the moving average beside a base; at the start it is the base (``sha256``)."""
+        if not self._config.fusion.ema:
+            return False
         of = self._repository.manifest(iteration).get("ema", {}).get("sha256", sha256)
         body = self._repository.average(iteration)
-        self._evaluation.evaluate_average(iteration, lambda: records.pack(body.items()), of)
+        return self._evaluation.evaluate_average(iteration, lambda: records.pack(body.items()), of)
 
     def _complete(self, iteration: int) -> None:
         """Take from the contributions what scores of their base were to come; ask for the rest."""
@@ -225,6 +226,7 @@ class Coordinator:
             sha256,
             self._inbox.contributions.values(),
         )
+        self._evaluate_average(iteration, sha256)
         self._log(iteration)
 
     def _log(self, iteration: int) -> None:

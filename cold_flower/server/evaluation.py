@@ -53,6 +53,7 @@ class Evaluation:
         self._scores = Scores(config, participants, journal)
         self._reuses = applies(config)
         self._left_out: list[str] = []
+        self._base = ""  # fingerprint of the last evaluated one
 
     def due(self, iteration: int) -> bool:
         """Return whether this iteration's base is evaluated."""
@@ -65,15 +66,19 @@ class Evaluation:
         evaluations = sum(map(self.due, range(evaluations_from, last + 1)))
         return {"finetune": last - iteration, "evaluate": evaluations}
 
-    def evaluate(self, iteration: int, arrays: ArrayRecord, sha256: str) -> None:
+    def evaluate(self, iteration: int, arrays: ArrayRecord, sha256: str) -> bool:
         """Score one base; the rows are in the journal as soon as each reply is there.
 
         Left out is what the next contributions are to say (`left_out`), until `complete`.
+
+        Returns:
+            Whether a score was missing; a run that is resumed may have them all.
 
         Raises:
             RunStopped: a contributor did not answer, or not as it should.
         """
         self._participants.refresh()
+        self._base = sha256
         model = Model(iteration, sha256, arrays)
         self._scores.copy(model)
         due, self._left_out = self._scores.missing(iteration), self._to_come(iteration)
@@ -82,21 +87,28 @@ class Evaluation:
         if due := {name: missing for name, missing in due.items() if missing}:
             self._ask(model, due, f"evaluating {iteration}", **{LEFT_OUT: self._left_out})
             self._tell(model)
+        return bool(due)
 
     def evaluate_average(
         self, iteration: int, arrays: Callable[[], ArrayRecord], sha256: str
-    ) -> None:
+    ) -> bool:
         """Score the moving average beside a base, under what ``evaluate.protocols`` asks of it.
+
+        Where it is that base itself, and scores of it are to come (`left_out`), it has them
+        afterwards: nothing is done now. Returns whether a score was missing.
 
         Raises:
             RunStopped: as `evaluate`.
         """
+        if sha256 == self._base and self._left_out:
+            return False
         model = Model(iteration, sha256, ArrayRecord(), prefix=EMA)
         self._scores.copy(model)
         if due := self._scores.missing(iteration, EMA):
             what = f"evaluating the average at {iteration}"
             self._ask(replace(model, arrays=arrays()), due, what)
             self._tell(model)
+        return bool(due)
 
     @property
     def left_out(self) -> list[str]:
