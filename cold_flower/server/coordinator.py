@@ -20,23 +20,21 @@ from cold_flower.models.starting import save_starting_model, starting_model
 from cold_flower.reporting import trackers
 from cold_flower.repository import by_reference
 from cold_flower.repository.arrivals import Arrivals
-from cold_flower.repository.bases import Repository, rejected
+from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import (
     BEGUN,
-    CONTRIBUTIONS,
     RUNNER,
     SCORES,
     WORKERS,
     Journal,
     run_id,
 )
-from cold_flower.repository.kept import Kept
 from cold_flower.repository.provenance import was_fused
 from cold_flower.server import turns
 from cold_flower.server.drops import FromDropbox
 from cold_flower.server.evaluation import Evaluation
-from cold_flower.server.manifest import accepted_norms, add_norms, contribution_rows, describe
 from cold_flower.server.participants import Contributors
+from cold_flower.server.publishing import Publishing, record_contributions
 from cold_flower.server.reuse import REUSED
 from cold_flower.server.simulation import WINDOW, Simulation
 from cold_flower.server.sites import Sites
@@ -45,11 +43,9 @@ from cold_flower.server.strategy import needed, screen, strategy
 from strategies import records
 from strategies.collecting import Collector
 from strategies.contributions import INCOMING, Start
-from strategies.diagnostics import drift
-from strategies.fusion import Weights, fingerprint
+from strategies.fusion import fingerprint
 from strategies.gate import Gate
 from strategies.inbox import Inbox
-from strategies.stages import length
 
 
 class Coordinator:
@@ -79,7 +75,7 @@ class Coordinator:
             self._repository.check_start(config.base_model)
         self._first = self._repository.numbers()[-1] + 1
         arrivals = Arrivals(self._journal)
-        self._record_contributions(self._first - 1)
+        record_contributions(self._journal, self._repository, self._first - 1)
         # Before the others: while they are waited for, it is seen whether what lies there changes.
         self._drops = FromDropbox(
             config,
@@ -133,13 +129,14 @@ class Coordinator:
             screen=screen(config),
         )
         self._gate = self._make_gate() if config.gate.protocol else None
-        self._own_step = 0.0  # the rule's last one, before `fusion.norm`
+        self._publishing = Publishing(
+            config, self._journal, self._repository, self._inbox, self._gate
+        )
 
     def run(self) -> None:
         """Run from the newest base to the last iteration, and return when all is published."""
         config = self._config
-        self._end_iteration()  # what a crash left between publishing and this
-        self._participants.norms = self._norms = accepted_norms(self._repository)
+        self._participants.norms = self._publishing.norms
         body = self._repository.body(self._head)
         run = run_id(self._journal.run_dir)
         train = ConfigRecord({"seed": config.seed, "run": run})
@@ -158,7 +155,7 @@ class Coordinator:
             self._repository,
             self._gate,
             self._say_of_fusing,
-            self._measured,
+            self._publishing.measured,
         )
         if warning := memory_lost(chosen, self._first):
             self._say(warning)
@@ -251,38 +248,7 @@ class Coordinator:
         )
 
     def _publish(self, iteration: int, arrays: ArrayRecord) -> None:
-        parent = self._head
-        judgement = self._gate.judgement if self._gate else None
-        for name in judgement.left_out if judgement else ():
-            self._inbox.refuse(name, "gate: the validation scores are better without it")
-        if judgement and not judgement.accepted:
-            self._say(f"iteration {iteration} rejected by the gate: {judgement.reason}")
-        diagnosis = self._inbox.diagnosis(self._repository.body(parent))
-        fused = Weights(records.Tensors(arrays))
-        step = length(self._repository.body(parent), fused.items())
-        manifest = describe(
-            self._config,
-            self._inbox.contributions.values(),
-            diagnosis,
-            judgement,
-            step,
-            # With a gate the rule's last step may be that of a candidate that was not taken.
-            0.0 if judgement else self._own_step,
-        )
-        if own := manifest.get("own-length"):
-            self._say(
-                f"iteration {iteration}: the rule's own step is {own:.2f} times the plain mean's; "
-                f"with fusion.norm and what follows it the base moved {manifest['length']:.2f}"
-            )
-        manifest["drift"] = drift(self._repository.body(0), fused)
-        # A candidate that was rejected has left its memory in the inbox; the base keeps its own.
-        state = self._repository.state() if rejected(manifest) else self._inbox.state
-        state = state if state and state.exists() else None
-        decay = self._config.fusion.ema
-        self._repository.publish(iteration, parent, fused, manifest, state=state, decay=decay)
-        self._record_contributions(iteration)
-        add_norms(self._norms, manifest)
-        self._end_iteration()
+        self._publishing.publish(self._head, iteration, arrays)
         if self._config.keep_iterations:
             old = self._config.staleness if self._drops.there else turns.staleness(self._config)
             begun_from = self._repository.recent(old + 1)
@@ -305,21 +271,6 @@ class Coordinator:
                 f"WARNING: base {iteration} is not the one of {self._config.replay}: another "
                 "machine, number of threads, version or setting"
             )
-
-    def _record_contributions(self, iteration: int) -> None:
-        """Copy an iteration's contributors from its manifest, if a crash did not allow it yet."""
-        there = self._journal.where(CONTRIBUTIONS, "iteration", iteration)
-        recorded = {row["contributor"] for row in there}
-        rows = contribution_rows(self._repository.manifest(iteration))
-        missing = [row for row in rows if row["contributor"] not in recorded]
-        self._journal.append(CONTRIBUTIONS, missing)
-
-    def _end_iteration(self) -> None:
-        """Empty the inbox of an iteration that is published; put aside what is to be kept."""
-        rows = self._repository.manifest(self._inbox.iteration).get("contributors", [])
-        if keep := self._config.keep_contributions:
-            Kept(self._journal.run_dir).take(self._inbox.iteration, keep)
-        self._inbox.drop([row["name"] for row in rows if row["verdict"] == "refused"])
 
     def _make_gate(self) -> Gate:
         limits = self._config.gate
@@ -351,9 +302,6 @@ class Coordinator:
     def _more(self) -> dict[str, dict[str, str]]:
         """Return what train messages ask for beside a contribution, by contributor."""
         return {name: {records.SCORE: REUSED} for name in self._evaluation.left_out}
-
-    def _measured(self, size: float) -> None:
-        self._own_step = size
 
     def _say_of_fusing(self, line: str, done: int, of: int) -> None:
         self._say(line, phase="fuse", iteration=self._inbox.iteration, done=done, of=of)
