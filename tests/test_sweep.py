@@ -46,6 +46,9 @@ SMALL = {
 }
 
 
+FEW_SHOT = {**SMALL, "evaluate.protocols": "few-shot"}
+
+
 def cells(folder: Path, *axes: str, **settings):
     return list(sweep.cells("demo", settings, sweep.parse(axes), folder))
 
@@ -111,6 +114,17 @@ def test_finished_cells_are_not_run_again_and_begun_ones_go_on(tmp_path) -> None
     assert started == [1, 2, 3]
     assert lines[0] == "1/4 seed=0: done before"
     assert fourth.name == "seed=3"
+
+
+def test_what_does_not_fit_a_later_condition_is_found_before_the_first_begins(tmp_path) -> None:
+    planned = cells(tmp_path, "seed=0,1", "few-shot.examples=20,100000", **FEW_SHOT)
+    with pytest.raises(
+        RunError, match="^nothing was started, for seed=0,few-shot.examples=100000 cannot: "
+    ):
+        sweep.run(planned, pytest.fail, pytest.fail)
+    started = []
+    sweep.run(planned[::2], lambda config: started.append(config.seed), lambda line: None)
+    assert started == [0, 1]
 
 
 def test_a_cell_that_was_done_with_other_code_says_so(tmp_path) -> None:

@@ -10,12 +10,11 @@ from cold_flower.errors import ConfigError
 from cold_flower.keys import Scalar
 from cold_flower.reporting.comparison import Comparison, comparison
 from cold_flower.runtime import experiments, runner, sweep
-from cold_flower.runtime.sweep import Cell
+from cold_flower.runtime.sweep import PER_RUN, Cell
 
 PLAIN = "average"
 _FUSION = {key: value for key, value in Config().flat().items() if key.startswith("fusion.")}
 _NORM, _EQUAL = "fusion.norm", "mean"
-_FIXED = ("seed", "run-dir", "resume")
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def variants(
         given.append((", ".join(f"{key} = {value}" for key, value in other.items()), other))
     made = [Variant(PLAIN, {"fusion.rule": PLAIN})]
     for label, keys in given:
-        for key in _FIXED:
+        for key in PER_RUN:
             if key in keys:
                 raise ConfigError(f"{label!r}: {key} cannot differ between what is compared")
         # A stage of the plain mean makes it longer or shorter on purpose.
@@ -143,7 +142,7 @@ def plan(
     Raises:
         ConfigError, RunError: as for a sweep; a key that is set and differs between variants.
     """
-    for key in _FIXED:
+    for key in PER_RUN:
         if key in settings:
             raise ConfigError(
                 f"{key} is not set for a comparison: --seeds and --run-dir are there, and the same "

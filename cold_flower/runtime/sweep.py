@@ -16,9 +16,11 @@ from cold_flower.repository.journal import CONFIG, check_new, check_same, others
 from cold_flower.runtime import experiments, shared_start
 from cold_flower.runtime.flower import completed
 from cold_flower.runtime.writable import check_writable
+from cold_flower.server.strategy import needed
 from strategies.errors import StrategyError
 
 MOST = 10_000  # values of a key
+PER_RUN = ("seed", "run-dir", "resume")  # keys that make no condition
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,12 @@ def run(
     What several cells have in common is computed once (`cold_flower.runtime.shared_start`).
 
     Raises:
-        RunError: naming the cells that failed; or nothing can be written where they are to go.
+        RunError: naming the cells that failed; or nothing can be written where they are to go,
+            or data or model of a later one do not fit, before the first begins.
     """
     if to_do := [cell for cell in planned if not cell.done]:
         check_writable(Path(to_do[0].config.run_dir))
+        _check_later(to_do)
     failed = []
     finished: list[Config] = []  # by this command: an earlier one may have had other devices
     for number, cell in enumerate(planned, start=1):
@@ -137,3 +141,23 @@ def run(
             f"{len(failed)} of {len(planned)} cells failed: {', '.join(failed)}; the same command "
             "runs these again"
         )
+
+
+def _check_later(to_do: Sequence[Cell]) -> None:
+    """Check data and model of every further condition, which would else fail hours later."""
+    seen = [_needs(to_do[0].config)]
+    for cell in to_do[1:]:
+        if (needs := _needs(cell.config)) not in seen:
+            seen.append(needs)
+            try:
+                with naming_the_recipe(cell.config):
+                    experiments.check(cell.config)
+            except (ColdFlowerError, StrategyError) as error:
+                raise RunError(f"nothing was started, for {cell.name} cannot: {error}") from error
+
+
+def _needs(config: Config) -> Mapping[str, Any]:
+    """Return what data and model are checked for; of fusion they have to know the statistic."""
+    own = (*PER_RUN, *(key for key in config.flat() if key.startswith("fusion.")))
+    keys = {key: value for key, value in config.flat().items() if key not in own}
+    return {**keys, "statistic": needed(config)[0]}
