@@ -122,9 +122,17 @@ def test_what_does_not_fit_a_later_condition_is_found_before_the_first_begins(tm
         RunError, match="^nothing was started, for seed=0,few-shot.examples=100000 cannot: "
     ):
         sweep.run(planned, pytest.fail, pytest.fail)
-    started = []
-    sweep.run(planned[::2], lambda config: started.append(config.seed), lambda line: None)
-    assert started == [0, 1]
+
+
+def test_each_condition_is_checked_once_and_the_first_by_its_run(tmp_path, monkeypatch) -> None:
+    checked, started = [], []
+    monkeypatch.setattr(sweep.experiments, "check", checked.append)
+    planned = cells(
+        tmp_path, "seed=0,1", "few-shot.examples=20,30", "fusion.clip=,median", **FEW_SHOT
+    )
+    sweep.run(planned, started.append, lambda line: None)
+    assert checked == [planned[2].config]
+    assert [config.seed for config in started] == [0] * 4 + [1] * 4
 
 
 def test_a_cell_that_was_done_with_other_code_says_so(tmp_path) -> None:
