@@ -127,6 +127,7 @@ def test_what_does_not_fit_a_later_condition_is_found_before_the_first_begins(tm
 def test_each_condition_is_checked_once_and_the_first_by_its_run(tmp_path, monkeypatch) -> None:
     checked, started = [], []
     monkeypatch.setattr(sweep.experiments, "check", checked.append)
+    monkeypatch.setattr(sweep.shared_start, "sharing", lambda *_: None)  # nothing really runs
     planned = cells(
         tmp_path, "seed=0,1", "few-shot.examples=20,30", "fusion.clip=,median", **FEW_SHOT
     )
