@@ -20,7 +20,7 @@ class Asking:
     Args:
         folder: where bodies go.
         statistic: of their data, which the rule needs beside bodies; empty for none.
-        needed: metrics that have to be there, above 0: the rule needs them.
+        needed: metrics that have to be there, 1 or more: the rule needs them.
         by_reference: messages carry the base's number instead of arrays, and contributors leave
             their bodies in ``folder`` (`Store.offer`).
     """
@@ -89,7 +89,7 @@ class Asking:
                 statistic=self.statistic,
                 start=start,
             )
-            if silent := [key for key in self.needed if not metrics.get(key, 0) > 0]:
+            if silent := [key for key in self.needed if not metrics.get(key, 0) >= 1]:
                 raise Refused(f"it does not say its {silent[0]}, which the fusion rule needs")
             if self.by_reference:
                 left = Store(self.folder, start.iteration)

@@ -75,7 +75,7 @@ def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
             least = [min(old, (new, key)) for old, new in zip(least, cosines, strict=True)]
     size = sum(counts.values())
     norms = total.diagonal().sqrt()
-    mean = total.sum().sqrt() / n  # its norm
+    mean = total.sum().clamp(min=0).sqrt() / n  # its norm; those that cancel may sum to -1e-17
     to_mean = total.sum(1) / n  # <d_i, mean>
     # ||mean - mean without i|| = ||mean - d_i|| / (n - 1)
     apart = (mean**2 - 2 * to_mean + total.diagonal()).clamp(min=0).sqrt() / max(1, n - 1)

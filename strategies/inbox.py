@@ -37,6 +37,7 @@ class Inbox(Passing):
         collector: asks the cohort, and keeps what it sends.
         quorum: accepted contributions an iteration needs; 0 means a good reply of all that are
             asked, of which ``screen`` may then refuse fewer than half.
+        least: accepted contributions that the rule or strategy needs, whatever the quorum.
         keep_arrays: leave the arrays in the replies too, for strategies that fuse
             them themselves; costs one model per contributor in memory.
         screen: judges the contributions of an iteration together, once all have arrived: takes
@@ -48,6 +49,7 @@ class Inbox(Passing):
         collector: Collector,
         *,
         quorum: int = 0,
+        least: int = 1,
         keep_arrays: bool = False,
         screen: Screening | None = None,
     ) -> None:
@@ -55,6 +57,7 @@ class Inbox(Passing):
         self._collector = collector
         self._participants = collector.participants
         self.quorum = quorum
+        self._least = least
         self._keep_arrays = keep_arrays
         self._screen = screen
         self._measured: tuple[list[str], Diagnosis] | None = None
@@ -197,8 +200,8 @@ class Inbox(Passing):
         accepted, asked = len(self.accepted()), self._collector.turns.good(self.contributions)
         # What screening tells apart rests on medians, so on more than half of them being good.
         enough = accepted + screened >= asked and 2 * accepted > asked
-        needed = self.quorum or asked
-        if accepted >= needed or (enough and not self.quorum):
+        good = accepted >= self.quorum if self.quorum else accepted >= asked or enough
+        if good and accepted >= self._least:
             return
         causes = []
         for one in self.contributions.values():
@@ -206,9 +209,12 @@ class Inbox(Passing):
                 self._collector.store.quarantine(one.name)
             if one.verdict != "accepted":
                 causes.append(f"{one.name} {one.verdict}: {one.reason}")
+        short = f"the quorum is {self.quorum or asked}"
+        if good:
+            short = f"the fusion rule needs {self._least}"
         raise QuorumError(
             f"iteration {self.iteration}: {accepted} of {asked} contributions are good, "
-            f"the quorum is {needed} ({'; '.join(causes) or 'nothing further came in time'})"
+            f"{short} ({'; '.join(causes) or 'nothing further came in time'})"
         )
 
     def _reply(

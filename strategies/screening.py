@@ -298,10 +298,13 @@ class Screen:
 
 
 def _longer(given: Sequence[Candidate], left: Sequence[int]) -> dict[int, float]:
-    """Return how many times as many steps as the median each says to have taken."""
-    steps = {i: given[i].metrics.get("steps", 1.0) for i in left}
-    usual = max(1.0, median(steps.values())) if steps else 1.0
-    return {i: taken / usual for i, taken in steps.items()}
+    """Return how many times as many steps as the median each says to have taken.
+
+    Who does not say it (a site with few dev examples) counts as usual.
+    """
+    stated = {i: given[i].metrics["steps"] for i in left if "steps" in given[i].metrics}
+    usual = max(1.0, median(stated.values())) if stated else 1.0
+    return {i: stated.get(i, usual) / usual for i in left}
 
 
 def _agreement(measured: Diagnosis, i: int, others: Sequence[int]) -> float:

@@ -16,9 +16,10 @@ iteration.
   arXiv 2311.08105). Paper, section 8: "restrict the effect of each iteration".
 - **step**, adam: FedAdam (Reddi et al., arXiv 2003.00295), with bias correction. There eta
   is 0.1 and tau 1e-3, which moves every weight by up to 0.1 and destroys a finetuned
-  encoder. Here both are 1e-3: a weight whose update is steady moves by at most 1e-3, and
-  by no more than the update; one whose updates grow, by at most 2.3 times as much, the
-  largest that m / sqrt(v) can be with betas 0.9 and 0.99.
+  encoder. Here both are 1e-3, unless other ones are set: a weight whose update is steady
+  moves by at most the rate, and, with a rate of at most tau, by no more than the update; one
+  whose updates grow, by at most 2.4 times as much, the largest that m / sqrt(v) can be with betas
+  0.9 and 0.99 (with another beta1, (1 - beta1) / sqrt(1 - beta2) / sqrt(1 - beta1^2 / beta2)).
 - **anchor**: theta + anchor * (theta_0 - theta). Paper, section 8: "regularizing the
   distance from the pretrained model".
 """

@@ -51,6 +51,18 @@ def test_what_did_not_move_and_one_alone() -> None:
     assert (still.mean, alone.mean) == (0, 3)
 
 
+def test_those_that_cancel_have_a_mean_of_no_length() -> None:
+    """Their products may sum to less than 0 by rounding, whose root is NaN."""
+    base = Weights({"w": torch.zeros(5000)})
+    for seed in range(42, 62):
+        moved = torch.randn(4, 5000, generator=torch.Generator().manual_seed(seed)).double()
+        rows = [*moved, -moved.sum(0)]
+        given = [Weights({"w": row.float()}, name=f"c{i}") for i, row in enumerate(rows)]
+        found = diagnose(base, given)
+        assert found.mean < 1e-4
+        assert not any(map(math.isnan, found.without))
+
+
 def test_layers_by_name() -> None:
     names = {
         "encoder.layer.11.attention.self.query.weight": "encoder.layer.11",

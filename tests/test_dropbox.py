@@ -485,6 +485,10 @@ def test_a_rule_may_need_what_a_folder_does_not_have() -> None:
     with pytest.raises(ModelError, match="needs num-examples .*--examples says it"):
         lacking(weighted, Stated())
     lacking(weighted, Stated(examples=5))
+    by_size = Config.from_flat({"fusion.rule": "weighted_average"})
+    with pytest.raises(ModelError, match="needs num-examples .*--examples says it"):
+        lacking(by_size, Stated())
+    lacking(Config.from_flat({**by_size.flat(), "fusion.options": "{power = 0}"}), Stated())
     with pytest.raises(ModelError, match="needs steps"):
         lacking(Config.from_flat({"fusion.rule": "fednova"}), Stated(examples=5))
 

@@ -86,7 +86,7 @@ def trained(message: Message, **changes) -> Message:
 FILES = [f"{name}.{kind}" for name in ROSTER for kind in ("safetensors", "sha256")]  # of a store
 
 
-JUDGING = ("quorum", "keep_arrays", "screen")  # what is the inbox's own
+JUDGING = ("quorum", "least", "keep_arrays", "screen")  # what is the inbox's own
 
 
 def inbox_of(grid, folder, participants=None, **options) -> Inbox:
@@ -411,6 +411,29 @@ def test_what_a_power_cut_left_in_pieces_is_asked_for_again(tmp_path) -> None:
     again = start(second)
     assert sorted(NAMES[m.metadata.dst_node_id] for m in grid.sent) == sorted(ROSTER)
     assert all(torch.equal(again[key], whole[key]) for key in whole)
+
+
+def test_fewer_than_the_rule_needs_stop_at_the_door_and_a_refused_one_is_asked_again(
+    tmp_path,
+) -> None:
+    """Two of three are more than half; but a rule that needs three would fail at every resume."""
+    screen, bad = Screen(checks=("duplicate",)), ["cat"]
+
+    def client(message):
+        name = NAMES[message.metadata.dst_node_id]
+        body = {k: torch.ones_like(t) for k, t in BASE.items()}
+        return trained(message, body=body) if name in ("ann", *bad) else trained(message)
+
+    _, inbox = make(tmp_path, client, screen=screen)
+    start(inbox)
+    assert len(inbox.accepted()) == 2
+    _, inbox = make(tmp_path / "more", client, screen=screen, least=3)
+    with pytest.raises(QuorumError, match="2 of 3 .* good, the fusion rule needs 3 .cat refused"):
+        start(inbox)
+    bad.clear()
+    _, again = make(tmp_path / "more", client, screen=screen, least=3)
+    start(again)
+    assert len(again.accepted()) == 3
 
 
 def test_below_the_quorum_a_refused_one_is_asked_again(tmp_path) -> None:
@@ -876,12 +899,13 @@ def test_a_reply_with_more_than_it_can_need_is_refused(tmp_path) -> None:
     assert "records, expected at most 8" in inbox.contributions["cat"].reason
 
 
-def test_what_the_rule_needs_to_know_is_asked_for_at_the_door(tmp_path) -> None:
+@pytest.mark.parametrize("few", [{}, {"steps": 0.5}])
+def test_what_the_rule_needs_to_know_is_asked_for_at_the_door(tmp_path, few) -> None:
     """One that does not say its steps is refused then, and not the whole fuse later."""
 
     def silent(message):
         metrics = {"num-examples": 10, "train-loss": 0.0, "seconds": 0.5}
-        steps = {} if NAMES[message.metadata.dst_node_id] == "ann" else {"steps": 4}
+        steps = few if NAMES[message.metadata.dst_node_id] == "ann" else {"steps": 4}
         return trained(message, metrics=metrics | steps)
 
     _, inbox = make(tmp_path, silent, needed=load("fednova").metrics, quorum=1)

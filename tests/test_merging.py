@@ -204,10 +204,11 @@ def test_della_wants_probabilities(density: float, epsilon: float) -> None:
         load("della", density=density, epsilon=epsilon)
 
 
-@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize(("n", "moved"), [(1, 1.0), (2, 1.0), (5, 1.0), (40, 1e-4), (120, 1e-4)])
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
-def test_pcb(n: int, ratio: float) -> None:
-    given_ = differences(n)
+def test_pcb(n: int, moved: float, ratio: float) -> None:
+    """Of many the balance / exp(n) of most is 0 in float32, and in float64 it is not."""
+    given_ = [{k: moved * own for k, own in one.items()} for one in differences(n)]
     d = np.stack([np.concatenate([own[k].ravel() for k in SHAPES]) for own in given_])
     d = d.astype(np.float64)
     size = np.abs(d)
@@ -218,7 +219,8 @@ def test_pcb(n: int, ratio: float) -> None:
     whole = weights.sum(0)
     expected = 0.5 * (weights * d).sum(0) / np.where(whole > 0, whole, 1)
     found = step("pcb", given_, ratio=ratio, scale=0.5)
-    close(np.concatenate([found[k].ravel() for k in SHAPES]), expected)
+    whole = np.concatenate([found[k].ravel() for k in SHAPES])
+    close(whole, expected, rtol=1e-5 if n < 10 else 2e-3)
 
 
 def test_pcb_of_equal_contributors_is_what_one_of_them_keeps() -> None:

@@ -126,6 +126,14 @@ def test_a_copy_is_refused_whoever_came_first() -> None:
         assert found["zz"].reason == "duplicate: the same weights as aa"
 
 
+def test_who_does_not_say_its_steps_counts_as_usual() -> None:
+    """As 1 step it would make all who do say them long, and excuse them."""
+    silent = [model(*moved, name=f"n{i}") for i, moved in enumerate(USUAL)]
+    for steps in ({}, {"steps": 200.0}):
+        found = screened(Screen(checks=("norm",)), *silent, model(10.0, name="z", **steps))
+        assert found["z"].reason.startswith("norm: ")
+
+
 def test_what_is_refused_no_longer_counts_for_the_others() -> None:
     """Three that point the other way, two of them refused before: the third one is alone."""
     away = [model(-0.5, -0.5 - i / 10, name=f"z{i}") for i in range(3)]

@@ -189,19 +189,16 @@ def check_strategy(config: Config, least: int) -> None:
     Raises:
         ColdFlowerError, FusionError: the first thing that is wrong.
     """
-    from cold_flower.server import stock
     from cold_flower.server.strategy import check as check_fusion
-    from strategies.fusion import load
+    from cold_flower.server.strategy import least as least_of
 
     config.protocols()
     check_fusion(config)
     trackers.check(config)
+    what = f"rule {config.fusion.rule}"
     if config.fusion.strategy:
-        what, needed = f"strategy {config.fusion.strategy}", stock.min_contributions(config)
-    else:
-        rule = load(config.fusion.rule, **config.rule_options())
-        what, needed = f"rule {config.fusion.rule}", getattr(rule, "min_contributions", 1)
-    if needed > least:
+        what = f"strategy {config.fusion.strategy}"
+    if (needed := least_of(config)) > least:
         raise ConfigError(
             f"fusion {what} needs {needed} contributions with these "
             f"options, but an iteration may have {least} (contributors-per-iteration, quorum)"

@@ -39,7 +39,7 @@ from cold_flower.server.reuse import REUSED
 from cold_flower.server.simulation import WINDOW, Simulation
 from cold_flower.server.sites import Sites
 from cold_flower.server.stock import memory_lost, proximal_mu
-from cold_flower.server.strategy import needed, screen, strategy
+from cold_flower.server.strategy import least, needed, screen, strategy
 from strategies import records
 from strategies.collecting import Collector
 from strategies.contributions import INCOMING, Start
@@ -125,6 +125,7 @@ class Coordinator:
         self._inbox = Inbox(
             collector,
             quorum=config.quorum,
+            least=least(config),
             keep_arrays=bool(config.fusion.strategy),
             screen=screen(config),
         )

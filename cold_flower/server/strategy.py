@@ -104,6 +104,14 @@ def needed(config: Config) -> tuple[str, Sequence[str]]:
     return rule.statistic, rule.metrics
 
 
+def least(config: Config) -> int:
+    """Return how many contributions the rule or strategy needs."""
+    if config.fusion.strategy:
+        return stock.min_contributions(config)
+    rule: Any = load(config.fusion.rule, **config.rule_options())
+    return int(rule.min_contributions)
+
+
 def screen(config: Config) -> Screen | None:
     """Return what judges contributions; None if nothing but their form is checked.
 

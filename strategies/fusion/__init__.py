@@ -11,7 +11,8 @@ they may be (`_options`). ``given`` arrives sorted by contributor name, non-empt
 base's keys and shapes: `load` sees to it. A rule that needs more than one contribution has
 an attribute ``min_contributions``: the number, or a function of the options that returns it. One
 that needs a statistic of the contributors' data has an attribute ``statistic`` (`_statistics`), one
-that needs metrics above 0 beside a body ``metrics``, their names.
+that needs metrics of 1 or more beside a body ``metrics``, their names; these two may also be
+functions of the options.
 """
 
 import importlib
@@ -127,7 +128,8 @@ def load(name: str, **chosen: object) -> Rule:
 
     checked.min_contributions = least  # type: ignore[attr-defined]  # a function has any
     checked.statistic = kind  # type: ignore[attr-defined]
-    checked.metrics = getattr(rule, "metrics", ())  # type: ignore[attr-defined]
+    metrics = getattr(rule, "metrics", ())
+    checked.metrics = metrics(**everything) if callable(metrics) else metrics  # type: ignore[attr-defined]
     return checked
 
 

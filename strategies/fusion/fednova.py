@@ -10,8 +10,8 @@ equal steps it is the plain mean, to the last bit.
 Step length: that of a mean; longer where those with few steps went far in each.
 
 Use it where finetunings differ in length for reasons that are not the task's. It believes what
-contributors say: who understates its steps is amplified by as much, so where they are not trusted
-take `average`.
+contributors say: who understates its steps is amplified by as much, and who overstates them
+amplifies all the others, which no check sees. So where they are not trusted take `average`.
 
 Differs from the paper: contributors count the same, not by examples; a step is a step, whatever
 momentum or AdamW made of it; the steps are all that were taken, those after the best dev score too.

@@ -30,6 +30,9 @@ from strategies.fusion._options import Range, share
 from strategies.fusion._weights import Weights
 
 
+MANY = 40  # contributors, of whom exp(-n) times a small agreement is a number of float32
+
+
 def pcb(
     base: Weights,
     given: Sequence[Weights],
@@ -50,30 +53,34 @@ def pcb(
     with one_thread():
         smallest, largest = extremes(blocks(), n)
 
-    def balances(block: Tensor) -> Iterator[Tensor]:
-        """Yield each contributor's balance / exp(n), of which n may be large; 0 for below 0."""
+    # The k-th root of a balance has the same order, and in float32 it is not 0 where n is large.
+    k = max(1.0, n / MANY)
+
+    def roots(block: Tensor) -> Iterator[Tensor]:
+        """Yield the k-th root of each contributor's balance / exp(n); 0 for below 0."""
         together = total([block[0].clone(), *block[1:]])
         for row, low, high in zip(block, smallest, largest, strict=True):
             size = row.abs().sub_(low).div_(high - low if high > low else 1.0)
-            balance = size.square_().sub_(1).mul_(n).exp_().mul_((row * together).tanh_())
-            yield balance.clamp_(min=0).abs_()  # abs, for -0 is not 0 by its bits
+            agreed = (row * together).tanh_().clamp_(min=0)
+            root = size.square_().sub_(1).mul_(n / k).exp_()
+            yield root.mul_(agreed if k == 1 else agreed.pow_(1 / k)).abs_()  # -0 has other bits
 
     numbers = sum(counts.values())
     least = [0.0] * n
     if numbers:
         with one_thread():
             stays = max(1, share(ratio, numbers))
-            least = kth_largest(lambda: map(balances, blocks()), n, stays)
+            least = kth_largest(lambda: map(roots, blocks()), n, stays)
 
     def balanced(_: str, block: Tensor) -> Tensor:
         weights = [
-            weight.mul_(weight >= bound)
-            for weight, bound in zip(balances(block), least, strict=True)
+            weight.mul_(weight >= bound) for weight, bound in zip(roots(block), least, strict=True)
         ]
         most = reduce(torch.maximum, weights)
         most = most.where(most > 0, 1.0)
         for row, weight in zip(block, weights, strict=True):
-            row.mul_(weight.div_(most))  # the largest is 1: no sum is divided by less
+            weight.div_(most)  # the largest is 1: no sum is divided by less
+            row.mul_(weight if k == 1 else weight.pow_(k))
         return total(block).div_(total(weights).clamp_(min=1)).mul_(scale)
 
     return fuse(base, moved, balanced)

@@ -51,12 +51,12 @@ def regmean(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield theta + D of the linear layers that all know, and theta + the mean of the rest."""
     known = [_grams(own) for own in given]
-    layers = set(known[0])
+    layers = set(max(map(frozenset, known), key=[*map(frozenset, known)].count))  # most know these
     for own, one in zip(given, known, strict=True):
         if odd := layers ^ set(one):
             raise FusionError(
-                f"fusion rule regmean: {own.name} and {given[0].name} do not know of the same "
-                f"layers, such as {min(odd)}"
+                f"fusion rule regmean: {own.name} does not know of the same layers as the others, "
+                f"such as {min(odd)}"
             )
     steps, scale = deltas(base, given), 1 / len(given)
     mean = fuse(base, steps, lambda _, block: total(block).mul_(scale))
