@@ -1,6 +1,7 @@
 """Labels: one rule for every source, and nothing counted as a class that is none."""
 
 import json
+import math
 
 import pytest
 
@@ -60,6 +61,10 @@ def test_classes_of_a_table_are_what_it_says(tmp_path, values, names) -> None:
         (["1", "2", "3"], [2.0, 3.0], [1, 2]),
         (["1", "0"], [1, 0], [0, 1]),
         (["-1", "0", "1"], [-1, 1], [0, 2]),
+        (["0.5", "1.0", "1.5"], [1.0, 1.5, 0.5], [1, 2, 0]),  # and no places in the list
+        ([0.5, 1.0, 2.0], [2.0, 1.0], [2, 1]),
+        (["-1.0", "0.0", "1.0"], [-1.0, 1.0], [0, 2]),
+        (["1.0", "2.0", "other"], [2.0, 1.0], [1, 0]),
         (None, [True, False], [1, 0]),
         (None, [2.0, 1.0], [1, 0]),
     ],
@@ -82,6 +87,9 @@ def test_a_label_becomes_the_index_of_its_class(tmp_path, labels, values, indice
         (["no", "yes"], [0.5, 1], "label '0.5' .* outside"),
         (["no", "yes"], [0, 2], r"row 1: label 2 .*\(or 0 to 1\)"),
         (["1", "2", "3"], [1, 0], "row 1: label 0 .*which is of numbers and so taken as they are"),
+        (["0.5", "1.0"], [0.5, 2], "row 1: label 2 .*which is of numbers and so taken as they are"),
+        (["1.0", "1.00"], [1, 1], "row 0: label 1 .* outside"),  # which of the two?
+        (None, [1.5, math.inf], "row 1: column 'label' holds inf, expected a class"),
         (["many", "0", "1"], [0, 1], "label 0 .* ambiguous: a name in the list .*, or a place"),
         (None, [None, None], "none of 2 rows has a label"),
         (None, [0, 1, -1], r"1 rows have the label -1, .* labels = \['-1', '0', '1'\]"),
@@ -92,6 +100,17 @@ def test_a_label_of_no_class_is_refused(tmp_path, labels, values, words) -> None
     jsonl(tmp_path, values)
     with pytest.raises(TaskError, match=words):
         read_split(task(tmp_path, labels=labels), "train")
+
+
+def test_parts_and_splits_of_decimals_have_the_same_classes(tmp_path) -> None:
+    """A part that happens to hold whole numbers alone is not of another type."""
+    csv(tmp_path, ["2.0", "1.0"], ["1.0", "2.0"])
+    data = tmp_path / "data"
+    (data / "train.csv").rename(data / "train-00000-of-00002.csv")
+    (data / "train-00001-of-00002.csv").write_text("first,label\na,0.5\nb,1.0\nc,2.0")
+    read = read_task(task(tmp_path, labels=None))
+    assert read.labels == ("0.5", "1.0", "2.0")
+    assert (read.train.labels, read.test.labels) == ([2, 1, 0, 1, 2], [1, 2])
 
 
 def test_train_and_test_mean_the_same_though_one_has_a_gap(tmp_path) -> None:

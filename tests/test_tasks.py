@@ -147,8 +147,9 @@ def test_regression(tmp_path) -> None:
         ({"label": "lable"}, "no column 'lable'"),
         ({"labels": ["even"]}, r"split train, row 1: label 1 .* outside the list \['even'\]"),
         ({"path": "nowhere"}, "task mine .*no file for split 'train'; looked for .*nowhere"),
-        ({"kind": "regression", "label": "word"}, "column 'word' is no number"),
+        ({"kind": "regression", "label": "word", "labels": None}, "column 'word' is no number"),
         ({"path": "data/{split}.txt"}, "is none of .parquet"),
+        ({"source": "demo"}, "unknown task of the demo 'mine'"),
     ],
 )
 def test_bad_data_names_task_file_and_column(tmp_path, changes, words) -> None:
@@ -173,6 +174,22 @@ def test_a_single_class_is_no_task(tmp_path) -> None:
     mine = task(tmp_path, label="word", labels=None)
     with pytest.raises(TaskError, match="split train: every row is 'yes'; .* two classes or more"):
         read_task(mine)
+
+
+def test_a_column_of_a_template_is_named_as_a_whole(tmp_path) -> None:
+    (tmp_path / "data").mkdir()
+    row = {"meta.text": "a", "0": "b", "x[1]": "c", "label": 1}
+    (tmp_path / "data" / "train.jsonl").write_text(json.dumps(row))
+    mine = task(tmp_path, text=["{meta.text} {{so}} {0}", "{x[1]}."])
+    assert read_split(mine, "train")[0].texts == [("a {so} b", "c.")]
+
+
+def test_half_a_character_is_refused_by_row_and_column(tmp_path) -> None:
+    (tmp_path / "data").mkdir()
+    rows = ('{"first": "\\ud83d\\ude00", "label": 0}', '{"first": "so \\ud83d", "label": 1}')
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(rows))
+    with pytest.raises(TaskError, match="split train, row 1: column 'first' holds half a char"):
+        read_split(task(tmp_path), "train")
 
 
 def test_an_empty_split_and_a_broken_file(tmp_path) -> None:
@@ -202,7 +219,13 @@ def test_an_empty_split_and_a_broken_file(tmp_path) -> None:
         ({"text": ["{first"]}, "is no template"),
         ({"text": ["{}"]}, "every {} names a column"),
         ({"metric": "pearson"}, "unknown metric 'pearson'"),
-        ({"kind": "regression", "metric": "accuracy"}, "unknown metric 'accuracy'"),
+        (
+            {"kind": "regression", "metric": "accuracy", "labels": None},
+            "unknown metric 'accuracy'",
+        ),
+        ({"kind": "regression"}, "labels are of a classification, kind is 'regression'"),
+        ({"text": ["{first:d}"]}, "is no template: a column's name stands alone in {}"),
+        ({"text": ["{first!r}"]}, "is no template: a column's name stands alone in {}"),
     ],
 )
 def test_a_wrong_entry(tmp_path, changes, words) -> None:

@@ -16,6 +16,7 @@ from cold_flower.data.task import COMMAS, Task, needed
 from cold_flower.errors import TaskError
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
+TEXT_ONLY = (".csv", ".tsv")  # know no types
 COMPRESSED = {"": None, ".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 UTF8 = "utf-8-sig"  # with a byte order mark or without
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})")  # as the hub and datasets call the files of a split
@@ -33,6 +34,7 @@ def read(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
     """
     columns: Columns = {}
     names: tuple[str, ...] = ()
+    typed = True
     for number, path in enumerate(paths(task, split)):
         found, names_there = _read(task, path)
         if number and names_there != names:
@@ -40,6 +42,9 @@ def read(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
         for name, values in found.items():
             columns.setdefault(name, []).extend(values)
         names = names_there
+        typed = _kind(path)[0] not in TEXT_ONLY
+    if not typed:  # of all parts: each may hold other values
+        columns[task.label] = _whole_numbers(columns[task.label])
     return columns, names
 
 
@@ -162,7 +167,6 @@ def _table(task: Task, path: Path, rows: Iterator[tuple[int, list[str]]]) -> Col
             raise ValueError(f"line {line}: {len(row)} values, the header has {len(header)}{hint}")
         for name, place in zip(names, places, strict=True):
             columns[name].append(row[place])
-    columns[task.label] = _whole_numbers(columns[task.label])
     return columns
 
 

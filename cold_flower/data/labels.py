@@ -13,6 +13,7 @@ from cold_flower.errors import TaskError
 
 NONE = -1  # "no label", as the hub marks it (SNLI)
 DECIMAL = re.compile(r"-?\d+[.,]\d+")
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")  # as a list of labels writes one: no 01
 NUMBERS = "kind = 'regression' reads numbers, with a point before the decimals: 0.5, not 0,5"
 SHOWN = 20  # classes of a list, in a message
 Key = int | str | None
@@ -61,7 +62,7 @@ def keys_of(task: Task, values: Sequence[Any], listed: Sequence[str], where: str
             it is a class.
     """
     found = [_key(task, value, f"{where}, row {row}") for row, value in enumerate(values)]
-    if NONE not in found or str(NONE) in listed:
+    if NONE not in found or NONE in map(_number, listed):
         return found
     if not listed:
         names = sorted({str(key) for key in found if key is not None})
@@ -81,13 +82,23 @@ def _key(task: Task, value: Any, where: str) -> Key:
             f"{where}: column {task.label!r} holds {type(value).__name__}, expected a class: an "
             "integer or a name"
         )
+    if isinstance(value, float | decimal.Decimal) and not math.isfinite(value):
+        raise TaskError(f"{where}: column {task.label!r} holds {value}, expected a class")
     if isinstance(value, int | float | decimal.Decimal) and not isinstance(value, bool):
         return int(value) if value == int(value) else str(value)
     return plain(value)
 
 
+def _number(name: str) -> decimal.Decimal | None:
+    """Return what a label is as a number; None if it is a word."""
+    return decimal.Decimal(name) if _NUMBER.fullmatch(name) else None
+
+
 class Classes:
     """The classes of a task: which of them a label means.
+
+    Of a list with decimals, such as 0.5 and 1.0, a number is looked up as a number: tables and
+    JSON write 1.0 as 1.
 
     Args:
         names: the class names.
@@ -97,6 +108,7 @@ class Classes:
 
     def __init__(self, names: Sequence[str], *, listed: bool, numbered: bool) -> None:
         self._names, self._numbered = names, numbered
+        self._decimals = not numbered and any("." in n and _number(n) is not None for n in names)
         self._index_of = {name: i for i, name in enumerate(names)}
         self._folded = {name.casefold(): i for i, name in enumerate(names)}
         digits = all(INTEGER.fullmatch(name) for name in names)
@@ -107,7 +119,10 @@ class Classes:
     def index(self, key: int | str) -> int | None:
         """Return the index of a label's class; None if it has none."""
         by_name = self._index_of.get(str(key))
-        if isinstance(key, str):
+        if by_name is None and self._decimals and _number(str(key)) is not None:  # 1.0 came as 1
+            same = [i for i, n in enumerate(self._names) if _number(n) == _number(str(key))]
+            return same[0] if len(same) == 1 else None
+        if isinstance(key, str) or self._decimals:
             is_boolean = by_name is None and key.casefold() in ("true", "false")
             return self._folded.get(key.casefold()) if is_boolean else by_name
         if self._by_name:
@@ -123,7 +138,7 @@ class Classes:
         if isinstance(key, str) or not self._listed:
             hint = f"; {NUMBERS}" if DECIMAL.fullmatch(str(key)) else ""
             return f"outside the list {names}{hint}"
-        if self._by_name:
+        if self._by_name or self._decimals:
             return f"outside the list {names}, which is of numbers and so taken as they are"
         if str(key) in self._names and not self._numbered:
             return f"ambiguous: a name in the list {names}, or a place in it"

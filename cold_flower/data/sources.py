@@ -2,14 +2,17 @@
 
 import datetime
 import decimal
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from cold_flower.data import demo, files
-from cold_flower.data.task import Task, columns_of, needed
+from cold_flower.data.task import Task, columns_of, filled, needed
 from cold_flower.errors import TaskError, first_line
+from strategies.names import unknown
 
 Columns = Mapping[str, list[Any]]
+_HALF = re.compile("[\ud800-\udfff]")  # of a character that JSON wrote as two
 _PLAIN = (str, bool, int, float, decimal.Decimal, datetime.date, datetime.time)
 
 
@@ -24,6 +27,9 @@ def read(task: Task, split: str) -> tuple[Columns, tuple[str, ...]]:
         The columns, and the class names that the source itself carries (often none).
     """
     if task.source == "demo":
+        if task.name not in demo.TASKS:
+            whole = sorted(demo.TASKS)
+            raise TaskError(f"{task.where}: {unknown('task of the demo', task.name, whole)}")
         return demo.columns(task.name, split, task.seed), ()
     if task.source == "files":
         return files.read(task, split)
@@ -39,7 +45,8 @@ def texts(task: Task, columns: Columns, where: str) -> list[tuple[str, ...]]:
         where: the task and split, for messages.
 
     Raises:
-        TaskError: a value is no text, such as a list, bytes or an image, by row and column.
+        TaskError: a value is no text, such as a list, bytes or an image, or holds half a
+            character, by row and column.
     """
     names = dict.fromkeys(name for side in task.text for name in columns_of(side))
     written = {name: as_text(name, columns[name], where) for name in names}
@@ -48,7 +55,7 @@ def texts(task: Task, columns: Columns, where: str) -> list[tuple[str, ...]]:
     for text in task.text:
         if "{" in text:
             rows = ({name: written[name][i] for name in columns_of(text)} for i in range(size))
-            sides.append([text.format_map(row) for row in rows])
+            sides.append([filled(text, row) for row in rows])
         else:
             sides.append(written[text])
     return list(zip(*sides, strict=True))
@@ -68,6 +75,11 @@ def as_text(name: str, values: list[Any], where: str) -> list[str]:
                 "make a column of text from it, or name another one in text"
             )
         shown.append("" if value is None else plain(value))
+        if _HALF.search(shown[-1]):
+            raise TaskError(
+                f"{where}, row {row}: column {name!r} holds half a character, as of a text that "
+                "was cut amid an emoji: no tokenizer reads it; repair the row, or take it out"
+            )
     return shown
 
 

@@ -95,6 +95,8 @@ class Task:
         labels = table.get("labels", [])
         if not isinstance(labels, list) or len(set(map(str, labels))) != len(labels):
             raise TaskError(f"{where}: labels is a list of different names, got {labels!r}")
+        if labels and table.get("kind") == "regression":
+            raise TaskError(f"{where}: labels are of a classification, kind is 'regression'")
         splits = table["splits"]
         if (
             not isinstance(splits, dict)
@@ -139,14 +141,23 @@ def columns_of(text: str) -> list[str]:
     A text without braces is a column's name itself.
 
     Raises:
-        ValueError: a brace that is not closed, or one that names no column.
+        ValueError: a brace that is not closed, or one that names no column or more than that.
     """
     if "{" not in text:
         return [text]
-    names = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+    parts = [part for part in string.Formatter().parse(text) if part[1] is not None]
+    names = [str(name) for _, name, _, _ in parts]
     if not all(names):
         raise ValueError("every {} names a column")
+    if any(form or conversion for _, _, form, conversion in parts):
+        raise ValueError("a column's name stands alone in {}, without : or !")
     return names
+
+
+def filled(text: str, row: Mapping[str, str]) -> str:
+    """Return a template with a row's values; a name counts as a whole, ``{meta.text}``, too."""
+    parts = string.Formatter().parse(text)
+    return "".join(before + (row[name] if name else "") for before, name, _, _ in parts)
 
 
 def needed(task: Task, there: Sequence[str], source: str) -> list[str]:
