@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import pytest
 import torch
@@ -225,7 +226,7 @@ def test_the_fingerprint_is_of_shape_and_words_and_where_texts_are_cut(folders) 
     a.tokenizer(["x"], truncation=True, max_length=4)
     load_base.cache_clear()
     assert load_base(a.name).sha256 == a.sha256 != load_base("demo").sha256
-    file = Path(b.name) / "tokenizer_config.json"
+    file = pathlib.Path(b.name) / "tokenizer_config.json"
     kept = json.loads(file.read_text())
     for other in ({"model_max_length": 7}, {"truncation_side": "left"}):
         file.write_text(json.dumps(kept | other))

@@ -113,7 +113,7 @@ class Classes:
         self._folded = {name.casefold(): i for i, name in enumerate(names)}
         digits = all(INTEGER.fullmatch(name) for name in names)
         # Whether an integer is looked up as a text is; else it is an index.
-        self._by_name = not listed or (digits and not numbered)
+        self._by_name = not listed or self._decimals or (digits and not numbered)
         self._listed = listed
 
     def index(self, key: int | str) -> int | None:
@@ -122,7 +122,7 @@ class Classes:
         if by_name is None and self._decimals and _number(str(key)) is not None:  # 1.0 came as 1
             same = [i for i, n in enumerate(self._names) if _number(n) == _number(str(key))]
             return same[0] if len(same) == 1 else None
-        if isinstance(key, str) or self._decimals:
+        if isinstance(key, str):
             is_boolean = by_name is None and key.casefold() in ("true", "false")
             return self._folded.get(key.casefold()) if is_boolean else by_name
         if self._by_name:
@@ -138,7 +138,7 @@ class Classes:
         if isinstance(key, str) or not self._listed:
             hint = f"; {NUMBERS}" if DECIMAL.fullmatch(str(key)) else ""
             return f"outside the list {names}{hint}"
-        if self._by_name or self._decimals:
+        if self._by_name:
             return f"outside the list {names}, which is of numbers and so taken as they are"
         if str(key) in self._names and not self._numbered:
             return f"ambiguous: a name in the list {names}, or a place in it"
