@@ -62,7 +62,7 @@ def keys_of(task: Task, values: Sequence[Any], listed: Sequence[str], where: str
             it is a class.
     """
     found = [_key(task, value, f"{where}, row {row}") for row, value in enumerate(values)]
-    if NONE not in found or NONE in map(_number, listed):
+    if NONE not in found or any(_number(name) == NONE for name in listed):
         return found
     if not listed:
         names = sorted({str(key) for key in found if key is not None})

@@ -29,7 +29,6 @@ from strategies.fusion._deltas import Stack, deltas, find, fuse, learned, one_th
 from strategies.fusion._options import Range, share
 from strategies.fusion._weights import Weights
 
-
 MANY = 40  # contributors, of whom exp(-n) times a small agreement is a number of float32
 
 
