@@ -15,7 +15,7 @@ from cold_flower.models.base import load_base
 from cold_flower.models.body import body_of
 from cold_flower.models.starting import starting_model
 from cold_flower.repository.bases import Repository
-from cold_flower.runtime import baselines, experiments
+from cold_flower.runtime import baselines, experiments, preview
 from strategies.fusion import fingerprint
 from tests.test_encode import some
 
@@ -193,3 +193,15 @@ def test_it_stops_on_the_mean_of_all_tasks_and_keeps_the_best_weights(run, monke
     assert "mean dev score 0.500" in lines[-1]
     assert states[1] != states[2]
     assert layers(repository.body(1).items()) == states[0] == states[1]  # the first epoch's
+
+
+@pytest.mark.parametrize("cohort", [0, 2])
+def test_a_dry_run_counts_what_is_trained_in_one_place(cohort) -> None:
+    keys = {"suite": "demo", "base-model": "demo", "baseline": "multitask", "iterations": 1}
+    config = Config.from_flat({**keys, "contributors-per-iteration": cohort})
+    checked = experiments.check(config)
+    one = preview.cost(config, checked, preview.ahead(config, checked), parameters=100)
+    examples = sum(checked.train[name] for name in checked.plan.seen)
+    assert (one.contributions, one.trained) == (0, config.finetune.max_epochs * examples)
+    assert one.messages == 400 * one.evaluations
+    assert one.disk == 2 * 400

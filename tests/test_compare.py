@@ -50,7 +50,7 @@ def test_variants_differ_from_the_plain_mean_in_what_they_name() -> None:
         "clip = median",
         "finetune.head = keep, fusion.rule = ties, norm = mean",
     ]
-    assert found[0].settings == {"fusion.rule": "average"}
+    assert found[0].settings == {"fusion.rule": "average", "fusion.strategy": ""}
     assert found[1].settings == {"fusion.rule": "ties", "fusion.norm": "mean"}
     assert found[3].settings == {"fusion.momentum": 0.5}
     assert found[4].folder == "clip=median"
@@ -105,6 +105,9 @@ def test_the_plain_mean_is_plain_whatever_the_experiment_has(tmp_path) -> None:
         ("average", 0.0, "median"),
         ("median", 0.0, "median"),
     ]
+    other = {"fusion.strategy": "flwr.serverapp.strategy:FedMedian"}
+    with pytest.raises(ConfigError, match="fusion.strategy is both set for all and what 'average'"):
+        compare.plan("demo", variants, [0], other, tmp_path / "runs")
     for seeds in ([], [1, 1]):
         with pytest.raises(ConfigError, match="needs seeds, each once"):
             compare.plan("demo", variants, seeds, {}, tmp_path / "runs")

@@ -390,7 +390,10 @@ def test_an_adapters_base_is_known_wherever_the_run_is_at_work(
     config["base_model_name_or_path"] = "run/iterations/0001"
     (folder / ADAPTER).write_text(json.dumps(config))
     monkeypatch.chdir(tmp_path)
-    where = contribute("run", folder, name="ann", say=lambda line: None)
+    (tmp_path / "run" / "result.json").write_text("{}")  # it failed, before its last iteration
+    lines: list[str] = []
+    where = contribute("run", folder, name="ann", say=lines.append)
+    assert lines[-1].endswith(f"--set iterations={Config().iterations}")
     monkeypatch.chdir("/")
     stated = Stated.read(tmp_path / where)
     found = examine(str(tmp_path / where), repository, 3, stated=stated.base)

@@ -14,6 +14,7 @@ from cold_flower.repository.journal import (
     SCORES,
     Journal,
     check_new,
+    check_same,
     load_config,
     others,
 )
@@ -53,6 +54,18 @@ def test_only_more_iterations_may_differ_on_resume(tmp_path) -> None:
         journal.open(changed(seed=4, quorum=2), {})
     with pytest.raises(RunError, match="holds no run"):
         Journal(tmp_path / "other").open(changed(), {})
+
+
+def test_a_run_goes_on_though_a_key_came_since(tmp_path) -> None:
+    """It had what is the default."""
+    Journal(tmp_path / "run").open(CONFIG, {})
+    file = tmp_path / "run" / "config.json"
+    kept = json.loads(file.read_text())
+    del kept["config"]["loss-scaling"]
+    file.write_text(json.dumps(kept))
+    check_same(tmp_path / "run", changed())
+    with pytest.raises(RunError, match="changed loss-scaling .was '', now 'log-classes'"):
+        check_same(tmp_path / "run", changed(loss_scaling="log-classes"))
 
 
 def test_a_start_that_was_cut_off_may_be_repeated(tmp_path) -> None:

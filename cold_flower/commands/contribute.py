@@ -68,7 +68,7 @@ def contribute(
     if not found.licence:
         say(f"no {CARD} in {model} names a licence; the manifest will name none")
     if (run_dir / RESULT).exists():
-        more = repository.numbers()[-1] + 1
+        more = max(repository.numbers()[-1] + 1, config.iterations)
         say(
             f"the run has ended; it takes this with --resume --run-dir {run_dir} --set "
             f"iterations={more}"

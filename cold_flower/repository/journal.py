@@ -203,7 +203,7 @@ def check_same(run_dir: Path, config: Config) -> None:
         RunError: no run lies there; a key changed that may not; or there are to be fewer
             iterations than before.
     """
-    before = load_config(run_dir)
+    before = {**Config().flat(), **load_config(run_dir)}  # a key that is newer has its default
     changed = [
         f"{key} (was {before.get(key)!r}, now {value!r})"
         for key, value in config.flat().items()

@@ -61,7 +61,7 @@ def variants(
         )
     for other in others:
         given.append((", ".join(f"{key} = {value}" for key, value in other.items()), other))
-    made = [Variant(PLAIN, {"fusion.rule": PLAIN})]
+    made = [Variant(PLAIN, {"fusion.rule": PLAIN, "fusion.strategy": ""})]
     for label, keys in given:
         for key in PER_RUN:
             if key in keys:

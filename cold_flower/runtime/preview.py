@@ -66,7 +66,7 @@ class Cost:
 
     contributions: int = 0
     trained: int = 0
-    """Training examples of these, repeats counted."""
+    """Training examples of these, or of a baseline, repeats counted."""
     probed: int = 0
     """Training examples that are run forward alone, once, to train these contributions' heads."""
     looked_at: int = 0
@@ -99,7 +99,8 @@ def cost(
     """
     plan, body, cohorts = checked.plan, 4 * parameters, _cohorts(config, checked, left)
     contributions = sum(len(names) for names in cohorts)
-    trained = sum(checked.train[name] for names in cohorts for name in names)
+    union = plan.seen if config.baseline and left.iterations else ()
+    trained = sum(checked.train[name] for names in (*cohorts, union) for name in names)
     every, last = config.evaluate.every, config.iterations
     bases = sum(evaluated(base, every=every, last=last) for base in left.evaluated_bases)
     reused = _reused(config, checked, left) if reuse.applies(config) else []
@@ -117,7 +118,7 @@ def cost(
     at_once = max(map(len, cohorts), default=0)
     given = at_once * (1 + min(config.keep_contributions, len(cohorts)))  # in the inbox, and kept
     kept = len(cohorts) * (1 + optimizer + average) + given
-    kept += left.iterations.start == 1  # the start
+    kept += (left.iterations.start == 1) + bool(union)  # the start, and what is trained on all
     kind = needed(config)[0]
     most = EXAMPLES[kind.partition("-")[0]] if kind else 0
     return Cost(
@@ -166,7 +167,9 @@ def preview(
         last = first + len(list(same)) - 1
         listed.add_row(f"{first} to {last}" if last > first else str(first), ", ".join(names))
         first = last + 1
-    if config.schedule == ASYNCHRONOUS:
+    if config.baseline:
+        yield f"Trained in one place, on all data of: {', '.join(sorted(checked.plan.seen))}"
+    elif config.schedule == ASYNCHRONOUS:
         size = turns.size(config, len(checked.plan.seen))
         dropbox = folder_of(config, Path(config.run_dir))
         whose = ", ".join(sorted(checked.plan.seen)) or f"models in {dropbox}"
@@ -210,6 +213,8 @@ _STYLE: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD}
 
 def _cohorts(config: Config, checked: Checked, left: Ahead) -> list[list[str]]:
     """Return whom each iteration that is left asks, or the largest that it may take."""
+    if config.baseline:  # trains in one place
+        return []
     if config.schedule == ASYNCHRONOUS:
         largest = sorted(checked.plan.seen, key=lambda name: -checked.train[name])
         return [largest[: turns.size(config, len(largest))] for _ in left.iterations]
@@ -267,9 +272,10 @@ def _costs(one: Cost, checked: Checked, workers: int, footprint: float) -> Table
     """Draw the cost of one run; ``footprint`` is the bytes of one finetuning."""
     table = Table("cost", "at most", "", title="Cost", **_STYLE)
     probed = f"; {one.probed:,} forward" if one.probed else ""
+    in_one_place = one.trained and not one.contributions  # of a baseline
     table.add_row(
-        "contributions",
-        f"{one.contributions:,}",
+        "in one place" if in_one_place else "contributions",
+        "" if in_one_place else f"{one.contributions:,}",
         f"{one.trained:,} training examples, repeats counted{probed}",
     )
     table.add_row(

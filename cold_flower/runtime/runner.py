@@ -19,6 +19,7 @@ from cold_flower.reporting.tables import console
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, Journal, check_new, check_same
 from cold_flower.runtime import cluster, experiments, resources
+from cold_flower.runtime.alone import alone
 from cold_flower.runtime.experiments import Checked
 from cold_flower.runtime.flower import completed
 from cold_flower.runtime.machine import this_machine
@@ -202,11 +203,20 @@ def run(
         if not _is_left(config):
             return
         check_writable(folder)
-        ready = prepare(config, sharing)
+        with alone(folder):
+            _run(prepare(config, sharing), started, again, opened)
+    if every_score(folder):  # evaluate.protocols may be empty
+        html.write([folder], folder)
+
+
+def _run(
+    ready: Prepared, started: float, again: str, opened: Callable[[Path], object] | None
+) -> None:
+    """Run what is prepared; ``started`` is when the command was."""
+    config, folder = ready.config, Path(ready.config.run_dir)
     progress = Progress(started)
     try:
         with (
-            naming_the_recipe(config),
             live(config, progress, opened) as page,
             display(console(), progress) as show,
             stoppable(),
@@ -230,8 +240,6 @@ def run(
         by = signal.Signals(stop.signum).name
         print(f"stopped by {by} after {clock(time.time() - started)}; {state}", file=sys.stderr)
         raise
-    if every_score(folder):  # evaluate.protocols may be empty
-        html.write([folder], folder)
 
 
 def introduction(ready: Prepared) -> str:
