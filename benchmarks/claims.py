@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from benchmarks.results import PAGE, write
 from benchmarks.science import SCIENCE, load, select
+from benchmarks.tried import PLAIN
 from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.paired import Difference, ScoresOf, above, apart, gain, scores_at
 
@@ -111,6 +112,19 @@ def _unseen() -> Iterator[Claim]:
     yield Claim("Fig. 4: few-shot on unseen rises", "+6.73", of("unseen", "few-shot"))
 
 
+def _many_unseen() -> Iterator[Claim]:
+    """Section 5.3 over all real datasets that did not contribute: those 12, and 14 beside them."""
+    mean, beside = select(load("few"), "plain mean", **PLAIN), load("few_more")
+
+    def of(iteration: int, model: str) -> ScoresOf:
+        own = scores_at(mean, iteration, "unseen", "few-shot")
+        more = scores_at(select(beside, model, base_model=model), 0, "seen", "few-shot")
+        return {seed: {**more[seed], **own[seed]} for seed in own}
+
+    ours = above(of(3, "0003"), of(0, "minilm"))
+    yield Claim("Fig. 4: the same, on all 26 tasks at hand", "+6.73", ours)
+
+
 def _fresh() -> Iterator[Claim]:
     """Section 6, Fig. 6a: shards of MNLI with fresh examples in every iteration."""
     cold = select(load("6a"), "ColD")
@@ -156,6 +170,17 @@ def _how_many() -> Iterator[Claim]:
     yield Claim(what, "far above", _apart("pools", all_but_two, eight, 4))
 
 
+def _fixed() -> Iterator[Claim]:
+    """App. F, Fig. 10: 100 examples of each dataset, of contributors and evaluations alike."""
+    few = select(load("fixed"), "100 examples each")
+    for protocol in ("finetuned", "frozen"):
+        what = f"Fig. 10, 100 examples of each: {protocol} rises"
+        yield Claim(what, "monotone", gain(few, "seen", protocol, few.last))
+    whole, *_ = _compared()
+    ours = above(*(scores_at(one, 4, "seen", "finetuned") for one in (whole, few)))
+    yield Claim("Fig. 10: finetuned, 400 examples of each above 100", "above", ours)
+
+
 def _kept(name: str) -> bool:
     return (SCIENCE / f"{name}.json").exists()
 
@@ -177,8 +202,8 @@ def _apart(
 
 
 PARTS: Sequence[Callable[[], Iterator[Claim]]] = (
-    *(_main, _unseen, _fresh, _in_one_place),
-    *(_shards, _how_many),
+    *(_main, _unseen, _many_unseen, _fresh, _in_one_place),
+    *(_shards, _how_many, _fixed),
 )
 
 

@@ -23,7 +23,6 @@ PLAIN: dict[str, Any] = {
     "finetune__head": "fresh",
     "finetune__max_epochs": 4,
     "finetune__max_examples": 400,
-    "fusion__ema": 0.0,
     "fusion__momentum": 0.0,
     "fusion__norm": "",
     "iterations": 3,
@@ -33,10 +32,17 @@ TRIED: dict[str, dict[str, Any]] = {
     "a head that the probe has trained (LP-FT)": {"finetune__head": "probe"},
     "steps of twice the mean's length": {"fusion__norm": "2"},
     "six iterations of two epochs": {"finetune__max_epochs": 2, "iterations": 6},
+    "six iterations of four of them, in turn": {
+        "contributors_per_iteration": 4,
+        "iterations": 6,
+        "schedule": "round-robin",
+    },
     "two contributors an iteration, 1,600 examples each": {
         "contributors_per_iteration": 2,
         "finetune__max_examples": 1600,
     },
+    "heads that contributors keep": {"finetune__head": "keep"},
+    "momentum of 0.5": {"fusion__momentum": 0.5},
 }
 
 
@@ -50,11 +56,10 @@ def table() -> str:
     lines = [f"| {what} | {own} | | {len(mean.runs)} | |"]
     for what, keys in TRIED.items():
         other = select(runs, what, **{**PLAIN, **keys})
-        protocol = f"ema-{PROTOCOL}" if "fusion__ema" in keys else PROTOCOL
-        found = above(scores_at(other, other.last, GROUP, protocol), plain)
+        found = above(scores_at(other, other.last, GROUP, PROTOCOL), plain)
         assert found is not None  # every run of the comparison has scored the same tasks
         verdict = found.verdict or ("no difference seen" if found.seeds > 1 else "undecided")
-        own = gain(other, GROUP, protocol, other.last)
+        own = gain(other, GROUP, PROTOCOL, other.last)
         lines.append(f"| {what} | {own} | {found} | {found.seeds} | {verdict} |")
     return "\n".join([*HEADER, *lines]) + "\n"
 
