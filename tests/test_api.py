@@ -1,6 +1,7 @@
 """The Python API, as docs/api.md and the notebook show it."""
 
 import inspect
+import json
 import math
 import re
 import subprocess
@@ -172,6 +173,10 @@ def test_what_cannot_be_compared_is_said_before_the_start(tmp_path, monkeypatch,
     wanted = {"suite": other.config["suite"], "evaluate.protocols": "frozen"}
     (said,) = check_against(Config.from_flat(wanted), Run(other.folder, frozen))
     assert said.endswith("made with other settings: finetune.max-length = 77 instead of 250")
+    kept = json.loads((other.folder / "config.json").read_text())
+    (other.folder / "config.json").write_text(json.dumps({**kept, "versions": "of old"}))
+    said, _ = check_against(Config.from_flat(wanted), Run(other.folder, frozen))
+    assert said.endswith("but it was made with other versions")
     assert not (tmp_path / "runs").exists() and not recwarn.list
 
 
