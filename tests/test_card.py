@@ -31,6 +31,8 @@ def test_the_hub_reads_licence_base_model_datasets_and_every_score(make) -> None
         ("mnli", "accuracy, frozen"): 0.7, ("mnli", "accuracy, finetuned"): 0.7,
         ("rte", "accuracy, frozen"): 0.45, ("rte", "accuracy, finetuned"): 0.45,
     }  # fmt: skip
+    splits = {one.dataset_name: one.dataset_split for one in data.eval_results}
+    assert splits["rte"] == "validation"  # what the suite scores is GLUE's
 
 
 def test_gains_have_their_interval_over_tasks(make) -> None:  # noqa: F811
@@ -58,6 +60,21 @@ def test_what_is_not_known_or_not_allowed_is_not_claimed(make) -> None:  # noqa:
     assert "at most 50 test examples of a task: not a published test score" in text
     start = cold_flower.card(run, 0).read_text()
     assert "None." in start
+
+
+def test_only_what_was_fused_counts_and_a_baselines_data_did_not_stay(make) -> None:  # noqa: F811
+    run = make("mine", 0.1)
+    repository, given = Repository(run), [{"name": "mnli", "verdict": "accepted"}]
+    body = Weights(dict(repository.body(2).items()))
+    manifest = {"contributors": given, "gate": {"accepted": False}}
+    repository.publish(3, 2, body, manifest)
+    text = cold_flower.card(run).read_text()
+    assert ": 2 iterations in which contributors finetuned" in text
+    assert "mnli (2)" in text
+    union = make("union", 0.1, iterations=1, baseline="multitask")
+    text = cold_flower.card(union).read_text()
+    assert "a baseline, trained in one place on all of their data (multitask)" in text
+    assert "stayed theirs" not in text
 
 
 def test_the_start_has_its_models_licence_and_the_next_base_no_card(make, tmp_path) -> None:  # noqa: F811

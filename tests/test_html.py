@@ -12,7 +12,7 @@ from cold_flower.models.starting import save_starting_model, starting_model
 from cold_flower.reporting import html
 from cold_flower.reporting.conditions import conditions
 from cold_flower.reporting.figures import LEAST_SPAN, all_figures, beside_the_paper, compare
-from cold_flower.reporting.runs import find
+from cold_flower.reporting.runs import RunDirectory, configuration, find
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONTRIBUTIONS, SCORES, Journal
 from cold_flower.runtime import experiments
@@ -114,6 +114,23 @@ def test_a_report_says_what_was_run_and_how_it_differs_from_what_is_shipped(make
     assert "The experiment demo as shipped. Its own words" in text
     text = text_of(html.write([make("c", 0.1)], tmp_path / "out")[0].read_text())
     assert "as shipped" not in text  # an experiment of the user's own
+
+
+def test_a_mean_of_some_tasks_says_so_and_what_was_sent_is_counted(make, tmp_path) -> None:
+    """A run that was stopped amid its last evaluation."""
+    run = make("mine", 0.1)
+    journal = Journal(run)
+    more = [
+        {**row, "task": "qnli", "value": 0.9}
+        for row in journal.rows(SCORES)
+        if row["task"] == "mnli" and row["iteration"] < 2
+    ]
+    journal.append(SCORES, more)
+    for phase in ("evaluate", "validate", "finetune"):
+        journal.say("1/2", phase=phase, iteration=2, done=1, of=2, who="mnli frozen")
+    page = html.write([run], tmp_path / "out")[0].read_text()
+    assert "frozen, seen<td>1 of 2<td>50.00<td>70.00<td>+20.00" in page  # of mnli alone
+    assert RunDirectory(run, configuration(run)).answers == 2
 
 
 def test_the_lineage_says_how_long_each_step_was(make, tmp_path) -> None:

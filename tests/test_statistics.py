@@ -9,6 +9,7 @@ from cold_flower.reporting.statistics import (
     binomial_se,
     curve,
     gains,
+    in_all,
     mean_and_sd,
     mean_and_sem,
     mean_gain,
@@ -48,14 +49,37 @@ def test_a_curve_is_of_means_over_tasks_then_seeds() -> None:
     assert curve([rows(0.0)], "seen", "finetuned") == {}
 
 
+def test_a_curve_is_of_the_same_tasks_and_seeds_everywhere() -> None:
+    """Else it would jump where a run was stopped amid an evaluation, or one seed goes further."""
+    whole = rows(0.0)
+    (missing,) = (
+        r for r in whole if (r["iteration"], r["task"], r["protocol"]) == (2, "b", "frozen")
+    )
+    cut = [row for row in whole if row is not missing]
+    (one,) = {row["value"] for row in whole if (row["iteration"], row["task"]) == (2, "a")}
+    assert in_all(cut, "seen", "frozen") == {"a"}
+    assert curve([cut], "seen", "frozen")[2][0] == one
+    short = [row for row in whole if row["iteration"] == 0]
+    assert list(curve([whole, short], "seen", "frozen")) == [0]
+
+
+def test_a_task_that_is_seen_with_one_seed_and_unseen_with_another_is_two() -> None:
+    common = {"metric": "accuracy", "n_test": 100}
+    first = [{**row, **common} for row in rows(0.0)]
+    other = [{**row, **common, "group": "unseen", "value": 0.5} for row in rows(0.0)]
+    found = task_gains([first, other], "frozen", 2)
+    assert found["seen", "a"][0] == pytest.approx(0.1)
+    assert found["unseen", "a"][0] == 0
+
+
 def test_a_tasks_gain_has_its_error() -> None:
     common = {"metric": "accuracy", "n_test": 100}
     first = [{**row, **common} for row in rows(0.0)]
-    mean, error = task_gains([first], "frozen", 2)["a"]
+    mean, error = task_gains([first], "frozen", 2)["seen", "a"]
     assert mean == pytest.approx(0.1)
     assert error == pytest.approx(math.sqrt(0.25 + 0.24) / 10)
     second = [{**row, **common} for row in rows(0.05)]
-    mean, error = task_gains([first, second], "frozen", 2)["b"]
+    mean, error = task_gains([first, second], "frozen", 2)["seen", "b"]
     assert (mean, error) == pytest.approx((0.35, 0.05))
 
 

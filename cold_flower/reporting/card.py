@@ -21,7 +21,7 @@ from cold_flower.reporting.paired import gain
 from cold_flower.reporting.runs import RunDirectory
 from cold_flower.reporting.statistics import Row, pick
 from cold_flower.reporting.tables import columns, points
-from cold_flower.repository.bases import Repository
+from cold_flower.repository.bases import Repository, rejected
 from cold_flower.repository.provenance import TAG, licence_of
 
 PAPER = "https://arxiv.org/abs/2212.01378"
@@ -84,7 +84,7 @@ def _lineage(run: RunDirectory, iteration: int) -> list[Mapping[str, Any]]:
 
 
 def _accepted(manifest: Mapping[str, Any]) -> list[str]:
-    rows = manifest.get("contributors", [])
+    rows = [] if rejected(manifest) else manifest.get("contributors", [])
     return [str(row["name"]) for row in rows if row["verdict"] == "accepted"]
 
 
@@ -110,7 +110,8 @@ def _results(scores: list[Row], iteration: int, tasks: Mapping[str, Task]) -> It
             dataset_type=hub.path if hub else row["task"],
             dataset_name=row["task"],
             dataset_config=(hub.subset or None) if hub else None,
-            dataset_split="test",
+            # Of the hub's own name; carved out of another split, it has none there.
+            dataset_split=(hub.splits["test"] or None) if hub else "test",
             metric_type=row["metric"],
             metric_name=f"{row['metric']}, {row['protocol']}",
             metric_value=round(row["value"], 4),
@@ -131,11 +132,14 @@ def _text(
     last = lineage[-1]
     yield f"# {run.config['experiment']}: base {iteration} of a ColD Fusion run\n"
     given = [one for manifest in lineage for one in _accepted(manifest)]
-    yield (
-        f"{name}, evolved by [ColD Fusion]({PAPER}) with cold-flower {__version__}: "
-        f"{iteration} iterations in which contributors finetuned the model on data that stayed "
-        f"theirs, and their models were fused ({last.get('rule', 'the start itself')}).\n"
+    fused = sum(not rejected(manifest) for manifest in lineage[1:])
+    how = (
+        f"{fused} iterations in which contributors finetuned the model on data that stayed theirs, "
+        f"and their models were fused ({last.get('rule', 'the start itself')})"
     )
+    if run.config["baseline"] and fused:
+        how = f"a baseline, trained in one place on all of their data ({run.config['baseline']})"
+    yield f"{name}, evolved by [ColD Fusion]({PAPER}) with cold-flower {__version__}: {how}.\n"
     if not licence:
         yield (
             "**No licence is stated here**: the starting model's card names none. Whoever "
@@ -184,9 +188,12 @@ def _gains(run: RunDirectory, iteration: int) -> Iterator[str]:
     condition = Condition("", (run,))
     for group, protocol in columns(rows):
         values = [row["value"] for row in pick(rows, group=group, protocol=protocol)]
+        picked = pick(run.scores, group=group, protocol=protocol)
+        all_tasks = len({row["task"] for row in picked})
+        of = f"{len(values)} of {all_tasks}" if len(values) < all_tasks else f"{all_tasks}"
         found = gain(condition, group, protocol, iteration) if iteration else None
         mean = points(fmean(values))
-        yield f"| {protocol}, {group} | {len(values)} | {mean} | {found or ''} |"
+        yield f"| {protocol}, {group} | {of} | {mean} | {found or ''} |"
     yield (
         "\n**frozen**: a head is trained on the body's features. **finetuned**: all is trained. "
         "**few-shot**: all is trained, on few examples. A **seen** task's contributor took part.\n"

@@ -245,7 +245,8 @@ def _line(
             starts += [row["value"] for row in start]
     if not by_seed:
         return None
-    tasks = {task: [seed[task] for seed in by_seed if task in seed] for task in by_seed[0]}
+    names = dict.fromkeys(task for seed in by_seed for task in seed)
+    tasks = {task: [seed[task] for seed in by_seed if task in seed] for task in names}
     return Line(
         condition.label,
         protocol,

@@ -161,7 +161,12 @@ def differences(conditions: Sequence[Condition]) -> Figure | None:
 
 def gains(condition: Condition, protocol: str) -> Figure:
     """Draw each task's gain of the last base over the start, with its error (Fig. 7)."""
-    gain_of = task_gains(condition.scores, protocol, condition.last)
+    by_group = task_gains(condition.scores, protocol, condition.last)
+    names = [task for _, task in by_group]
+    gain_of = {  # a task may be seen with one seed and unseen with another
+        f"{task} ({group})" if names.count(task) > 1 else task: one
+        for (group, task), one in by_group.items()
+    }
     tasks = sorted(gain_of, key=lambda task: gain_of[task][0])
     figure, ax = _figure(7, 0.9 + 0.22 * len(tasks))
     values = [100 * gain_of[task][0] for task in tasks]

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower.config import Config
-from cold_flower.data.suite import load_suite
-from cold_flower.errors import RunError, TaskError
+from cold_flower.errors import RunError
 from cold_flower.identity import __version__
-from cold_flower.reporting import markup, reference, trained
+from cold_flower.reporting import markup, trained
 from cold_flower.reporting.about import what_was_run
 from cold_flower.reporting.conditions import Condition, conditions
 from cold_flower.reporting.differences import differences
@@ -20,8 +19,17 @@ from cold_flower.reporting.live import REPORT
 from cold_flower.reporting.markup import SCRIPT, STYLE, Cell, table
 from cold_flower.reporting.pictures import drawings
 from cold_flower.reporting.progress import PHASES
+from cold_flower.reporting.published import paper_table
 from cold_flower.reporting.runs import FIGURES, RunDirectory, find
-from cold_flower.reporting.statistics import curve, mean_and_sem, mean_gain, pick, task_gains
+from cold_flower.reporting.statistics import (
+    Row,
+    curve,
+    in_all,
+    mean_and_sem,
+    mean_gain,
+    pick,
+    task_gains,
+)
 from cold_flower.reporting.tables import columns, points, step_length
 from cold_flower.repository.publish import replace_text
 
@@ -126,7 +134,7 @@ def _page(
     yield from _read(run.progress.read for run in runs)
     if told := [part for condition in compared for part in _trained(condition)]:
         yield from ("<h2>Did it train?</h2>", *told)
-    yield from _paper_table(compared)
+    yield from paper_table(compared)
     yield "<h2>Cost</h2>"
     head = ["run", "hours", *PHASES, "contributions", "sent and received"]
     yield table(head, [_cost(run) for run in runs])
@@ -181,13 +189,12 @@ def _scores(condition: Condition, *, with_label: bool) -> Iterable[str]:
     rows: list[list[Cell]] = []
     for group, protocol in columns(condition.rows):
         means = curve(condition.scores, group, protocol)
-        tasks = {r["task"] for r in pick(condition.rows, group=group, protocol=protocol)}
         mean, error = mean_gain(condition.scores, group, protocol, condition.last)
         start, last = means.get(0), means.get(condition.last)
         rows.append(
             [
                 f"{protocol}, {group}",
-                len(tasks),
+                _how_many(condition.scores, group, protocol),
                 points(*start, digits=2) if start else "",
                 points(*last, digits=2) if last else "",
                 _gain((mean, error), 2) if condition.last else "",
@@ -197,22 +204,32 @@ def _scores(condition: Condition, *, with_label: bool) -> Iterable[str]:
     yield table(head, rows)
 
 
+def _how_many(runs: Sequence[Sequence[Row]], group: str, protocol: str) -> str:
+    """Say how many tasks a seed's mean is of: those scored at all its bases; and of how many."""
+    picked = [pick(rows, group=group, protocol=protocol) for rows in runs]
+    sizes = [len({row["task"] for row in rows}) for rows in picked if rows]
+    own = [len(in_all(rows, group, protocol)) for rows in picked if rows]
+    return f"{max(sizes)}" if own == [max(sizes)] * len(own) else f"{min(own)} of {max(sizes)}"
+
+
 def _tasks(condition: Condition) -> Iterable[str]:
     """Yield the gain of each task under each protocol (Table 1 of the run)."""
     protocols = list(dict.fromkeys(protocol for _, protocol in columns(condition.rows)))
     gains = {p: task_gains(condition.scores, p, condition.last) for p in protocols}
     rows: list[list[Cell]] = []
-    for task in sorted({row["task"] for row in condition.rows}):
-        first = pick(condition.rows, task=task)[0]
-        cells: list[Cell] = [task, first["group"], first["n_test"]]
+    for task, group in sorted({(row["task"], row["group"]) for row in condition.rows}):
+        first = pick(condition.rows, task=task, group=group)[0]
+        cells: list[Cell] = [task, group, first["n_test"]]
         for protocol in protocols:
             last = [
                 row["value"]
                 for scores in condition.scores
-                for row in pick(scores, task=task, protocol=protocol, iteration=condition.last)
+                for row in pick(scores, task=task, group=group, protocol=protocol)
+                if row["iteration"] == condition.last
             ]
             cells.append(points(mean_and_sem(last)[0]))
-            cells.append(_gain(gains[protocol][task]) if task in gains[protocol] else "")
+            own = gains[protocol].get((group, task))
+            cells.append(_gain(own) if own else "")
         rows.append(cells)
     head = ["task", "group", "n test"]
     for protocol in protocols:
@@ -227,69 +244,16 @@ def _gain(gain_and_error: tuple[float, float], digits: int = 1) -> str:
     return points(*gain_and_error, digits=digits, sign="+")
 
 
-def _paper_table(compared: Sequence[Condition]) -> Iterable[str]:
-    """Yield the paper's Table 1 beside the run: MUPPET as printed, and put on its rows again."""
-    condition = next((c for c in compared if not c.is_level), compared[0])
-    own = task_gains(condition.scores, "finetuned", condition.last)
-    comparable = _comparable(str(condition.config["suite"]))
-    paper = load_suite("paper").tasks
-    task_of = {task.paper_name: name for name, task in paper.items()}
-    repaired = {
-        str(row["dataset"]): row["muppet_repaired"]
-        for row in reference.read("table1_muppet_repaired")
-    }
-    rows: list[list[Cell]] = []
-    for row in reference.read("table1"):
-        dataset, start = str(row["dataset"]), float(row["finetune"])
-        task = task_of.get(dataset, "")
-        if task not in own:
-            continue
-        muppet = repaired[dataset]
-        rows.append(
-            [
-                dataset,
-                comparable.get(task, paper[task].comparable),
-                _gain(own[task]),
-                *(f"{float(row[c]) - start:+.2f}" for c in ("cold_fusion", "multitask", "muppet")),
-                f"{float(muppet) - start:+.2f}" if muppet else "",
-            ]
-        )
-    if not rows:
-        return
-    yield "<h2>Beside the paper's Table 1</h2>"
-    head = ["gain over finetuning the start", "comparable", "this run", "ColD", "multitask"]
-    yield table([*head, "MUPPET printed", "MUPPET put back"], rows)
-    printed, text = reference.said()["table"], reference.said()["text"]
-    yield (
-        "<p class=note>The paper finetunes RoBERTa-base for 30 iterations on all of the data. Its "
-        f"text says {text['gain']:+.2f} on average and {text['worst']:+.2f} at worst, its table "
-        f"{printed['gain']:+.2f} and {printed['worst']:+.2f}. The printed MUPPET column stands on "
-        "the wrong rows: score times test size is no whole number for 20 of 35 cells, and each of "
-        "the 20 fits another dataset, where it has been put back here. Comparable: whether the "
-        "data are the paper's, as far as that is known (docs/datasets.md).</p>"
-    )
-
-
-def _comparable(suite: str) -> dict[str, str]:
-    """Return what the run's own suite says of its tasks, where it is still there."""
-    try:
-        tasks = load_suite(suite).tasks
-    except TaskError:
-        return {}
-    return {name: task.comparable or "unsaid" for name, task in tasks.items()}
-
-
 def _cost(run: RunDirectory) -> list[Cell]:
     seconds = run.progress.seconds
-    evaluated = {(row["iteration"], row["task"]) for row in run.scores}
-    # A contribution is a body there and one back; an evaluation is a body there.
-    exchanged = run.body_bytes * (2 * len(run.contributions) + len(evaluated))
+    # A contribution is a body there and one back; an evaluation or validation is a body there.
+    exchanged = f"{run.body_bytes * (2 * len(run.contributions) + run.answers) / 1e9:.2f} GB"
     return [
         run.folder.name,
         f"{sum(seconds.values()) / 3600:.2f}",
         *(f"{seconds[phase] / 60:.1f} min" for phase in PHASES),
         len(run.contributions),
-        f"{exchanged / 1e9:.2f} GB",
+        "by reference" if run.config["transport"] == "shared-dir" else exchanged,
     ]
 
 

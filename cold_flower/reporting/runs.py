@@ -19,6 +19,7 @@ from cold_flower.repository.journal import (
     LEFT_OUT,
     PROGRESS,
     SCORES,
+    WHO,
     Journal,
     load_config,
 )
@@ -85,6 +86,12 @@ class RunDirectory:
         for event in events:
             progress.take(event)
         return progress
+
+    @property
+    def answers(self) -> int:
+        """Return how many messages asked for scores, of bases and candidates, and were answered."""
+        events = Journal(self.folder).rows(PROGRESS)
+        return sum(WHO in e and e.get("phase") in ("evaluate", "validate") for e in events)
 
     @property
     def manifests(self) -> list[dict[str, Any]]:

@@ -57,40 +57,59 @@ def curve(
 ) -> dict[int, tuple[float, float]]:
     """Return mean and SD over seeds of the mean over tasks, by iteration.
 
+    A seed's means are of the same tasks at every iteration (`in_all`), and the iterations those
+    that all seeds have: else a curve would move by what is missing.
+
     Args:
         runs: the scores of each seed.
         group: ``seen`` or ``unseen``.
         protocol: of `cold_flower.config.PROTOCOLS`.
     """
-    points: dict[int, list[float]] = {}
+    by_seed = []
     for rows in runs:
-        picked = pick(rows, group=group, protocol=protocol)
-        for iteration in sorted({row["iteration"] for row in picked}):
-            values = [row["value"] for row in pick(picked, iteration=iteration)]
-            points.setdefault(iteration, []).append(fmean(values))
-    return {iteration: mean_and_sd(values) for iteration, values in sorted(points.items())}
+        tasks, means = in_all(rows, group, protocol), dict[int, list[float]]()
+        for row in pick(rows, group=group, protocol=protocol):
+            if row["task"] in tasks:
+                means.setdefault(row["iteration"], []).append(row["value"])
+        if means:
+            by_seed.append({iteration: fmean(values) for iteration, values in means.items()})
+    shared = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
+    return {i: mean_and_sd([means[i] for means in by_seed]) for i in shared}
+
+
+def in_all(rows: Sequence[Row], group: str, protocol: str) -> set[str]:
+    """Return the tasks that one run scored at each of its bases.
+
+    Others are missing where it was stopped amid an evaluation, or where somebody left or was away.
+    """
+    tasks: dict[int, set[str]] = {}
+    for row in pick(rows, group=group, protocol=protocol):
+        tasks.setdefault(row["iteration"], set()).add(row["task"])
+    return set.intersection(*tasks.values()) if tasks else set()
 
 
 def task_gains(
     runs: Sequence[Sequence[Row]], protocol: str, iteration: int
-) -> dict[str, tuple[float, float]]:
-    """Return each task's gain over the start: mean over seeds, and standard error.
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """Return each task's gain over the start, by group and task: mean over seeds, and its error.
 
+    A task may be seen with one seed and unseen with another (``pool``, ``folds``).
     The error is over seeds. With a single seed it is that of two scores measured apart
     (`apart_se`): too large, because both are measured on the same test set.
     """
-    differences: dict[str, list[float]] = {}  # of each task, one a seed
-    single_seed_error: dict[str, float] = {}
+    differences: dict[tuple[str, str], list[float]] = {}  # of each task, one a seed
+    single_seed_error: dict[tuple[str, str], float] = {}
     for rows in runs:
         picked = pick(rows, protocol=protocol)
         start = {row["task"]: row for row in pick(picked, iteration=0)}
         for row in pick(picked, iteration=iteration):
             if before := start.get(row["task"]):
-                differences.setdefault(row["task"], []).append(row["value"] - before["value"])
-                single_seed_error[row["task"]] = apart_se(row, before)
+                key = row["group"], row["task"]
+                differences.setdefault(key, []).append(row["value"] - before["value"])
+                single_seed_error[key] = apart_se(row, before)
     return {
-        task: mean_and_sem(values) if len(values) > 1 else (values[0], single_seed_error[task])
-        for task, values in differences.items()
+        key: mean_and_sem(values) if len(values) > 1 else (values[0], single_seed_error[key])
+        for key, values in differences.items()
     }
 
 

@@ -51,7 +51,8 @@ def regmean(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield theta + D of the linear layers that all know, and theta + the mean of the rest."""
     known = [_grams(own) for own in given]
-    layers = set(max(map(frozenset, known), key=[*map(frozenset, known)].count))  # most know these
+    sets = [frozenset(one) for one in known]
+    layers = max(sets, key=sets.count)  # most know these
     for own, one in zip(given, known, strict=True):
         if odd := layers ^ set(one):
             raise FusionError(
