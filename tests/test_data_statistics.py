@@ -9,19 +9,20 @@ from flwr.app import ArrayRecord, ConfigRecord, MessageType, RecordDict
 from torch import nn
 
 from cold_flower.config import Config
-from cold_flower.contributors import attacks
+from cold_flower.contributors import attacks, beside
 from cold_flower.contributors.contributor import Contributor
 from cold_flower.contributors.egress import Egress
 from cold_flower.contributors.site import load_site
 from cold_flower.data.encode import Encoded
 from cold_flower.data.plan import plan
-from cold_flower.errors import ConfigError, SiteError
+from cold_flower.errors import ConfigError, LimitError, SiteError
 from cold_flower.models.classifier import classifier
 from cold_flower.models.starting import starting_model
 from cold_flower.repository.bases import Repository
 from cold_flower.runtime import preview, resources
 from cold_flower.runtime.experiments import Checked, configure
 from cold_flower.server.strategy import needed
+from cold_flower.training import statistics
 from cold_flower.training.statistics import statistic
 from strategies import records
 from strategies.contributions import Contribution, Start, Store
@@ -392,6 +393,55 @@ def test_a_site_decides_what_leaves(site, arrays, own_home, tmp_path) -> None:  
     assert not ask(site(top.format("own")), arrays, "fisher").has_error()
     with pytest.raises(SiteError, match="Did you mean 'fisher'"):
         load_site(site('statistics = "fischer"'))
+
+
+def looked_at(me, body, kind, monkeypatch) -> list[Encoded]:
+    """Return the rows that a statistic looks at, for each of two seeds of the coordinator's."""
+    seen: list[Encoded] = []
+    found = {"fisher": statistics._fisher, "gram": statistics._gram}[kind]
+
+    def watched(model, data, *more, **named):
+        seen.append(data)
+        return found(model, data.take([0]), *more, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(statistics, f"_{kind}", watched)
+        patch.setattr(statistics, "EXAMPLES", {"fisher": 15, "gram": 15})
+        for seed in (1, 2):
+            me.finetune(body, iteration=seed, seed=seed, statistic=kind)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["fisher", "gram"])
+def test_at_a_site_the_rows_are_its_own_and_no_fewer_than_its_minimum(
+    site,  # noqa: F811
+    tiny,
+    monkeypatch,
+    kind,
+) -> None:
+    mine, body = load_site(site('statistics = "fisher, gram"')), starting_model(tiny, seed=0)[1]
+    run = {"finetune.max-epochs": 1, "finetune.precision": "fp32", "seed": 5}
+    one, other = looked_at(Contributor(Config.from_flat(run), site=mine), body, kind, monkeypatch)
+    assert len(one) == len(other) == 100  # limits.min-examples, of 144; usual were 15
+    assert torch.equal(one.ids, other.ids)
+    assert torch.equal(one.labels, other.labels)
+    simulated = looked_at(Contributor(Config.from_flat(RUN)), body, kind, monkeypatch)
+    assert [len(rows) for rows in simulated] == [15, 15]
+    assert not torch.equal(simulated[0].ids, simulated[1].ids)
+    with pytest.raises(LimitError, match="fewer than limits.min-examples = 100 examples to train"):
+        beside._at_a_site(kind, 99, mine)
+
+
+def test_a_gram_reads_no_more_than_a_micro_batch(tiny) -> None:
+    _, data, _, model = task(tiny)
+    sizes = []
+    model.register_forward_pre_hook(
+        lambda _, args, given: sizes.append(len(given["input_ids"])), with_kwargs=True
+    )
+    for micro, largest in ((0, 16), (5, 5), (99, 16)):
+        statistic("gram", model, data.train, regression=False, seed=0, micro_batch_size=micro)
+        assert max(sizes) == largest
+        sizes.clear()
 
 
 @pytest.mark.parametrize("transport", ["message", "shared-dir"])

@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from cold_flower.config import Config
+from cold_flower.contributors import egress
 from cold_flower.contributors.site import load_site
 from cold_flower.data import demo
 from cold_flower.errors import ConfigError, RunError
@@ -133,6 +134,7 @@ def test_a_unit_starts_what_the_page_starts(name) -> None:
     assert {o for o in options if o.startswith("--")} == set(re.findall(r"--[a-z-]+", shown))
     if "supernode" in name:  # before that Flower refuses a node that was killed
         assert int(unit["Service"]["RestartSec"]) >= 70
+        assert unit["Service"]["UMask"] == "0077"  # what a site keeps is its own
     assert unit["Service"]["WorkingDirectory"].endswith("/empty")
 
 
@@ -147,6 +149,23 @@ def test_systemd_takes_the_units(name, tmp_path) -> None:
     )
     complaints = [line for line in done.stderr.splitlines() if name in line]
     assert not complaints
+
+
+def test_the_page_names_all_that_a_site_says_of_itself() -> None:
+    (_, stated) = egress._STATED["query"]
+    words = {
+        "name": "its name",
+        "examples": "number of examples",
+        "tokens": "and tokens",
+        "unknown": "`unknown`",
+        "cut": "`cut`",
+        "code": "hashes of code",
+        "model": "and model",
+        "visible-gpus": "visible GPUs",
+        "worker": "process id",
+    }
+    (leaves,) = re.findall(r"Our ClientApp sends\n(.*?)\nNever data", PAGE, re.S)
+    assert all(words.get(key, key) in " ".join(leaves.split()) for key in stated)
 
 
 def test_nginx_passes_the_fleet_routes_alone() -> None:

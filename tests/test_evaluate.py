@@ -12,6 +12,7 @@ from cold_flower.data.encode import EncodedSplits, encode
 from cold_flower.models.base import load_base
 from cold_flower.models.starting import starting_model
 from cold_flower.seeds import derive
+from cold_flower.training import protocols
 from cold_flower.training.protocols import evaluate, stratified
 from cold_flower.training.scoring import DivergedError
 from strategies.fusion import fingerprint
@@ -58,6 +59,28 @@ def test_a_body_that_computes_nan_has_no_score(tiny, data, protocol) -> None:
     key = "encoder.layer.1.output.dense.weight"
     with pytest.raises(DivergedError, match=f"^{protocol}: "):
         evaluate(tiny, {**body, key: body[key] * math.nan}, data, [protocol], CONFIG, SEEDS)
+
+
+@pytest.mark.parametrize("protocol", ["frozen", "finetuned", "few-shot"])
+def test_no_forward_pass_is_larger_than_a_micro_batch(tiny, data, protocol, monkeypatch) -> None:
+    _, body = starting_model(tiny, seed=0)
+    make, sizes = protocols.classifier, []
+
+    def watched(*given, **more):
+        model = make(*given, **more)
+        model.base_model.register_forward_pre_hook(
+            lambda _, args, kw: sizes.append(len((*args, *kw.values())[0])),
+            with_kwargs=True,
+        )
+        return model
+
+    monkeypatch.setattr(protocols, "classifier", watched)
+    for micro, largest in ((7, 7), (0, 60)):
+        options = replace(CONFIG.finetune, micro_batch_size=micro, max_epochs=1)
+        config = replace(CONFIG, finetune=options)
+        evaluate(tiny, body, data, [protocol], config, SEEDS)
+        assert max(sizes) == largest
+        sizes.clear()
 
 
 @pytest.mark.parametrize("family", ENCODERS)

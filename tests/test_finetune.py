@@ -10,7 +10,7 @@ from transformers.optimization import Adafactor
 from cold_flower.config import Finetune
 from cold_flower.models.classifier import classifier
 from cold_flower.models.starting import starting_model
-from cold_flower.training.finetune import finetune
+from cold_flower.training.finetune import EarlyStopping, finetune
 from cold_flower.training.optimizer import Optimizer, linear_decay
 from cold_flower.training.scoring import DivergedError, knowing_nothing, measure, score
 from strategies.fusion import fingerprint
@@ -88,7 +88,7 @@ def test_the_best_dev_weights_are_returned(tiny, start, monkeypatch) -> None:
     def state(m):  # while it trains, the word embedding is another (vocabulary.py)
         return fingerprint((k, v) for k, v in m.state_dict().items() if "word" not in k)
 
-    def fake(m, data, metric, precision):
+    def fake(m, *_):
         states.append(state(m))
         return next(scores)
 
@@ -114,6 +114,36 @@ def test_early_stopping_counts_examples(tiny, start, monkeypatch) -> None:
     # each step forward is below the delta, but together they are an improvement
     assert stop([0.5, 0.5006, 0.5012, 0.5012, 0.5012]) == 200
     assert stop([0.5] * 9, validate_every_examples=16) == 96  # at 16, 32, 40, 56, 72, 80, 96
+
+
+def test_a_gain_of_the_delta_counts_whatever_floats_make_of_it() -> None:
+    """Of 1,000 dev rows one more is right: 0.001, or a little less in floats."""
+    options = replace(OPTIONS, early_stop_delta=0.001, early_stop_examples=1)
+
+    def stops(before: float, after: float) -> bool:
+        stopping = EarlyStopping(torch.nn.Linear(1, 1), options)
+        assert not stopping.update(before, 1)
+        return stopping.update(after, 2)
+
+    assert 0.008 + 0.001 > 0.009
+    assert not any(stops(k / 1000, (k + 1) / 1000) for k in range(1000))
+    assert all(stops(k / 1000, (k + 0.999) / 1000) for k in range(1000))
+
+
+@pytest.mark.parametrize(("micro", "largest"), [(0, 64), (7, 7), (200, 64)])
+def test_dev_is_scored_in_pieces_no_larger_than_a_micro_batch(tiny, start, micro, largest) -> None:
+    model, sizes = fresh_model(tiny, start), []
+
+    def look(model, _, given) -> None:
+        if not model.training:
+            sizes.append(len(given["input_ids"]))
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    options = replace(OPTIONS, micro_batch_size=micro, max_epochs=1)
+    data = some(tiny, 70)
+    finetune(model, data, data, options=options, metric="accuracy", seed=0)
+    assert max(sizes) == largest
+    assert sum(sizes) == 2 * 70  # before and after
 
 
 @pytest.mark.parametrize(

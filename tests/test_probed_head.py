@@ -23,6 +23,7 @@ from cold_flower.runtime import experiments, preview
 from cold_flower.runtime.tune import tune
 from cold_flower.seeds import derive
 from cold_flower.server.coordinator import Coordinator
+from cold_flower.training import clock as clocks
 from cold_flower.training import finetune as loop
 from cold_flower.training import probe, protocols
 from strategies.fusion import fingerprint
@@ -152,7 +153,7 @@ def test_its_time_counts(body, begun, monkeypatch) -> None:
         clock = iter((3.0, 3.0 + spent))
         ends = []
         with monkeypatch.context() as patch:
-            patch.setattr(module, "time", SimpleNamespace(perf_counter=clock.__next__))
+            patch.setattr(clocks, "time", SimpleNamespace(perf_counter=clock.__next__))
             patch.setattr(probe, "train_head", lambda *_, until, to=ends, **__: to.append(until))
             me = make("probe", **{"finetune.max-seconds": 10})
             outcome = me.finetune(body, iteration=1, seed=0)
@@ -184,6 +185,19 @@ def test_the_features_are_gone_before_finetuning(body, monkeypatch) -> None:
     finally:
         gc.enable()
     assert len(kept) == 1
+
+
+def test_the_body_reads_no_more_than_a_micro_batch(body, monkeypatch) -> None:
+    batches, sizes = probe.evaluation_batches, []
+
+    def watched(*given):
+        for batch, rows in batches(*given):
+            sizes.append(len(rows))
+            yield batch, rows
+
+    monkeypatch.setattr(probe, "evaluation_batches", watched)
+    make("probe", **{"finetune.micro-batch-size": 5}).finetune(body, iteration=1, seed=0)
+    assert sizes == [5, 5, 5, 5, 4]
 
 
 def test_an_attacker_probes_what_it_trains_on(body, monkeypatch) -> None:

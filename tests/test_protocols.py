@@ -1,12 +1,17 @@
 """What each protocol learns from, and what it is scored on: watched, and without training."""
 
+import math
+from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from cold_flower.config import Config
 from cold_flower.data.encode import EncodedSplits
 from cold_flower.models.starting import starting_model
-from cold_flower.training import probe, protocols
+from cold_flower.training import clock, probe, protocols
 from cold_flower.training.finetune import Outcome
 from tests.test_encode import some
 
@@ -27,6 +32,7 @@ class Seen:
         self.features: list = []
         self.scored: list = []
         self.models: list[torch.Tensor] = []
+        self.until: list[float] = []
 
 
 @pytest.fixture
@@ -38,15 +44,16 @@ def seen(monkeypatch) -> Seen:
         found.finetuned.append((train, dev, options, seed))
         return Outcome(0.5, 0.5, 0.5, 0.5, "epochs", False, 1, len(train), 0.1)
 
-    def score(model, data, metric, precision):
+    def score(model, data, *_):
         found.scored.append(data)
         return float(len(found.scored))
 
-    def extract(model, data, precision):
+    def extract(model, data, *_):
         found.features.append(data)
         return data
 
-    def train_head(model, features, labels, **_):
+    def train_head(model, features, labels, *, until, **_):
+        found.until.append(until)
         found.models.append(model.classifier.dense.weight.detach().clone())
         found.heads.append((features, labels))
 
@@ -114,6 +121,30 @@ def test_protocols_draw_apart_and_each_from_the_seed(tiny, data, seen) -> None:
     evaluate(tiny, data, "frozen")
     heads = {tuple(weights.flatten().tolist()) for weights in seen.models}
     assert len(heads) == 6  # of finetuned with two seeds, of three draws, of frozen
+
+
+@pytest.mark.parametrize(
+    ("limit", "probed_until", "left"),
+    [
+        (0.0, math.inf, [0.0] * 4),  # a limit of 0 is none: three draws, the recipe as it is
+        (25.0, 25.0, [15.0, 5.0]),  # the clock is at 10 and 20; at 30 no draw begins
+        (65.0, 65.0, [55.0, 45.0, 25.0, 5.0]),
+        (5.0, 5.0, [1e-9, 1e-9]),
+    ],
+)
+def test_all_that_a_message_asks_has_one_deadline(
+    tiny, data, seen, monkeypatch, limit, probed_until, left
+) -> None:
+    looks = SimpleNamespace(perf_counter=count(0, 10).__next__)  # ten seconds at each look
+    monkeypatch.setattr(clock, "time", looks)
+    config = replace(CONFIG, finetune=replace(CONFIG.finetune, max_seconds=limit))
+    every = ["frozen", "finetuned", "few-shot"]
+    body = starting_model(tiny, seed=0)[1]
+    scores = protocols.evaluate(tiny, body, data, every, config, dict.fromkeys(every, 0))[0]
+    assert seen.until == [probed_until]
+    assert [options.max_seconds for _, _, options, _ in seen.finetuned] == left
+    drawn = [*range(2, len(left) + 1)]  # each score is one more; the first is finetuned's
+    assert scores["few-shot"] == sum(drawn) / len(drawn)
 
 
 @pytest.mark.parametrize("size", [6, 12])

@@ -249,7 +249,7 @@ def test_a_score_that_cannot_be_costs_no_contribution(tiny, monkeypatch) -> None
         Config.from_flat({**KEYS, "finetune.max-epochs": 1, "finetune.max-examples": 40}), 1
     )
     body = starting_model(tiny, seed=0)[1]
-    monkeypatch.setattr("cold_flower.contributors.contributor.score", diverged)
+    monkeypatch.setattr("cold_flower.training.protocols.score", diverged)
     trained, metrics = me.finetune(body, iteration=1, seed=0, scored=True)
     assert trained.keys() == body.keys()
     assert not {*records.SCORED} & metrics.keys()  # the evaluation asks for it

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -19,7 +21,7 @@ from cold_flower.contributors.contributor import Contributor
 from cold_flower.contributors.egress import Egress
 from cold_flower.contributors.own_code import imported
 from cold_flower.contributors.site import Limits, load_site
-from cold_flower.errors import ColdFlowerError, SiteError
+from cold_flower.errors import ColdFlowerError, LimitError, SiteError
 from cold_flower.models.starting import starting_model
 from strategies import records
 from strategies.fusion import fingerprint
@@ -150,6 +152,25 @@ def test_no_key_of_the_coordinator_singles_a_record_out(site, arrays, own_home, 
     assert [row["error"] for row in log(own_home)] == [said] * 3
     with pytest.raises(SiteError, match=f"{key} is 1"):
         list(rehearse(load_site(site()), Config.from_flat({**RUN, key: 1})))
+
+
+ERASING = {"finetune.batch-size": 1, "finetune.weight-decay": 10.0}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_no_recipe_erases_all_but_the_last_examples(site, arrays, own_home, optimizer) -> None:
+    erasing = {**ERASING, "finetune.learning-rate": 0.1, "finetune.optimizer": optimizer}
+    for reply in (train(site(), arrays, **erasing), send(MessageType.QUERY, {}, site(), **erasing)):
+        assert reply.error.reason == (
+            "LimitError: finetune.learning-rate * finetune.weight-decay is 1: each step would "
+            "erase that share of the weights, and the body that leaves would hold the last "
+            "examples alone. A site takes 0.01 at most: lower one of the two"
+        )
+    mine = load_site(site())
+    for rate, decay, refused in ((0.1, 0.1, False), (0.0011, 10.0, True), (0.001, 10.0, False)):
+        keys = {"finetune.learning-rate": rate, "finetune.weight-decay": decay}
+        with pytest.raises(LimitError) if refused else nullcontext():
+            mine.apply(Config.from_flat(keys))
 
 
 def test_a_site_uses_its_rows_whatever_the_run_asks(site, arrays) -> None:
@@ -283,6 +304,24 @@ def test_the_node_decides_and_what_leaves_is_written_down(site, arrays, own_home
     assert rows[1]["metrics"] == metrics
     assert rows[0]["contributor"]["examples"] == 20
     assert all(row["code"] and row["sent"] for row in rows)
+
+
+def mode(path) -> str:
+    return oct(path.stat().st_mode & 0o777)
+
+
+def test_what_a_site_keeps_is_its_own(site, arrays, own_home) -> None:
+    """Also a folder that is there; its log may quote data."""
+    (own_home / "clinic-a").mkdir(parents=True, mode=0o755)
+    (own_home / "clinic-a" / "errors.log").touch(0o644)
+    assert not send(MessageType.QUERY, {}, site()).has_error()
+    assert mode(own_home / "clinic-a") == "0o700"
+    (own_home / "clinic-a").chmod(0o755)
+    assert train(site(label="nowhere"), arrays).has_error()
+    assert mode(own_home / "clinic-a") == "0o700"
+    assert [mode(own_home / "clinic-a" / name) for name in ("errors.log", "sent.jsonl")] == [
+        "0o600"
+    ] * 2
 
 
 def test_dry_run_trains_and_keeps_the_answer(site, arrays, own_home) -> None:
@@ -648,6 +687,16 @@ def test_the_clock_ends_a_finetuning(site, arrays) -> None:
     endless = {"finetune.max-epochs": 100_000, "finetune.early-stop-examples": 10**9}
     reply = train(site(limits="max-seconds = 1\nmin-test-examples = 16"), arrays, **endless).content
     assert records.metrics_of(reply)["steps"] > 1
+
+
+def test_the_clock_ends_an_evaluation(site, arrays) -> None:
+    """All that it asks together: it would train for hours."""
+    endless = {"probe.epochs": 100_000, "few-shot.epochs": 100_000, "few-shot.draws": 9}
+    asked = ConfigRecord({"protocols": "frozen,few-shot,finetuned"})
+    content, started = {"arrays": arrays, "config": asked}, time.perf_counter()
+    reply = send(MessageType.EVALUATE, content, site(limits="max-seconds = 1"), **endless)
+    assert records.metrics_of(reply.content).keys() >= {"frozen", "few-shot", "finetuned"}
+    assert time.perf_counter() - started < 30  # 2 s, on a machine that does nothing else
 
 
 def test_the_rehearsal_lists_what_leaves(site) -> None:

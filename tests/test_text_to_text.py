@@ -25,6 +25,7 @@ from cold_flower.models.text_to_text import (
 )
 from cold_flower.repository.bases import Repository
 from cold_flower.runtime import experiments
+from cold_flower.training import probe
 from cold_flower.training.finetune import finetune
 from cold_flower.training.probe import train_lm_head
 from cold_flower.training.protocols import evaluate
@@ -194,6 +195,25 @@ def test_frozen_trains_the_untied_head_alone(base, body) -> None:
     assert [n for n, p in model.named_parameters() if p.requires_grad] == [
         "base_model.lm_head.weight"
     ]
+
+
+def test_frozen_ends_when_its_time_is_up_and_reads_no_more_than_a_micro_batch(
+    base, body, monkeypatch
+) -> None:
+    batches, sizes = probe.evaluation_batches, []
+
+    def watched(*given):
+        for batch, rows in batches(*given):
+            sizes.append(len(rows))
+            yield batch, rows
+
+    monkeypatch.setattr(probe, "evaluation_batches", watched)
+    model, data = fresh_model(base, body), learnable(base, 30)
+    options = {"options": Config().probe, "batch_size": 8, "seed": 0}
+    train_lm_head(model, data, "fp32", **options, micro_batch_size=4, until=0.0)
+    head = model.base_model.state_dict()["lm_head.weight"]
+    assert torch.equal(head, body.get("lm_head.weight", body["shared.weight"]))
+    assert sizes == [4] * 7 + [2]
 
 
 def test_the_cached_states_are_what_the_head_reads(base, body) -> None:

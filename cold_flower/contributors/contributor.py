@@ -5,18 +5,19 @@ What it keeps (tokenised data, heads) lies under ``COLD_FLOWER_HOME``, in a fold
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import astuple, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from cold_flower.config import LITTLE, Config, Finetune
-from cold_flower.contributors import tokens
+from cold_flower.config import Config, Finetune
+from cold_flower.contributors import beside, tokens
+from cold_flower.contributors.folder import private
 from cold_flower.contributors.site import Site
 from cold_flower.contributors.trainer import Job, train
 from cold_flower.data import sources
@@ -25,21 +26,21 @@ from cold_flower.data.plan import plan
 from cold_flower.data.splits import Splits, check_few_shot, load_splits
 from cold_flower.data.task import Task
 from cold_flower.errors import NoTaskError
-from cold_flower.identity import home
+from cold_flower.identity import code_sha256, home
 from cold_flower.models import heads, text_to_text
 from cold_flower.models.base import Base, load_base
 from cold_flower.models.body import State, body_of
 from cold_flower.models.classifier import classifier
 from cold_flower.models.heads import Heads
 from cold_flower.seeds import derive
-from cold_flower.training import probe, protocols, statistics
+from cold_flower.training import probe, protocols
+from cold_flower.training.clock import deadline, left
 from cold_flower.training.finetune import Outcome
-from cold_flower.training.scoring import DivergedError, knowing_nothing, score
+from cold_flower.training.scoring import DivergedError, knowing_nothing
 from strategies import records
-from strategies.fusion._statistics import prefix
 
-IDLE = 256  # contributors without work whose tokenised data are kept
 Metrics = dict[str, float | str]
+_code = cache(code_sha256)  # of this process
 
 
 class Contributor:
@@ -67,17 +68,20 @@ class Contributor:
 
         Args:
             iteration: with ``partition.fresh`` every iteration has rows of its own, which
-                are not stored.
+                are not stored. At a site only those of its data as they are now stay stored.
             evaluation: with ``partition.fresh``, the rows beside those of the contributors.
         """
         if self.config.partition.fresh:
             shard = self.config.partition.shards if evaluation else self._shard
             return self._encode(load_splits(self.task, self.config, shard, iteration))
         path = self._folder / f"tokens-{self.digest()}.safetensors"
+        if self.site:
+            private(self._folder)
+            tokens.delete_others(path)
         while (data := tokens.read(path, self.task)) is None:
             tokens.save(self._encode(load_splits(self.task, self.config, self._shard)), path)
             if not self.site:
-                tokens.prune(self._folder.parent, _kept(self.config))
+                tokens.prune(self._folder.parent, tokens.kept(self.config))
         if self.site:
             self.site.check(train=len(data.train), test=len(data.test))
         return data
@@ -98,6 +102,7 @@ class Contributor:
             ],
             "base": self.base.sha256,
             "files": sources.stamp(self.task),
+            "code": _code(),
         }
         return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
 
@@ -153,33 +158,26 @@ class Contributor:
         metrics = {"num-examples": len(data.train), "train-loss": outcome.train_loss}
         # A strategy of somebody's own may ask for a term of which the configuration says nothing.
         if scored and not self.config.finetune.proximal_mu:
-            precision = self.config.finetune.precision
             with suppress(DivergedError):  # of test alone: the body is sound, and the score due
-                metrics["finetuned"] = score(model, data.test, data.metric, precision)
+                metrics["finetuned"] = protocols.on_test(model, data, self.config.finetune)
                 metrics["num-test-examples"] = len(data.test)
         trained, facts = body_of(model), {"steps": outcome.steps, **outcome.facts()}
         if statistic:
             started = time.perf_counter()
-            trained |= self._statistic(statistic, trained, model, data, derive(seed, iteration))
+            trained |= beside.statistic(
+                statistic,
+                self.base,
+                trained,
+                model,
+                data,
+                name=self.name,
+                # Which rows are looked at is a site's own matter, as all rows that it uses.
+                seed=self.config.seed if self.site else derive(seed, iteration),
+                options=self.config.finetune,
+                site=self.site,
+            )
             metrics[records.SECONDS] = time.perf_counter() - started
         return trained, metrics | self._facts(facts, len(data.dev))
-
-    def _statistic(
-        self, kind: str, body: State, model: Any, data: EncodedSplits, seed: int
-    ) -> dict[str, Tensor]:
-        """Return a statistic of the finetuned model on the training data, under its prefix."""
-        plain = classifier(
-            self.base, body, labels=data.labels, kind=data.kind, seed=seed, plain=True
-        )
-        plain.load_state_dict(heads.head_of(model), strict=False)
-        found = statistics.statistic(
-            kind,
-            plain,
-            data.train,
-            regression=data.kind == "regression",
-            seed=derive(seed, self.name, "statistic"),
-        )
-        return {prefix(kind) + name: tensor for name, tensor in found.items()}
 
     def _train(
         self,
@@ -205,7 +203,7 @@ class Contributor:
     def _probe(self, model: Any, train: Encoded, derived: int) -> Finetune:
         """Train the head on the frozen body; return the recipe, with the time that is left."""
         options = self.config.finetune
-        end = time.perf_counter() + options.max_seconds if options.max_seconds else math.inf
+        until = deadline(options)
         probe.probe_head(
             model,
             train,
@@ -213,11 +211,10 @@ class Contributor:
             options=self.config.probe,
             batch_size=options.batch_size,
             seed=derive(derived, "probe"),
-            until=end,
+            micro_batch_size=options.micro_batch_size,
+            until=until,
         )
-        if not options.max_seconds:
-            return options
-        return replace(options, max_seconds=max(end - time.perf_counter(), LITTLE))
+        return left(options, until)
 
     def _own_trainer(
         self, site: Site, body: State, statistic: str, *, iteration: int, seed: int
@@ -324,14 +321,3 @@ def _planned(config: Config, index: int) -> tuple[str, Task]:
         )
     name = planned.names[index]
     return name, planned.tasks[name]
-
-
-def _kept(config: Config) -> int:
-    """Return how many contributors' tokens a simulation keeps: those at work each time, and more.
-
-    With tens of thousands of contributors the rest would fill the disk; who takes part again
-    after a long time tokenises again.
-    """
-    whole = plan(config)
-    asked = config.contributors_per_iteration or len(whole.seen)
-    return IDLE + len(whole.evaluated) + (len(whole.seen) if config.gate.protocol else asked)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from cold_flower.config import PROTOCOLS
+from cold_flower.contributors.folder import append, private
 from cold_flower.data.task import METRIC_OF
 from cold_flower.errors import ColdFlowerError, ConfigError, LimitError, ModelError, SiteError
 from cold_flower.identity import ROOT, code_sha256, home, timestamp
@@ -189,17 +190,20 @@ class Egress:
             cause: what happened; it stays here.
             line: what may leave (`redacted`).
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / ERRORS).open("a") as file:
-            file.write(f"{timestamp()} {cause}\n")
+        self._write(ERRORS, f"{timestamp()} {cause}")
         print(f"cold-flower, site {self._name}: {cause}", file=sys.stderr, flush=True)
         self._append({"kind": "error", "sent": True, "bytes": 0, "error": line})
 
     def _append(self, row: Mapping[str, Any]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
         line = {"time": timestamp(), **row, "app": ROOT.name, "code": code_sha256()}
-        with self.log.open("a") as file:
-            file.write(json.dumps(line, default=str) + "\n")
+        self._write(SENT, json.dumps(line, default=str))
+
+    def _write(self, name: str, line: str) -> None:
+        if self._name:
+            private(self._folder)
+        else:  # all contributors' folder
+            self._folder.mkdir(parents=True, exist_ok=True)
+        append(self._folder / name, line)
 
 
 def redacted(error: Exception, line: str) -> tuple[str, str]:

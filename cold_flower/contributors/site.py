@@ -26,6 +26,9 @@ _DEFAULTS = {
     "statistics": "",
 }
 _KEYS = (*_DEFAULTS, "task", "limits")
+# A step of AdamW and AdaFactor leaves 1 - rate * decay of the weights. With 0.01 the last hundred
+# steps are in a body; with 1 the last alone is.
+MOST_ERASED = 0.01
 _PURPOSE = {"train": "to train on", "test": "to test on", "dev": "in the dev split"}
 
 
@@ -41,7 +44,7 @@ class Limits:
     max_examples: int = keys.key(0, "training examples used in an iteration")
     max_seconds: float = keys.key(
         0.0,
-        "of a finetuning; it then ends with the best weights so far",
+        "of a finetuning, which then ends with the best weights so far, and of an evaluation",
         least=1,
         most=YEAR,
     )
@@ -92,7 +95,8 @@ class Site:
         ones. From two bodies or scores of which one saw a row more, that row could be told.
 
         Raises:
-            LimitError: the run asks for less than a minimum.
+            LimitError: the run asks for less than a minimum, or for a recipe whose body would hold
+                its last examples alone.
         """
         asked, own = config.finetune, self.limits
         for key, value, limit, least in (
@@ -111,6 +115,13 @@ class Site:
                 raise LimitError(
                     f"{key} is {value}, which is less than limits.{limit} = {least} of this site"
                 )
+        erased = round(asked.learning_rate * asked.weight_decay, 12)
+        if erased > MOST_ERASED:
+            raise LimitError(
+                f"finetune.learning-rate * finetune.weight-decay is {erased:g}: each step would "
+                "erase that share of the weights, and the body that leaves would hold the last "
+                f"examples alone. A site takes {MOST_ERASED:g} at most: lower one of the two"
+            )
         finetune = replace(
             asked,
             max_examples=own.max_examples,

@@ -12,10 +12,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from cold_flower.config import Config
 from cold_flower.data.encode import Encoded, EncodedSplits
+from cold_flower.data.plan import plan
 from cold_flower.data.task import Task
 from strategies.fusion import Weights, write_safetensors
 
+IDLE = 256  # contributors without work whose tokenised data are kept
 SPLITS = ("train", "dev", "test")
 ENCODED = ("ids", "types", "starts", "labels")  # the tensors of an Encoded
 FACTS = ("padding", "unknown", "cut")  # its numbers
@@ -72,3 +75,24 @@ def prune(folder: Path, keep: int) -> None:
         path.unlink(missing_ok=True)
         with suppress(OSError):  # its heads are there, or a new file
             path.parent.rmdir()
+
+
+def kept(config: Config) -> int:
+    """Return how many contributors' tokens a simulation keeps: those at work each time, and more.
+
+    With tens of thousands of contributors the rest would fill the disk; who takes part again
+    after a long time tokenises again.
+    """
+    whole = plan(config)
+    asked = config.contributors_per_iteration or len(whole.seen)
+    return IDLE + len(whole.evaluated) + (len(whole.seen) if config.gate.protocol else asked)
+
+
+def delete_others(path: Path) -> None:
+    """Delete all of a site's tokens but those at ``path``: of data or keys as they were before.
+
+    They may hold rows that have been withdrawn since.
+    """
+    for other in path.parent.glob("*tokens-*"):  # also what a write left that was cut off
+        if other != path:
+            other.unlink(missing_ok=True)

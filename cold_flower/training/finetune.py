@@ -22,6 +22,8 @@ from cold_flower.training.proximal import Proximal
 from cold_flower.training.scoring import DivergedError, autocast, knowing_nothing, score
 from cold_flower.training.vocabulary import trimmed_embedding
 
+ROUNDING = 1e-9  # of the difference of two scores
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -87,8 +89,9 @@ def finetune(
         proximal = Proximal(model, options.proximal_mu)
         stopping = EarlyStopping(model, options)
         start = majority = math.nan
+        precision, size = options.precision, options.micro_batch_size
         if dev is not None:
-            start = stopping.start_score = score(model, dev, metric, options.precision)
+            start = stopping.start_score = score(model, dev, metric, precision, size)
             majority = knowing_nothing(metric, dev.labels)
         order = torch.Generator().manual_seed(derive(seed, "order"))
         steps = seen = validated_at = 0  # the last two count examples
@@ -106,7 +109,7 @@ def finetune(
                     if dev is not None and seen - validated_at >= options.validate_every_examples:
                         validated_at = seen
                         check_finite(float(loss), steps, options)
-                        if stopping.update(score(model, dev, metric, options.precision), seen):
+                        if stopping.update(score(model, dev, metric, precision, size), seen):
                             break
                     out_of_time = 0 < options.max_seconds <= time.perf_counter() - started
                     if out_of_time:
@@ -115,7 +118,7 @@ def finetune(
                 check_finite(mean_loss, steps, options)
                 if dev is not None and validated_at != seen and not stopping.stopped:
                     validated_at = seen
-                    stopping.update(score(model, dev, metric, options.precision), seen)
+                    stopping.update(score(model, dev, metric, precision, size), seen)
                 if stopping.stopped or out_of_time:
                     break
         stopping.restore_best()
@@ -189,7 +192,7 @@ class EarlyStopping:
         if self._best_state is None or score > self.best_score:
             self.best_score = score
             self._best_state = {k: v.detach().clone() for k, v in self._model.state_dict().items()}
-        if score >= self._improved_score + self._options.early_stop_delta:
+        if score >= self._improved_score + self._options.early_stop_delta - ROUNDING:
             self._improved_score, self._improved_at = score, seen
         self.stopped = seen - self._improved_at >= self._options.early_stop_examples
         return self.stopped

@@ -38,12 +38,14 @@ class Features:
     """The pooler's output, of bodies that have one (BERT)."""
 
 
-def extract_features(model: Any, data: Encoded, precision: str) -> Features:
-    """Run the frozen body once over the data."""
+def extract_features(
+    model: Any, data: Encoded, precision: str, micro_batch_size: int = 0
+) -> Features:
+    """Run the frozen body once over the data, in batches as `evaluation_batches` makes them."""
     state = torch.empty(len(data), model.config.hidden_size, device=model.device)
     pooled: Tensor | None = None
     mean = getattr(model.config, "classifier_pooling", "cls") == "mean"  # ModernBERT's key
-    for batch, rows in evaluation_batches(model, data, precision):
+    for batch, rows in evaluation_batches(model, data, precision, micro_batch_size):
         output = model.base_model(**batch)
         hidden = output.last_hidden_state.float()  # [batch, tokens, hidden]
         mask = batch["attention_mask"][:, :, None]
@@ -62,13 +64,14 @@ def probe_head(
     options: Probe,
     batch_size: int,
     seed: int,
+    micro_batch_size: int = 0,
     until: float = math.inf,
 ) -> None:
     """Train a sequence-classification model's head on its frozen body's features of the data.
 
     At ``until``, a time of ``time.perf_counter``, it ends with the head so far.
     """
-    features = extract_features(model, data, precision)
+    features = extract_features(model, data, precision, micro_batch_size)
     train_head(
         model,
         features,
@@ -121,21 +124,39 @@ def head_logits(model: Any, features: Features) -> Tensor:
 
 
 def train_lm_head(
-    model: Any, data: Encoded, precision: str, *, options: Probe, batch_size: int, seed: int
+    model: Any,
+    data: Encoded,
+    precision: str,
+    *,
+    options: Probe,
+    batch_size: int,
+    seed: int,
+    micro_batch_size: int = 0,
+    until: float = math.inf,
 ) -> None:
-    """Untie a text-to-text model's LM head and train it alone on the true labels' tokens."""
+    """Untie a text-to-text model's LM head and train it alone on the true labels' tokens.
+
+    At ``until``, a time of ``time.perf_counter``, it ends with the head so far.
+    """
     head = model.untie_head()
     labels = data.labels.to(model.device)
     targets = model.words[labels]  # [examples, longest label]
     states = torch.empty(*targets.shape, model.config.hidden_size, device=model.device)
-    for batch, rows in evaluation_batches(model, data, precision):
+    for batch, rows in evaluation_batches(model, data, precision, micro_batch_size):
         states[rows] = model.states(**batch, labels=labels[rows]).float()
 
     def loss(rows: Tensor) -> Tensor:
         return -log_likelihood(head(states[rows]), targets[rows]).mean()
 
-    parameters = list(head.parameters())
-    _train(parameters, loss, len(data), options=options, batch_size=batch_size, seed=seed)
+    _train(
+        list(head.parameters()),
+        loss,
+        len(data),
+        options=options,
+        batch_size=batch_size,
+        seed=seed,
+        until=until,
+    )
 
 
 def _train(

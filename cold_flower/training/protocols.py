@@ -8,6 +8,7 @@
 What is judged is the base, so no proximal term holds a finetuning back here.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from cold_flower.models.body import State
 from cold_flower.models.classifier import classifier
 from cold_flower.seeds import derive
 from cold_flower.training import probe
+from cold_flower.training.clock import deadline, is_up, left
 from cold_flower.training.finetune import Outcome, finetune
 from cold_flower.training.scoring import DivergedError, measure, score
 
@@ -36,6 +38,9 @@ def evaluate(
 ) -> tuple[dict[str, float], dict[str, float | str]]:
     """Return the test score of each protocol, and of ``finetuned`` what tells whether it trained.
 
+    Together they have the recipe's ``max_seconds``. What is at work then ends with what it has, and
+    what comes after takes a step and no more.
+
     Args:
         base: shape and tokenizer.
         body: the weights to judge.
@@ -49,33 +54,56 @@ def evaluate(
     """
     scores: dict[str, float] = {}
     facts: dict[str, float | str] = {}
+    until = deadline(config.finetune)
     for name in protocols:
         seed = seeds[name]
         try:
             if name == "finetuned":
-                options = replace(config.finetune, proximal_mu=0.0)
+                options = left(replace(config.finetune, proximal_mu=0.0), until)
                 model, outcome = finetuned(base, body, data, options, seed)
-                scores[name] = score(model, data.test, data.metric, config.finetune.precision)
+                scores[name] = on_test(model, data, options)
                 facts = outcome.facts()
             else:
                 measured = {"frozen": frozen, "few-shot": few_shot}[name]
-                scores[name] = measured(base, body, data, config, seed)
+                scores[name] = measured(base, body, data, config, seed, until)
         except DivergedError as error:
             raise DivergedError(f"{name}: {error}") from error
     return scores, facts
 
 
-def frozen(base: Base, body: State, data: EncodedSplits, config: Config, seed: int) -> float:
-    """Train the head alone on a frozen body (`cold_flower.training.probe`); score on test."""
-    model = _model(base, body, data, seed)
-    options, size = config.probe, config.finetune.batch_size
-    precision, seed = config.finetune.precision, derive(seed, "probe")
+def on_test(model: Any, data: EncodedSplits, options: Finetune) -> float:
+    """Return a model's score on test, in the recipe's precision and pieces."""
+    return score(model, data.test, data.metric, options.precision, options.micro_batch_size)
+
+
+def frozen(
+    base: Base,
+    body: State,
+    data: EncodedSplits,
+    config: Config,
+    seed: int,
+    until: float = math.inf,
+) -> float:
+    """Train the head alone on a frozen body (`cold_flower.training.probe`); score on test.
+
+    At ``until``, a time of ``time.perf_counter``, the head is scored as it is.
+    """
+    model, options = _model(base, body, data, seed), config.finetune
     train_head = probe.train_lm_head if base.text_to_text else probe.probe_head
-    train_head(model, data.train, precision, options=options, batch_size=size, seed=seed)
+    train_head(
+        model,
+        data.train,
+        options.precision,
+        options=config.probe,
+        batch_size=options.batch_size,
+        seed=derive(seed, "probe"),
+        micro_batch_size=options.micro_batch_size,
+        until=until,
+    )
     if base.text_to_text:
         # Not from cached states: on test there is one for every class, too many to keep.
-        return score(model, data.test, data.metric, precision)
-    test = probe.extract_features(model, data.test, precision)
+        return on_test(model, data, options)
+    test = probe.extract_features(model, data.test, options.precision, options.micro_batch_size)
     return measure(data.metric, probe.head_logits(model, test).cpu(), data.test.labels)
 
 
@@ -106,8 +134,18 @@ def finetuned(
     return model, outcome
 
 
-def few_shot(base: Base, body: State, data: EncodedSplits, config: Config, seed: int) -> float:
-    """Finetune on few labelled examples without a dev split; mean over several draws."""
+def few_shot(
+    base: Base,
+    body: State,
+    data: EncodedSplits,
+    config: Config,
+    seed: int,
+    until: float = math.inf,
+) -> float:
+    """Finetune on few labelled examples without a dev split; mean over several draws.
+
+    After ``until``, a time of ``time.perf_counter``, no draw begins but the first.
+    """
     few = config.few_shot
     options = replace(
         config.finetune,
@@ -116,19 +154,21 @@ def few_shot(base: Base, body: State, data: EncodedSplits, config: Config, seed:
         proximal_mu=0.0,
         batch_size=few.batch_size,
     )
-    scores = []
+    scores: list[float] = []
     for draw in range(few.draws):
+        if scores and is_up(until):
+            break
         chosen = stratified(data.train.labels, few.examples, derive(seed, "draw", draw))
         model = _model(base, body, data, derive(seed, "head", draw))
         finetune(
             model,
             data.train.take(chosen),
             None,
-            options=options,
+            options=left(options, until),
             metric=data.metric,
             seed=derive(seed, "run", draw),
         )
-        scores.append(score(model, data.test, data.metric, options.precision))
+        scores.append(on_test(model, data, options))
     return sum(scores) / len(scores)
 
 

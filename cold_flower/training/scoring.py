@@ -18,9 +18,12 @@ class DivergedError(ColdFlowerError):
     """A model computes NaN or infinity."""
 
 
-def score(model: Any, data: Encoded, metric: str, precision: str) -> float:
+def score(
+    model: Any, data: Encoded, metric: str, precision: str, micro_batch_size: int = 0
+) -> float:
     """Return the metric of the model on the data."""
-    return measure(metric, logits_of(model, data, precision).cpu(), data.labels.cpu())
+    logits = logits_of(model, data, precision, micro_batch_size)
+    return measure(metric, logits.cpu(), data.labels.cpu())
 
 
 def measure(metric: str, logits: Tensor, labels: Tensor) -> float:
@@ -49,26 +52,28 @@ def knowing_nothing(metric: str, labels: Tensor) -> float:
     return float(labels.unique(return_counts=True)[1].max()) / len(labels)
 
 
-def logits_of(model: Any, data: Encoded, precision: str) -> Tensor:
+def logits_of(model: Any, data: Encoded, precision: str, micro_batch_size: int = 0) -> Tensor:
     """Return the model's outputs, float32 [examples, labels], in the data's order."""
-    batches = evaluation_batches(model, data, precision)
+    batches = evaluation_batches(model, data, precision, micro_batch_size)
     by_length = torch.cat([model(**batch).logits for batch, _ in batches])
     place = data.lengths().argsort(stable=True).argsort()  # of each example in that order
     return by_length[place].float()
 
 
 def evaluation_batches(
-    model: Any, data: Encoded, precision: str
+    model: Any, data: Encoded, precision: str, micro_batch_size: int = 0
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Yield batches of similar length, and which examples each holds.
 
+    A batch has `EVALUATION_BATCH` examples, or ``micro_batch_size`` where that is less and not 0.
     Between the first batch and the last, gradients and dropout are off.
     """
+    size = min(EVALUATION_BATCH, micro_batch_size or EVALUATION_BATCH)
     was_training, data = model.training, data.to(model.device)
     model.eval()
     try:
         with torch.inference_mode(), autocast(model.device, precision):
-            for indices in sorted_batches(data.lengths(), EVALUATION_BATCH):
+            for indices in sorted_batches(data.lengths(), size):
                 yield data.batch(indices), data.index_tensor(indices)
     finally:
         model.train(was_training)

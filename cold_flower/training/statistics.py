@@ -24,7 +24,14 @@ BATCH = 16
 
 
 def statistic(
-    kind: str, model: Any, data: Encoded, *, regression: bool, seed: int, examples: int = 0
+    kind: str,
+    model: Any,
+    data: Encoded,
+    *,
+    regression: bool,
+    seed: int,
+    examples: int = 0,
+    micro_batch_size: int = 0,
 ) -> dict[str, Tensor]:
     """Return a statistic of a finetuned model on its training data, by tensor, without prefix.
 
@@ -35,6 +42,7 @@ def statistic(
         regression: its output is a number, not a score for each class.
         seed: of which examples are looked at, and of the labels drawn.
         examples: how many, at most; 0: `EXAMPLES`.
+        micro_batch_size: how many in a forward pass, at most; 0: `BATCH`.
 
     Raises:
         ConfigError: a kind that there is none of. (Grams of text to text:
@@ -43,18 +51,23 @@ def statistic(
     """
     known: dict[str, Callable[[], dict[str, Tensor]]] = {
         "fisher": lambda: _fisher(model, chosen, regression, derive(seed, "labels")),
-        "gram": lambda: _gram(model, chosen, full=False),
-        "gram-full": lambda: _gram(model, chosen, full=True),
+        "gram": lambda: _gram(model, chosen, size, full=False),
+        "gram-full": lambda: _gram(model, chosen, size, full=True),
     }
     if kind not in known:
         raise ConfigError(f"no statistic {kind!r}: there are {', '.join(known)}")
-    most = examples or EXAMPLES[kind.partition("-")[0]]
+    most, size = examples or usual(kind), min(BATCH, micro_batch_size or BATCH)
     chosen = data.take(shuffled(len(data), seed, "examples")[:most]).to(model.device)
     model.eval()
     found = known[kind]()
     if bad := [name for name, tensor in found.items() if not tensor.isfinite().all()]:
         raise DivergedError(f"the {kind} of {bad[0]} is not finite")
     return found
+
+
+def usual(kind: str) -> int:
+    """Return how many training examples a statistic looks at, at most, where nobody says it."""
+    return EXAMPLES[kind.partition("-")[0]]
 
 
 def _fisher(model: Any, data: Encoded, regression: bool, seed: int) -> dict[str, Tensor]:
@@ -131,11 +144,12 @@ class _Words:
         squares[rows] += whole.square()
 
 
-def _gram(model: Any, data: Encoded, *, full: bool) -> dict[str, Tensor]:
+def _gram(model: Any, data: Encoded, size: int, *, full: bool) -> dict[str, Tensor]:
     """Return X^T X / tokens of the inputs X [tokens, n] of the body's linear layers.
 
-    Padding is no token. Layers that read one and the same input, as an attention's query, key and
-    value, share it. What a layer reads besides tokens (relative positions) does not count.
+    A forward pass has ``size`` examples. Padding is no token. Layers that read one and the same
+    input, as an attention's query, key and value, share it. What a layer reads besides tokens
+    (relative positions) does not count.
     """
     body = body_of(model)
     layers = {
@@ -147,7 +161,7 @@ def _gram(model: Any, data: Encoded, *, full: bool) -> dict[str, Tensor]:
     hooks = [layer.register_forward_pre_hook(inputs.reader(key)) for key, layer in layers.items()]
     try:
         with torch.no_grad():
-            for indices in sorted_batches(data.lengths(), BATCH):
+            for indices in sorted_batches(data.lengths(), size):
                 batch = data.batch(indices)
                 inputs.begin(batch["attention_mask"])
                 model(**batch)
