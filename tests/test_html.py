@@ -1,5 +1,6 @@
 """The report of runs, made of run directories as a server leaves them."""
 
+import json
 import re
 from pathlib import Path
 
@@ -131,6 +132,21 @@ def test_a_mean_of_some_tasks_says_so_and_what_was_sent_is_counted(make, tmp_pat
     page = html.write([run], tmp_path / "out")[0].read_text()
     assert "frozen, seen<td>1 of 2<td>50.00<td>70.00<td>+20.00" in page  # of mnli alone
     assert RunDirectory(run, configuration(run)).answers == 2
+
+
+def test_seeds_that_were_made_otherwise_are_no_silent_mean(make, tmp_path) -> None:
+    runs = [make(f"seed={seed}", 0.1, seed=seed) for seed in (0, 1)]
+
+    def said(*facts: dict[str, str]) -> bool:
+        for run, of_run in zip(runs, facts, strict=True):
+            file = run / "config.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | of_run))
+        page = html.write(runs, tmp_path / "out")[0].read_text()
+        return "not all of its runs were made with the same suite file, versions." in page
+
+    alike = {"versions": "x", "suite file": "a", "code": "c"}
+    assert not said(alike, alike)
+    assert said(alike, {"versions": "y", "suite file": "b"})
 
 
 def test_the_lineage_says_how_long_each_step_was(make, tmp_path) -> None:

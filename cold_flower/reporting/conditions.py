@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import PurePath
 from typing import Any
 
 from cold_flower.data.suite import load_suite
 from cold_flower.reporting.runs import RunDirectory
 from cold_flower.reporting.statistics import Row
+from cold_flower.repository.journal import made_with
 
 # What does not bear on a score: two runs that differ in nothing else are one condition.
 _BESIDE = (
@@ -46,6 +48,13 @@ class Condition:
     def last(self) -> int:
         """Return the last iteration that all seeds were evaluated at."""
         return min(max((r["iteration"] for r in rows), default=0) for rows in self.scores)
+
+    @property
+    def mixed(self) -> list[str]:
+        """Return what else differs among its runs: versions, code, a file such as the suite's."""
+        kept = [made_with(run.folder) for run in self.runs]
+        found = {key: {value for one in kept for value in one.get(key, ())} for key in chain(*kept)}
+        return sorted(key for key, values_there in found.items() if len(values_there) > 1)
 
     @property
     def is_level(self) -> bool:

@@ -146,8 +146,14 @@ def _page(
 
 
 def _findings(compared: Sequence[Condition]) -> Iterable[str]:
-    """Yield what shows that a recipe trains too little: above the scores, which rest on it."""
+    """Yield what makes scores doubtful: a recipe that trains too little, runs made otherwise."""
     for condition in compared:
+        if condition.mixed:
+            whose = f"{condition.label}: " if condition.label else ""
+            line = (
+                f"{whose}not all of its runs were made with the same {', '.join(condition.mixed)}"
+            )
+            yield f"<p class=warning>{html.escape(line)}.</p>"
         for run in condition.runs:
             where = f"{run.folder.name}: " if len(compared) > 1 or len(condition.runs) > 1 else ""
             for line in run.findings:

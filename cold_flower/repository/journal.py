@@ -170,6 +170,14 @@ def others(run_dir: Path, facts: Mapping[str, Any]) -> list[str]:
     return [key for key, value in facts.items() if {*values(kept, key)} - {value}]
 
 
+def made_with(run_dir: Path) -> dict[str, list[str]]:
+    """Return what `cold_flower.identity.made_with` said of a run, each from its begin on."""
+    file = run_dir / CONFIG
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    keys = [key for key in kept if key in ("versions", "code") or key.endswith(" file")]
+    return {key: values(kept, key) for key in keys}
+
+
 def values(kept: Mapping[str, Any], key: str) -> list[Any]:
     """Return the values that a fact had, from a run's begin on; ``kept`` is its ``config.json``."""
     return [part[key] for part in (kept, *kept.get(RESUMED, ())) if key in part]
