@@ -180,8 +180,8 @@ def test_a_column_of_a_template_is_named_as_a_whole(tmp_path) -> None:
     (tmp_path / "data").mkdir()
     row = {"meta.text": "a", "0": "b", "x[1]": "c", "label": 1}
     (tmp_path / "data" / "train.jsonl").write_text(json.dumps(row))
-    mine = task(tmp_path, text=["{meta.text} {{so}} {0}", "{x[1]}."])
-    assert read_split(mine, "train")[0].texts == [("a {so} b", "c.")]
+    mine = task(tmp_path, text=["{meta.text} {{so}} {0}", "{x[1]:>3}."])
+    assert read_split(mine, "train")[0].texts == [("a {so} b", "  c.")]
 
 
 def test_half_a_character_is_refused_by_row_and_column(tmp_path) -> None:
@@ -224,8 +224,8 @@ def test_an_empty_split_and_a_broken_file(tmp_path) -> None:
             "unknown metric 'accuracy'",
         ),
         ({"kind": "regression"}, "labels are of a classification, kind is 'regression'"),
-        ({"text": ["{first:d}"]}, "is no template: a column's name stands alone in {}"),
-        ({"text": ["{first!r}"]}, "is no template: a column's name stands alone in {}"),
+        ({"text": ["{first:d}"]}, "is no template: Unknown format code 'd'"),
+        ({"text": ["{first!z}"]}, "is no template: Unknown conversion specifier"),
     ],
 )
 def test_a_wrong_entry(tmp_path, changes, words) -> None:

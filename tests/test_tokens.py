@@ -107,3 +107,18 @@ def test_what_was_withdrawn_is_gone_also_where_the_rest_is_too_little(
     with pytest.raises(ColdFlowerError):
         Contributor(Config(), site=load_site(path)).splits()
     assert not [*(own_home / "clinic-a").glob("*tokens-*")]
+
+
+@pytest.mark.parametrize("where", [{"model_max_length": 7}, {"truncation_side": "left"}])
+def test_where_a_tokenizer_cuts_is_no_matter_of_the_fingerprint_but_of_what_is_kept(where) -> None:
+    me = Contributor(Config(), 0)
+    before, tokenizer = me.digest(), me.base.tokenizer
+    kept = {key: getattr(tokenizer, key) for key in where}
+    try:
+        for key, value in where.items():
+            setattr(tokenizer, key, value)
+        assert me.digest() != before
+    finally:
+        for key, value in kept.items():
+            setattr(tokenizer, key, value)
+    assert me.digest() == before

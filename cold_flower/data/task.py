@@ -141,7 +141,8 @@ def columns_of(text: str) -> list[str]:
     A text without braces is a column's name itself.
 
     Raises:
-        ValueError: a brace that is not closed, or one that names no column or more than that.
+        ValueError: a brace that is not closed, one that names no column, or a form that no text
+            has.
     """
     if "{" not in text:
         return [text]
@@ -149,15 +150,21 @@ def columns_of(text: str) -> list[str]:
     names = [str(name) for _, name, _, _ in parts]
     if not all(names):
         raise ValueError("every {} names a column")
-    if any(form or conversion for _, _, form, conversion in parts):
-        raise ValueError("a column's name stands alone in {}, without : or !")
+    for part in parts:
+        _shown("", part)  # a form that no text has, such as :d
     return names
 
 
 def filled(text: str, row: Mapping[str, str]) -> str:
     """Return a template with a row's values; a name counts as a whole, ``{meta.text}``, too."""
     parts = string.Formatter().parse(text)
-    return "".join(before + (row[name] if name else "") for before, name, _, _ in parts)
+    return "".join(part[0] + (_shown(row[part[1]], part) if part[1] else "") for part in parts)
+
+
+def _shown(value: str, part: tuple[str, str | None, str | None, str | None]) -> str:
+    _, _, form, conversion = part
+    converted = string.Formatter().convert_field(value, conversion)
+    return format(converted, form or "")
 
 
 def needed(task: Task, there: Sequence[str], source: str) -> list[str]:

@@ -92,6 +92,5 @@ def _fingerprint(config: Any, tokenizer: Any) -> str:
             words.pop(setting, None)
     else:
         words = [type(tokenizer).__name__, tokenizer.get_vocab()]
-    cut = [tokenizer.model_max_length, tokenizer.truncation_side]
-    text = json.dumps([shape, words, cut], sort_keys=True, default=str)
+    text = json.dumps([shape, words], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
