@@ -100,7 +100,8 @@ class Contributor:
                 self.config.evaluate.max_test_examples,
                 *astuple(self.config.partition),
             ],
-            "base": self.base.sha256,  # which does not say where its tokenizer cuts texts
+            "base": self.base.sha256,
+            # The base's fingerprint does not say where its tokenizer cuts texts.
             "cut": [self.base.tokenizer.model_max_length, self.base.tokenizer.truncation_side],
             "files": sources.stamp(self.task),
             "code": _code(),
