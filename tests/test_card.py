@@ -33,6 +33,25 @@ def test_the_hub_reads_licence_base_model_datasets_and_every_score(make) -> None
     }  # fmt: skip
     splits = {one.dataset_name: one.dataset_split for one in data.eval_results}
     assert splits["rte"] == "validation"  # what the suite scores is GLUE's
+    unknown = make("other", 0.1, **{**PAPER, "suite": "/is/gone.toml"})
+    results = ModelCard.load(cold_flower.card(unknown)).data.eval_results
+    assert {one.dataset_split for one in results} == {None}
+
+
+def test_a_test_split_that_is_carved_out_of_another_has_no_name(make) -> None:  # noqa: F811
+    keys = {**PAPER, "tasks": "isear,rte"}
+    path = cold_flower.card(make("mine", 0.1, seen="isear", **keys))
+    splits = {o.dataset_name: o.dataset_split for o in ModelCard.load(path).data.eval_results}
+    assert splits == {"isear": None, "rte": "validation"}
+
+
+def test_a_mean_of_some_tasks_says_so_and_so_does_its_gain(make) -> None:  # noqa: F811
+    """One came after the start, another one is gone."""
+    run = make("mine", 0.1)
+    rows = [row for row in Journal(run).rows(SCORES) if row["task"] == "mnli"]
+    Journal(run).append(SCORES, [{**r, "task": "late"} for r in rows if r["iteration"] > 0])
+    Journal(run).append(SCORES, [{**r, "task": "gone"} for r in rows if r["iteration"] < 2])
+    assert "| frozen, seen | 2 of 3 | 70.0 | +20.0 (1 of 3) |" in cold_flower.card(run).read_text()
 
 
 def test_gains_have_their_interval_over_tasks(make) -> None:  # noqa: F811

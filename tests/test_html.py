@@ -13,7 +13,7 @@ from cold_flower.models.starting import save_starting_model, starting_model
 from cold_flower.reporting import html
 from cold_flower.reporting.conditions import conditions
 from cold_flower.reporting.figures import LEAST_SPAN, all_figures, beside_the_paper, compare
-from cold_flower.reporting.runs import RunDirectory, configuration, find
+from cold_flower.reporting.runs import find
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONTRIBUTIONS, SCORES, Journal
 from cold_flower.runtime import experiments
@@ -117,7 +117,7 @@ def test_a_report_says_what_was_run_and_how_it_differs_from_what_is_shipped(make
     assert "as shipped" not in text  # an experiment of the user's own
 
 
-def test_a_mean_of_some_tasks_says_so_and_what_was_sent_is_counted(make, tmp_path) -> None:
+def test_a_mean_of_some_tasks_says_so(make, tmp_path) -> None:
     """A run that was stopped amid its last evaluation."""
     run = make("mine", 0.1)
     journal = Journal(run)
@@ -127,11 +127,8 @@ def test_a_mean_of_some_tasks_says_so_and_what_was_sent_is_counted(make, tmp_pat
         if row["task"] == "mnli" and row["iteration"] < 2
     ]
     journal.append(SCORES, more)
-    for phase in ("evaluate", "validate", "finetune"):
-        journal.say("1/2", phase=phase, iteration=2, done=1, of=2, who="mnli frozen")
     page = html.write([run], tmp_path / "out")[0].read_text()
     assert "frozen, seen<td>1 of 2<td>50.00<td>70.00<td>+20.00" in page  # of mnli alone
-    assert RunDirectory(run, configuration(run)).answers == 2
 
 
 def test_seeds_that_were_made_otherwise_are_no_silent_mean(make, tmp_path) -> None:

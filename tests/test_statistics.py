@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from cold_flower.reporting.statistics import (
+    along,
+    at_all,
     binomial_se,
     curve,
+    ends,
     gains,
-    in_all,
     mean_and_sd,
     mean_and_sem,
     mean_gain,
+    pick,
     task_gains,
 )
 from tests.test_tables import ROWS
@@ -49,18 +52,40 @@ def test_a_curve_is_of_means_over_tasks_then_seeds() -> None:
     assert curve([rows(0.0)], "seen", "finetuned") == {}
 
 
+def without(rows, **left_out):
+    return [row for row in rows if any(row[key] != value for key, value in left_out.items())]
+
+
 def test_a_curve_is_of_the_same_tasks_and_seeds_everywhere() -> None:
     """Else it would jump where a run was stopped amid an evaluation, or one seed goes further."""
-    whole = rows(0.0)
-    (missing,) = (
-        r for r in whole if (r["iteration"], r["task"], r["protocol"]) == (2, "b", "frozen")
-    )
-    cut = [row for row in whole if row is not missing]
-    (one,) = {row["value"] for row in whole if (row["iteration"], row["task"]) == (2, "a")}
-    assert in_all(cut, "seen", "frozen") == {"a"}
-    assert curve([cut], "seen", "frozen")[2][0] == one
-    short = [row for row in whole if row["iteration"] == 0]
+    whole = pick(rows(0.0), group="seen")
+    cut = without(whole, iteration=2, task="b")
+    assert {row["task"] for row in at_all(cut, {0, 2})} == {"a"}
+    assert at_all(cut, {1}) == at_all(cut, set()) == []
+    means = curve([cut], "seen", "frozen")
+    assert [means[i][0] for i in (0, 2)] == [0.5, 0.6]  # of a alone
+    short = pick(whole, iteration=0)
     assert list(curve([whole, short], "seen", "frozen")) == [0]
+    assert list(curve([whole], "seen", "frozen", last=1)) == [0]
+
+
+def test_what_is_missing_beyond_a_curves_end_takes_no_task_from_it() -> None:
+    """One seed went further, and was stopped amid its next evaluation."""
+    longer, whole = pick(rows(0.0), group="seen", task="a"), pick(rows(0.0), group="seen")
+    longer = [*whole, *({**row, "iteration": 3} for row in longer)]
+    kept = along([longer, whole], "seen", "frozen")
+    assert [{row["task"] for row in of_seed} for of_seed in kept] == [{"a", "b"}] * 2
+
+
+def test_both_ends_of_a_gain_are_of_the_same_tasks() -> None:
+    whole = pick(rows(0.0), group="seen")
+    away = [*whole, {**whole[0], "iteration": 1}]  # b was away, and came back
+    assert len(ends([away], "seen", "frozen", 2)[0]) == 4
+    none = without(without(whole, iteration=2, task="a"), iteration=2, task="b")
+    kept = ends([whole, none], "seen", "frozen", 2)
+    assert [len(of_seed) for of_seed in kept] == [4, 0]
+    assert mean_gain(kept, "seen", "frozen", 2)[0] == pytest.approx(0.2)
+    assert [len(of_seed) for of_seed in ends([none], "seen", "frozen", 2)] == [2]  # the start
 
 
 def test_a_task_that_is_seen_with_one_seed_and_unseen_with_another_is_two() -> None:

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from cold_flower.reporting.tables import gain_cells, score_cells, summary, table_of
+from cold_flower.reporting.tables import gain_cells, partly, score_cells, summary, table_of
 
 
 def rows(values):
@@ -79,3 +79,13 @@ def test_what_was_not_measured_is_blank() -> None:
     cells = gain_cells(before, after)
     assert cells.lines == [["a", "75.0", "+25.0"]]
     assert cells.totals == [["mean", "", "+25.00"]]
+
+
+def test_a_mean_of_some_says_of_how_many_it_is() -> None:
+    whole, start = ROWS[:2], ROWS[:1]
+    assert partly([whole], [whole]) == ("", "")
+    assert partly([start], [whole]) == ("1 of 2", "")
+    assert partly([start, whole], [whole, whole]) == ("1 of 2", "")  # the least
+    assert partly([whole, []], [whole, whole]) == ("", "1 of 2 seeds")
+    assert partly([start, start], [start, start]) == ("", "")  # each seed has all of its own
+    assert partly([[], []], [whole, []]) == ("0 of 2", "")

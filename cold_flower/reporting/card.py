@@ -110,8 +110,8 @@ def _results(scores: list[Row], iteration: int, tasks: Mapping[str, Task]) -> It
             dataset_type=hub.path if hub else row["task"],
             dataset_name=row["task"],
             dataset_config=(hub.subset or None) if hub else None,
-            # Of the hub's own name; carved out of another split, it has none there.
-            dataset_split=(hub.splits["test"] or None) if hub else "test",
+            # By the hub's own name; one that is carved out of another split has none there.
+            dataset_split=(hub.splits["test"] or None) if hub else None,
             metric_type=row["metric"],
             metric_name=f"{row['metric']}, {row['protocol']}",
             metric_value=round(row["value"], 4),
@@ -193,7 +193,8 @@ def _gains(run: RunDirectory, iteration: int) -> Iterator[str]:
         of = f"{len(values)} of {all_tasks}" if len(values) < all_tasks else f"{all_tasks}"
         found = gain(condition, group, protocol, iteration) if iteration else None
         mean = points(fmean(values))
-        yield f"| {protocol}, {group} | {of} | {mean} | {found or ''} |"
+        some = f" ({found.tasks} of {all_tasks})" if found and found.tasks < len(values) else ""
+        yield f"| {protocol}, {group} | {of} | {mean} | {found or ''}{some} |"
     yield (
         "\n**frozen**: a head is trained on the body's features. **finetuned**: all is trained. "
         "**few-shot**: all is trained, on few examples. A **seen** task's contributor took part.\n"

@@ -242,7 +242,7 @@ def _line(
         start = pick(picked, iteration=0)
         if gained := paired(start, pick(picked, iteration=last)):
             by_seed.append(gained)
-            starts += [row["value"] for row in start]
+            starts += [row["value"] for row in start if row["task"] in gained]
     if not by_seed:
         return None
     names = dict.fromkeys(task for seed in by_seed for task in seed)

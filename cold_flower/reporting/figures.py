@@ -1,11 +1,9 @@
 """The figures of a report. Scores are in points; a protocol has the same colour in all."""
 
-import io
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -18,15 +16,22 @@ from cold_flower.reporting import reference
 from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.markup import PROTOCOL_COLOURS
 from cold_flower.reporting.paired import difference
-from cold_flower.reporting.statistics import curve, mean_and_sem, mean_gain, task_gains
-from cold_flower.reporting.tables import columns
+from cold_flower.reporting.statistics import (
+    along,
+    curve,
+    mean_and_sem,
+    mean_gain,
+    pick,
+    task_gains,
+)
+from cold_flower.reporting.tables import columns, partly, points
 
 CONDITION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-KINDS = ("png", "svg")
 LEAST_SPAN = 4.0  # points that an axis of scores spans at least
 LONGEST = 24  # characters of a name that stands beside its line
 WIDE = 88  # of a line of the legend below a figure
 LINE_STYLES = {"seen": "-", "unseen": (0, (4, 2))}
+MEAN_STYLES = {"seen": (":", "dotted"), "unseen": ("--", "dashed")}
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -37,17 +42,31 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, ax
 
 
-def _draw(ax: Axes, condition: Condition, group: str, protocol: str, **style: Any) -> Any:
-    """Draw a condition's means, in a band of their SD over seeds; return the last point."""
-    points = curve(condition.scores, group, protocol)
-    x = list(points)
-    means = [100 * mean for mean, _ in points.values()]
-    deviations = [0.0 if math.isnan(sd) else 100 * sd for _, sd in points.values()]
+def _draw(
+    ax: Axes, condition: Condition, group: str, protocol: str, **style: Any
+) -> tuple[float, float]:
+    """Draw a condition's means, in a band of their SD over seeds; return the last point.
+
+    There has to be one.
+    """
+    found = curve(condition.scores, group, protocol, condition.last)
+    x = list(found)
+    means = [100 * mean for mean, _ in found.values()]
+    deviations = [0.0 if math.isnan(sd) else 100 * sd for _, sd in found.values()]
     ax.plot(x, means, marker="o", markersize=4, linewidth=2, **style)
     low = [mean - sd for mean, sd in zip(means, deviations, strict=True)]
     high = [mean + sd for mean, sd in zip(means, deviations, strict=True)]
     ax.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
     return x[-1], means[-1]
+
+
+def _of_how_many(condition: Condition, group: str, protocol: str) -> str:
+    """Return what to add to the name of a curve that is not of all tasks and seeds."""
+    kept = along(condition.scores, group, protocol, condition.last)
+    of = [pick(rows, group=group, protocol=protocol) for rows in condition.scores]
+    tasks, seeds = partly(kept, of)
+    said = ", ".join(filter(None, [tasks and f"{tasks} tasks", seeds]))
+    return f" ({said})" if said else ""
 
 
 def _name_lines(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
@@ -76,15 +95,22 @@ def _label_iterations(ax: Axes, last: int) -> None:
 
 
 def curves(condition: Condition) -> Figure:
-    """Draw one condition's scores by iteration, a line per protocol and group (Fig. 2, 3)."""
+    """Draw one condition's scores by iteration, a line per protocol and group (Fig. 2, 3).
+
+    A line is of the same tasks and seeds at every iteration (`curve`); its name says of how many,
+    where it is not of all. There is none where the bases have no task in common.
+    """
     pairs = columns(condition.rows)
     figure, ax = _figure(7, 4)
     ends = []
     for group, protocol in pairs:
+        if not curve(condition.scores, group, protocol, condition.last):
+            continue
         colour = PROTOCOL_COLOURS[protocol]
         x, y = _draw(ax, condition, group, protocol, color=colour, linestyle=LINE_STYLES[group])
         both = len({g for g, p in pairs if p == protocol}) > 1
-        ends.append((x, y, f"{protocol}, {group}" if both else protocol, colour))
+        name = f"{protocol}, {group}" if both else protocol
+        ends.append((x, y, name + _of_how_many(condition, group, protocol), colour))
     ax.set_ylabel("mean test score, points", fontsize=10)
     _label_iterations(ax, condition.last)
     _name_lines(ax, ends)
@@ -92,8 +118,12 @@ def curves(condition: Condition) -> Figure:
 
 
 def compare(conditions: Sequence[Condition], group: str, protocol: str) -> Figure:
-    """Draw conditions against each other; levels are dashed (Fig. 4 to 6)."""
-    names = ["\n".join(textwrap.wrap(condition.label, WIDE)) for condition in conditions]
+    """Draw conditions against each other; levels are dashed (Fig. 4 to 6).
+
+    Each is of the same tasks and seeds at every iteration, and says so as in `curves`.
+    """
+    labels = [c.label + _of_how_many(c, group, protocol) for c in conditions]
+    names = ["\n".join(textwrap.wrap(label, WIDE)) for label in labels]
     below = max(map(len, names)) > LONGEST
     lines = sum(name.count("\n") + 1 for name in names)
     figure, ax = _figure(7, 4 + (0.2 * lines if below else 0))
@@ -101,16 +131,16 @@ def compare(conditions: Sequence[Condition], group: str, protocol: str) -> Figur
     ends = []
     for i, condition in enumerate(conditions):
         colour = CONDITION_COLOURS[i % len(CONDITION_COLOURS)]
-        points = curve(condition.scores, group, protocol)
-        if not points:
+        found = curve(condition.scores, group, protocol, condition.last)
+        if not found:
             continue
         if condition.is_level:
-            level = 100 * points[max(points)][0]
+            level = 100 * found[max(found)][0]
             ax.axhline(level, color=colour, linestyle="--", linewidth=1.5, label=names[i])
-            ends.append((last + 0.1, level, condition.label, colour))  # where the line ends
+            ends.append((last + 0.1, level, names[i], colour))  # where the line ends
         else:
             x, y = _draw(ax, condition, group, protocol, color=colour, label=names[i])
-            ends.append((x, y, condition.label, colour))
+            ends.append((x, y, names[i], colour))
     ax.set_ylabel(f"{protocol}, {group}: points", fontsize=10)
     _label_iterations(ax, last)
     _name_lines(ax, [(x, y, "" if below else name, colour) for x, y, name, colour in ends])
@@ -161,25 +191,28 @@ def differences(conditions: Sequence[Condition]) -> Figure | None:
 
 def gains(condition: Condition, protocol: str) -> Figure:
     """Draw each task's gain of the last base over the start, with its error (Fig. 7)."""
-    by_group = task_gains(condition.scores, protocol, condition.last)
-    names = [task for _, task in by_group]
+    by_task = task_gains(condition.scores, protocol, condition.last)
+    groups = sorted({group for group, _ in by_task})
     gain_of = {  # a task may be seen with one seed and unseen with another
-        f"{task} ({group})" if names.count(task) > 1 else task: one
-        for (group, task), one in by_group.items()
+        f"{task} ({group})" if len(groups) > 1 else task: one
+        for (group, task), one in by_task.items()
     }
     tasks = sorted(gain_of, key=lambda task: gain_of[task][0])
-    figure, ax = _figure(7, 0.9 + 0.22 * len(tasks))
+    figure, ax = _figure(7, 1.1 + 0.22 * len(tasks))
     values = [100 * gain_of[task][0] for task in tasks]
     errors = [0.0 if math.isnan(gain_of[t][1]) else 100 * gain_of[t][1] for t in tasks]
     ax.barh(
         tasks, values, xerr=errors, color=PROTOCOL_COLOURS[protocol], ecolor="#555555", height=0.7
     )
     ax.axvline(0, color="black", linewidth=0.8)
-    mean, sem = mean_and_sem(values)
-    ax.axvline(mean, color="black", linewidth=1, linestyle=":")
+    means = []
+    for group in groups:
+        mean, sem = mean_and_sem([gain for (g, _), (gain, _) in by_task.items() if g == group])
+        ax.axvline(100 * mean, color="black", linewidth=1, linestyle=MEAN_STYLES[group][0])
+        means.append(f"{MEAN_STYLES[group][1]}: mean of {group} {points(mean, sem, sign='+')}")
     ax.set_xlabel(
-        f"{protocol}: gain of iteration {condition.last} over the start, points; dotted: "
-        f"mean {mean:+.1f} ± {sem:.1f}",
+        f"{protocol}: gain of iteration {condition.last} over the start, points\n"
+        f"{'; '.join(means)}",
         fontsize=10,
     )
     ax.margins(y=0.01)
@@ -212,18 +245,21 @@ def worth(
 def beside_the_paper(condition: Condition) -> Figure:
     """Draw the finetuned gain with its error, and that of the paper's released models."""
     figure, ax = _figure(7, 4)
-    iterations = sorted({row["iteration"] for row in condition.rows})
-    gain_of = {i: mean_gain(condition.scores, "seen", "finetuned", i) for i in iterations}
+    kept = along(condition.scores, "seen", "finetuned", condition.last)
+    iterations = sorted({row["iteration"] for rows in kept for row in rows})
+    gain_of = {i: mean_gain(kept, "seen", "finetuned", i) for i in iterations}
     ours = {
         i: (100 * mean, 100 * error) for i, (mean, error) in gain_of.items() if not math.isnan(mean)
     }
     released = {i: mean_and_sem(gains) for i, gains in sorted(reference.released().items())}
-    ends = []
-    for points, colour, name in (
+    ends, mine = [], "this run" + _of_how_many(condition, "seen", "finetuned")
+    for gains_at, colour, name in (
         ({0: (0.0, 0.0), **released}, "#777777", "the paper's, RoBERTa-base"),
-        (ours, PROTOCOL_COLOURS["finetuned"], "this run"),
+        (ours, PROTOCOL_COLOURS["finetuned"], mine),
     ):
-        x, (means, errors) = list(points), zip(*points.values(), strict=True)
+        if not gains_at:
+            continue
+        x, (means, errors) = list(gains_at), zip(*gains_at.values(), strict=True)
         bars = [0.0 if math.isnan(error) else error for error in errors]
         ax.errorbar(
             x, means, bars, marker="o", markersize=4, linewidth=2, elinewidth=1, color=colour
@@ -256,35 +292,6 @@ def all_figures(conditions: Sequence[Condition]) -> dict[str, Figure]:
         for group, protocol in columns([row for c in conditions for row in c.rows]):
             figures[f"compare-{protocol}-{group}"] = compare(conditions, group, protocol)
     return figures
-
-
-def drawn(figure: Figure, kinds: Sequence[str] = KINDS) -> dict[str, bytes]:
-    """Return the bytes of a figure's ``png`` and ``svg`` files, by kind."""
-    files = {}
-    for kind in kinds:
-        file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=150)
-        files[kind] = file.getvalue()
-        figure.set_layout_engine(None)  # where things are is known now; to find it is most work
-    return files
-
-
-def replace(folder: Path, before: Iterable[str], images: Mapping[str, Mapping[str, bytes]]) -> None:
-    """Write figures into a folder, as PNG and SVG; others that were there before go away.
-
-    Args:
-        folder: need not be there.
-        before: names of the figures that an earlier report put there.
-        images: by name, what `drawn` returns.
-    """
-    folder.mkdir(exist_ok=True)
-    for name in before:
-        if name not in images and Path(name).name == name:
-            for kind in KINDS:
-                (folder / f"{name}.{kind}").unlink(missing_ok=True)
-    for name, files in images.items():
-        for kind, data in files.items():
-            (folder / f"{name}.{kind}").write_bytes(data)
 
 
 def _beside(label: str) -> str:

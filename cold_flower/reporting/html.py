@@ -21,16 +21,8 @@ from cold_flower.reporting.pictures import drawings
 from cold_flower.reporting.progress import PHASES
 from cold_flower.reporting.published import paper_table
 from cold_flower.reporting.runs import FIGURES, RunDirectory, find
-from cold_flower.reporting.statistics import (
-    Row,
-    curve,
-    in_all,
-    mean_and_sem,
-    mean_gain,
-    pick,
-    task_gains,
-)
-from cold_flower.reporting.tables import columns, points, step_length
+from cold_flower.reporting.scored import scores_table, tasks_table
+from cold_flower.reporting.tables import points, step_length
 from cold_flower.repository.publish import replace_text
 
 MADE_BY = "by cold-flower"
@@ -68,7 +60,8 @@ def write_conditions(
     report = out if alone else out / REPORT
     with _writing(report):  # said before the figures are drawn
         report.parent.mkdir(parents=True, exist_ok=True)
-    from cold_flower.reporting.figures import KINDS, all_figures, drawn, replace  # matplotlib
+    from cold_flower.reporting.figure_files import KINDS, drawn, replace  # matplotlib
+    from cold_flower.reporting.figures import all_figures
 
     kinds = ("svg",) if alone else KINDS
     images = {name: drawn(figure, kinds) for name, figure in all_figures(compared).items()}
@@ -115,7 +108,7 @@ def _page(
     yield from _findings(compared)
     yield "<h2>Scores</h2>"
     for condition in compared:
-        yield from _scores(condition, with_label=len(compared) > 1)
+        yield from scores_table(condition, with_label=len(compared) > 1)
     yield (
         "<p class=note>Unweighted means over tasks, in points (100 times accuracy). ± SD is over "
         "seeds. ± SEM is over seeds, with one seed over tasks, and with one task its binomial "
@@ -130,7 +123,7 @@ def _page(
         yield f"<h3>{html.escape(name.replace('-', ' '))}</h3>{markup.figure(name, files['svg'])}"
     yield "<h2>Task by task</h2>"
     for condition in compared:
-        yield from _tasks(condition)
+        yield from tasks_table(condition)
     yield from _read(run.progress.read for run in runs)
     if told := [part for condition in compared for part in _trained(condition)]:
         yield from ("<h2>Did it train?</h2>", *told)
@@ -188,78 +181,17 @@ def _read(runs: Iterable[Mapping[str, Mapping[str, float]]]) -> Iterable[str]:
         yield table(["contributor", "tokens unknown", "texts cut"], rows)
 
 
-def _scores(condition: Condition, *, with_label: bool) -> Iterable[str]:
-    """Yield the mean scores at the start and at the end, a line per protocol and group."""
-    if with_label:
-        yield f"<h3>{html.escape(condition.label)}</h3>"
-    rows: list[list[Cell]] = []
-    for group, protocol in columns(condition.rows):
-        means = curve(condition.scores, group, protocol)
-        mean, error = mean_gain(condition.scores, group, protocol, condition.last)
-        start, last = means.get(0), means.get(condition.last)
-        rows.append(
-            [
-                f"{protocol}, {group}",
-                _how_many(condition.scores, group, protocol),
-                points(*start, digits=2) if start else "",
-                points(*last, digits=2) if last else "",
-                _gain((mean, error), 2) if condition.last else "",
-            ]
-        )
-    head = ["", "tasks", "start ± SD", f"iteration {condition.last} ± SD", "gain ± SEM"]
-    yield table(head, rows)
-
-
-def _how_many(runs: Sequence[Sequence[Row]], group: str, protocol: str) -> str:
-    """Say how many tasks a seed's mean is of: those scored at all its bases; and of how many."""
-    picked = [pick(rows, group=group, protocol=protocol) for rows in runs]
-    sizes = [len({row["task"] for row in rows}) for rows in picked if rows]
-    own = [len(in_all(rows, group, protocol)) for rows in picked if rows]
-    return f"{max(sizes)}" if own == [max(sizes)] * len(own) else f"{min(own)} of {max(sizes)}"
-
-
-def _tasks(condition: Condition) -> Iterable[str]:
-    """Yield the gain of each task under each protocol (Table 1 of the run)."""
-    protocols = list(dict.fromkeys(protocol for _, protocol in columns(condition.rows)))
-    gains = {p: task_gains(condition.scores, p, condition.last) for p in protocols}
-    rows: list[list[Cell]] = []
-    for task, group in sorted({(row["task"], row["group"]) for row in condition.rows}):
-        first = pick(condition.rows, task=task, group=group)[0]
-        cells: list[Cell] = [task, group, first["n_test"]]
-        for protocol in protocols:
-            last = [
-                row["value"]
-                for scores in condition.scores
-                for row in pick(scores, task=task, group=group, protocol=protocol)
-                if row["iteration"] == condition.last
-            ]
-            cells.append(points(mean_and_sem(last)[0]))
-            own = gains[protocol].get((group, task))
-            cells.append(_gain(own) if own else "")
-        rows.append(cells)
-    head = ["task", "group", "n test"]
-    for protocol in protocols:
-        head += [protocol, "gain ± SE"]
-    if condition.label:
-        yield f"<h3>{html.escape(condition.label)}</h3>"
-    yield table(head, rows)
-
-
-def _gain(gain_and_error: tuple[float, float], digits: int = 1) -> str:
-    """Write a gain and its error in points; blank where it was not measured."""
-    return points(*gain_and_error, digits=digits, sign="+")
-
-
 def _cost(run: RunDirectory) -> list[Cell]:
     seconds = run.progress.seconds
-    # A contribution is a body there and one back; an evaluation or validation is a body there.
-    exchanged = f"{run.body_bytes * (2 * len(run.contributions) + run.answers) / 1e9:.2f} GB"
+    exchanged = f"{run.body_bytes * run.bodies / 1e9:.2f} GB"
+    if run.config["transport"] == "shared-dir":
+        exchanged = f"{exchanged}, else by reference" if run.bodies else "by reference"
     return [
         run.folder.name,
         f"{sum(seconds.values()) / 3600:.2f}",
         *(f"{seconds[phase] / 60:.1f} min" for phase in PHASES),
         len(run.contributions),
-        "by reference" if run.config["transport"] == "shared-dir" else exchanged,
+        exchanged,
     ]
 
 

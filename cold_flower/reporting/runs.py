@@ -1,6 +1,7 @@
 """Finished runs, read back: what lies in each, and which of some folders can be reported."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from cold_flower.repository.journal import (
     Journal,
     load_config,
 )
+from strategies.contributions import FROM
 
 FIGURES = "figures"  # of a report, beside it
 
@@ -88,10 +90,19 @@ class RunDirectory:
         return progress
 
     @property
-    def answers(self) -> int:
-        """Return how many messages asked for scores, of bases and candidates, and were answered."""
-        events = Journal(self.folder).rows(PROGRESS)
-        return sum(WHO in e and e.get("phase") in ("evaluate", "validate") for e in events)
+    def bodies(self) -> int:
+        """Return how many bodies messages carried; those that went by reference are none.
+
+        A contribution that was asked for is one there and one back; to have a base or a candidate
+        scored is one there, a message. By reference goes what is published: no candidate of a gate
+        is, nor is a moving average, but nothing tells the messages that carried one from others.
+        """
+        events = [event for event in Journal(self.folder).rows(PROGRESS) if WHO in event]
+        scored = Counter(event.get("phase") for event in events)
+        if self.config["transport"] == "shared-dir":
+            return scored["validate"]
+        asked = sum(FROM not in row for row in self.contributions) - self.progress.taken_over
+        return 2 * max(0, asked) + scored["evaluate"] + scored["validate"]
 
     @property
     def manifests(self) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ A task counts once, however large its test set (paper, section 4.4: the unweight
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -52,40 +52,70 @@ def paired(before: Iterable[Row], after: Iterable[Row]) -> dict[str, float]:
     return {row["task"]: row["value"] - start[row["task"]] for row in after if row["task"] in start}
 
 
-def curve(
-    runs: Sequence[Sequence[Row]], group: str, protocol: str
-) -> dict[int, tuple[float, float]]:
-    """Return mean and SD over seeds of the mean over tasks, by iteration.
+def at_all(rows: Iterable[Row], iterations: Collection[int]) -> list[Row]:
+    """Return the rows at these iterations, of the tasks that were scored at each of them.
 
-    A seed's means are of the same tasks at every iteration (`in_all`), and the iterations those
-    that all seeds have: else a curve would move by what is missing.
+    Others are missing where a run was stopped amid an evaluation, or where somebody was away.
+
+    Args:
+        rows: of one group and protocol.
+        iterations: which.
+    """
+    tasks: dict[int, set[str]] = {iteration: set() for iteration in iterations}
+    there = [row for row in rows if row["iteration"] in tasks]
+    for row in there:
+        tasks[row["iteration"]].add(row["task"])
+    common = set.intersection(*tasks.values()) if tasks else set()
+    return [row for row in there if row["task"] in common]
+
+
+def along(
+    runs: Sequence[Sequence[Row]], group: str, protocol: str, last: float = math.inf
+) -> list[list[Row]]:
+    """Return each seed's rows that a curve is of, up to ``last``.
+
+    They are at the iterations that all seeds have which have any, and of the tasks that the seed
+    scored at each of those: else a curve would move by what is missing. None remain where no task
+    is at all of them.
+    """
+    picked = [pick(rows, group=group, protocol=protocol) for rows in runs]
+    scored = [{row["iteration"] for row in rows} for rows in picked if rows]
+    shared = set.intersection(*scored) if scored else set()
+    return [at_all(rows, {i for i in shared if i <= last}) for rows in picked]
+
+
+def ends(runs: Sequence[Sequence[Row]], group: str, protocol: str, last: int) -> list[list[Row]]:
+    """Return each seed's rows at the start and at ``last``, of the tasks that it scored at both.
+
+    Where no seed has both, they are those of the start, else of ``last``: there is no gain then.
+    """
+    picked = [pick(rows, group=group, protocol=protocol) for rows in runs]
+    for iterations in ({0, last}, {0}, {last}):
+        if any(kept := [at_all(rows, iterations) for rows in picked]):
+            return kept
+    return [[] for _ in runs]
+
+
+def curve(
+    runs: Sequence[Sequence[Row]], group: str, protocol: str, last: float = math.inf
+) -> dict[int, tuple[float, float]]:
+    """Return mean and SD over seeds of the mean over tasks, by iteration up to ``last``.
+
+    A seed's means are of the same tasks at every iteration, and so are the iterations those that
+    all seeds have (`along`); a seed without scores does not count.
 
     Args:
         runs: the scores of each seed.
         group: ``seen`` or ``unseen``.
         protocol: of `cold_flower.config.PROTOCOLS`.
+        last: iteration.
     """
-    by_seed = []
-    for rows in runs:
-        tasks, means = in_all(rows, group, protocol), dict[int, list[float]]()
-        for row in pick(rows, group=group, protocol=protocol):
-            if row["task"] in tasks:
-                means.setdefault(row["iteration"], []).append(row["value"])
-        if means:
-            by_seed.append({iteration: fmean(values) for iteration, values in means.items()})
-    shared = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
-    return {i: mean_and_sd([means[i] for means in by_seed]) for i in shared}
-
-
-def in_all(rows: Sequence[Row], group: str, protocol: str) -> set[str]:
-    """Return the tasks that one run scored at each of its bases.
-
-    Others are missing where it was stopped amid an evaluation, or where somebody left or was away.
-    """
-    tasks: dict[int, set[str]] = {}
-    for row in pick(rows, group=group, protocol=protocol):
-        tasks.setdefault(row["iteration"], set()).add(row["task"])
-    return set.intersection(*tasks.values()) if tasks else set()
+    points: dict[int, list[float]] = {}
+    for rows in along(runs, group, protocol, last):
+        for iteration in sorted({row["iteration"] for row in rows}):
+            values = [row["value"] for row in pick(rows, iteration=iteration)]
+            points.setdefault(iteration, []).append(fmean(values))
+    return {iteration: mean_and_sd(values) for iteration, values in sorted(points.items())}
 
 
 def task_gains(

@@ -90,6 +90,26 @@ def _some(found: int, of: int) -> str:
     return f" ({found} of {of})" if 0 < found < of else ""
 
 
+def partly(kept: Sequence[Sequence[Row]], of: Sequence[Sequence[Row]]) -> tuple[str, str]:
+    """Say of how many tasks, and of how many seeds, a mean is; each only where it is not of all.
+
+    Args:
+        kept: of each seed, the rows that the mean is of.
+        of: of each seed, all of its rows in that group and under that protocol.
+
+    Returns:
+        As ``2 of 6``, of the seed that misses most of its tasks, and ``1 of 2 seeds``.
+    """
+    sizes = [
+        tuple(len({row["task"] for row in rows}) for rows in of_seed)
+        for of_seed in zip(kept, of, strict=True)
+    ]
+    there = [pair for pair in sizes if pair[0]]
+    some, whole = min(there or sizes, key=lambda pair: (pair[0] / max(1, pair[1]), -pair[1]))
+    seeds = f"{len(there)} of {len(sizes)} seeds" if 0 < len(there) < len(sizes) else ""
+    return (f"{some} of {whole}" if some < whole else ""), seeds
+
+
 def score_cells(rows: Sequence[Row], *, trained: bool = True) -> Cells:
     """Return mean scores in points, a line per base and a column per group and protocol.
 

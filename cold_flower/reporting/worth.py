@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from cold_flower.reporting import figures
+from cold_flower.reporting import figure_files, figures
 from cold_flower.reporting.paired import quantile
 from cold_flower.reporting.tables import Cells, points, table_of
 
@@ -107,7 +107,7 @@ class Worth:
     def write(self, folder: Path) -> list[Path]:
         """Write JSON and figure; return their paths."""
         name = f"{self.iteration:04d}-{self.protocol}-{self.split}"
-        drawn = figures.drawn(self.figure(), ("svg", "png"))
+        drawn = figure_files.drawn(self.figure(), ("svg", "png"))
         files: dict[str, bytes] = {"json": (json.dumps(self.plain(), indent=2) + "\n").encode()}
         paths = []
         for kind, data in (files | drawn).items():
