@@ -9,7 +9,7 @@ from typing import Any
 from cold_flower.data.suite import load_suite
 from cold_flower.reporting.runs import RunDirectory
 from cold_flower.reporting.statistics import Row
-from cold_flower.repository.journal import made_with
+from cold_flower.repository.journal import facts_of
 
 # What does not bear on a score: two runs that differ in nothing else are one condition.
 _BESIDE = (
@@ -52,7 +52,7 @@ class Condition:
     @property
     def mixed(self) -> list[str]:
         """Return what else differs among its runs: versions, code, a file such as the suite's."""
-        kept = [made_with(run.folder) for run in self.runs]
+        kept = [facts_of(run.folder) for run in self.runs]
         found = {key: {value for one in kept for value in one.get(key, ())} for key in chain(*kept)}
         return sorted(key for key, values_there in found.items() if len(values_there) > 1)
 

@@ -166,11 +166,11 @@ class Journal:
 
 def others(run_dir: Path, facts: Mapping[str, Any]) -> list[str]:
     """Return which of these facts were others during a part of a run."""
-    kept = json.loads((run_dir / CONFIG).read_text())
-    return [key for key, value in facts.items() if {*values(kept, key)} - {value}]
+    there = facts_of(run_dir)
+    return [key for key, value in facts.items() if {*there.get(key, ())} - {value}]
 
 
-def made_with(run_dir: Path) -> dict[str, list[str]]:
+def facts_of(run_dir: Path) -> dict[str, list[str]]:
     """Return what `cold_flower.identity.made_with` said of a run, each from its begin on."""
     file = run_dir / CONFIG
     kept = json.loads(file.read_text()) if file.exists() else {}
