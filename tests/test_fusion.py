@@ -2,6 +2,8 @@
 
 import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import reduce
 from zlib import crc32
 
@@ -123,9 +125,10 @@ class TestEveryRule:
         assert same_bits(base, body(0))
         assert all(same_bits(o, body(i)) for i, o in enumerate(others, start=1))
 
-    def test_returns_the_base_when_all_equal_it(self, rule: Case) -> None:
-        base = body(0)
-        equal = [Weights(body(0), name=f"c{i}", steps=i + 1) for i in range(7)]
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+    def test_returns_the_base_when_all_equal_it(self, rule: Case, dtype: torch.dtype) -> None:
+        base = {k: t / 3 if t.is_floating_point() else t for k, t in body(0, dtype).items()}
+        equal = [Weights(dict(base), name=f"c{i}", steps=i + 1) for i in range(7)]
         assert same_bits(fuse(rule, Weights(base), equal), base)
 
     def test_order_does_not_matter_to_the_last_bit(self, rule: Case) -> None:
@@ -197,6 +200,22 @@ class TestEveryRule:
             else:
                 assert same_bits(found[0], other)
 
+    def test_does_not_depend_on_the_number_of_threads(self, rule: Case, monkeypatch) -> None:
+        draw = torch.Generator().manual_seed(0)
+        shapes = {"w": (30, 100), "b": (9,)}
+
+        def wide(seed: int) -> Weights:
+            made = {k: torch.randn(s, generator=draw) for k, s in shapes.items()}
+            return Weights(made, name=f"c{seed}", examples=seed, steps=seed)
+
+        monkeypatch.setattr(_deltas, "ROW", 100)
+        base, models, found = wide(0), [wide(i) for i in range(1, 7)], []
+        for number in (1, 2, 5):
+            with threads(number):
+                found.append(fuse(rule, base, models))
+        assert same_bits(found[0], found[1])
+        assert same_bits(found[0], found[2])
+
     @settings(deadline=None, max_examples=15)
     @given(data=st.data())
     def test_odd_shapes_and_mixed_types(self, rule: Case, data) -> None:
@@ -233,6 +252,16 @@ class TestEveryRule:
         assert many < few + 20_000  # bytes; a tensor of a contribution has 24,000
 
 
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Decoded(dict):
     """Tensors as a server has its base: made anew whenever one is asked for (`records.Tensors`)."""
 
@@ -259,7 +288,7 @@ def peaks(fuse: fusion.Rule, monkeypatch) -> list[int]:
         ]
         for one in given if fuse.statistic else []:
             one.statistic = Weights(statistic(fuse.statistic, Weights(base), one.name))
-        with Live() as live:
+        with threads(1), Live() as live:  # it sees its own thread alone
             for _ in fuse(Weights(Decoded(base)), given, seed=1):
                 pass
         found.append(live.peak)
@@ -359,6 +388,12 @@ class TestAverage:
         assert fused["w"].numpy().tobytes() == expected.tobytes()
         exact = np.mean([o.astype(np.float64) for o in others], axis=0)
         assert np.abs(fused["w"].numpy() - exact).max() < 1e-6
+
+    def test_keeps_small_steps_of_float64(self) -> None:
+        base = torch.full((5,), 1.0, dtype=torch.float64)
+        given = [Weights({"w": base + step}, name=str(step)) for step in (1e-12, 3e-12)]
+        fused = fuse("average", Weights({"w": base}), given)["w"] - base
+        assert torch.allclose(fused, torch.full_like(base, 2e-12), rtol=1e-3, atol=0)
 
     def test_does_not_weigh_by_examples(self) -> None:
         base, given = Weights(body(0)), contributions(3)

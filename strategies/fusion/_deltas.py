@@ -4,14 +4,17 @@ A server that fuses n contributions of P parameters never holds n models, nor on
 it does not need: a block has about ``BLOCK`` numbers, all contributions together, and what
 a rule keeps between blocks is n x n or a threshold. So peak memory does not grow with n.
 
-A rule's result must not depend on where the blocks end. Elementwise operations see to that;
-a sum over contributions is taken row by row (`total`), because torch's own reductions and
-``add(alpha=...)`` round the last few columns of a block differently from the others.
+A rule's result must not depend on where the blocks end, nor on how many cores share them.
+Elementwise operations see to that; a sum over contributions is taken row by row (`total`), because
+torch's own reductions and ``add(alpha=...)`` round the last few columns of a block differently from
+the others.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -24,7 +27,10 @@ ROW = 1 << 15  # numbers of one contribution: torch starts no threads, whose bar
 
 
 class Delta(Protocol):
-    """A contribution's difference from the base, float32, each tensor read as if flat."""
+    """A contribution's difference from the base, float32, each tensor read as if flat.
+
+    Several threads may read at once.
+    """
 
     name: str
 
@@ -41,13 +47,14 @@ class Flat:
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
-        self._key, self._last = "", torch.empty(0)
+        self._last = "", torch.empty(0)  # one thing, for threads that read at once
 
     def get(self, key: str) -> Tensor:
         """Return a tensor, flat; not to be written to."""
-        if key != self._key:
-            self._key, self._last = key, self._weights.get(key).ravel()
-        return self._last
+        last = self._last
+        if key != last[0]:
+            last = self._last = key, self._weights.get(key).ravel()
+        return last[1]
 
 
 class Difference:
@@ -65,7 +72,11 @@ class Difference:
     def read(self, key: str, span: slice, out: Tensor | None = None) -> Tensor:
         """Return d there."""
         theta, own = self._base.get(key)[span], self._own.get(key)[span]
-        d = torch.sub(own.float(), theta.float(), out=out)
+        if torch.float64 in (theta.dtype, own.dtype):  # a small step of float64 is not one there
+            d = (own.double() - theta.double()).float()
+            d = d if out is None else out.copy_(d)
+        else:
+            d = torch.sub(own.float(), theta.float(), out=out)
         return d if self._factor == 1 else d.mul_(self._factor)
 
 
@@ -149,6 +160,12 @@ def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype)
 
 
+def add(theta: Tensor, step: Tensor) -> Tensor:
+    """Return theta + step, as a tensor of theta's type."""
+    wide = theta if theta.dtype == torch.float64 else theta.float()
+    return narrow(wide + step, theta.dtype)
+
+
 def fuse(
     base: Weights,
     given: Sequence[Delta],
@@ -160,21 +177,42 @@ def fuse(
         base: theta.
         given: the contributions' differences.
         combine: takes a tensor's name and a block [n, numbers], which it may write to, and
-            returns the step [numbers].
+            returns the step [numbers]. Threads call it at once, each with a block of its own; a
+            tensor's first block alone, so what it finds out of a tensor then, it knows after.
     """
-    stack = Stack(given)
-    for key, (dtype, shape) in base.template().items():
-        theta = base.get(key)
-        if not dtype.is_floating_point:  # integer buffers are not learned
-            yield key, theta
-            continue
-        fused, start = torch.empty(shape, dtype=dtype), theta.ravel()
-        flat = fused.view(-1)
-        with one_thread():
-            for span in spans(len(flat), len(given)):
-                step = combine(key, stack.read(key, span))
-                flat[span] = narrow(start[span].float() + step, dtype)
-        yield key, fused
+    mine, *others = [Stack(given) for _ in range(torch.get_num_threads())]
+    with ThreadPoolExecutor(len(others) or 1) as pool:
+        for key, (dtype, shape) in base.template().items():
+            theta = base.get(key)
+            if not dtype.is_floating_point:  # integer buffers are not learned
+                yield key, theta
+                continue
+            fused = torch.empty(shape, dtype=dtype)
+            part = partial(_fuse, key, theta.ravel(), fused.view(-1), combine)
+            todo = list(spans(fused.numel(), len(given)))
+            with one_thread():
+                part(mine, todo[:1])
+                own, *shares = (todo[1 + i :: 1 + len(others)] for i in range(1 + len(others)))
+                pairs = zip(others, shares, strict=True)
+                at_work = [pool.submit(part, stack, share) for stack, share in pairs if share]
+                part(mine, own)
+                for other in at_work:
+                    other.result()
+            yield key, fused
+
+
+def _fuse(
+    key: str,
+    start: Tensor,
+    fused: Tensor,
+    combine: Callable[[str, Tensor], Tensor],
+    stack: Stack,
+    parts: Sequence[slice],
+) -> None:
+    """Make some spans of a tensor; both are flat."""
+    for span in parts:
+        step = combine(key, stack.read(key, span))
+        fused[span] = add(start[span], step)
 
 
 def total(block: Tensor | list[Tensor], weights: Sequence[float] | None = None) -> Tensor:
@@ -243,7 +281,8 @@ def magnitude(delta: Delta, counts: Mapping[str, int], k: int) -> float:
     """Return the k-th largest magnitude of some tensors together, exactly, never held whole.
 
     Floats of one sign are ordered as their bits are, read as an integer. One pass counts the
-    upper halves and finds that of the answer; another counts the lower halves beside it.
+    upper halves and finds that of the answer; another counts the lower halves beside it. Torch's
+    own threads would only disturb: see `one_thread`.
 
     Args:
         delta: the difference to read.
@@ -262,14 +301,13 @@ def magnitude(delta: Delta, counts: Mapping[str, int], k: int) -> float:
                 yield part.abs_().view(torch.int32)
 
     uppers, lowers = (torch.zeros(1 << size, dtype=torch.int64) for size in (15, 16))  # no sign
-    with one_thread():
-        for part in bits():
-            uppers += torch.bincount(part >> 16, minlength=len(uppers))
-        upper, k = find(uppers, k)
-        for part in bits():
-            own = part.numpy()  # its masks are three times as fast
-            beside = torch.from_numpy(own[own >> 16 == upper] & 0xFFFF)
-            lowers += torch.bincount(beside, minlength=len(lowers))
+    for part in bits():
+        uppers += torch.bincount(part >> 16, minlength=len(uppers))
+    upper, k = find(uppers, k)
+    for part in bits():
+        own = part.numpy()  # its masks are three times as fast
+        beside = torch.from_numpy(own[own >> 16 == upper] & 0xFFFF)
+        lowers += torch.bincount(beside, minlength=len(lowers))
     lower, _ = find(lowers, k)
     return torch.tensor(upper << 16 | lower, dtype=torch.int32).view(torch.float32).item()
 

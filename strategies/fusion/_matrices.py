@@ -12,7 +12,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from strategies.fusion._deltas import Delta, fuse, narrow, one_thread, total
+from strategies.fusion._deltas import Delta, add, fuse, one_thread, total
 from strategies.fusion._weights import Weights
 
 PIECE = 1 << 20  # numbers; part of the result, for sums of products are rounded piece by piece
@@ -100,5 +100,5 @@ def fuse_matrices(
             moved = step(matrix)
             for span in matrix.pieces():
                 update = matrix.flat(moved(span)).mul_(scale)
-                fused.view(-1)[span] = narrow(start[span].float() + update, dtype)
+                fused.view(-1)[span] = add(start[span], update)
         yield key, fused

@@ -28,7 +28,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from strategies.fusion._deltas import Flat, Stack, deltas, narrow, spans, total
+from strategies.fusion._deltas import Flat, Stack, add, deltas, spans, total
 from strategies.fusion._options import Range
 from strategies.fusion._weights import Weights
 
@@ -60,7 +60,7 @@ def fisher(
             for row, weight in zip(block, weights, strict=True):
                 row.mul_(weight)
             step = total(block).div_(total(weights))
-            fused.view(-1)[span] = narrow(start[span].float() + step, dtype)
+            fused.view(-1)[span] = add(start[span], step)
         yield key, fused
 
 

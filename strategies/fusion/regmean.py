@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from strategies.errors import FusionError
-from strategies.fusion._deltas import Delta, deltas, fuse, narrow, one_thread, total
+from strategies.fusion._deltas import Delta, add, deltas, fuse, one_thread, total
 from strategies.fusion._options import Range
 from strategies.fusion._statistics import diagonal, unpack
 from strategies.fusion._weights import Weights
@@ -71,7 +71,7 @@ def regmean(
             step = solved(steps, key, theta.shape, grams, alpha, normalise)
         except RuntimeError as error:
             raise FusionError(f"fusion rule regmean: {key} cannot be solved: {error}") from error
-        yield key, narrow(theta.float() + step, theta.dtype)
+        yield key, add(theta, step)
 
 
 regmean.statistic = lambda gram, **_: "gram-full" if gram == "full" else "gram"  # type: ignore[attr-defined]

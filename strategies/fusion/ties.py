@@ -18,12 +18,22 @@ sum of zero elects plus, as in peft.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from strategies.fusion._deltas import Delta, deltas, fuse, learned, magnitude, next_to, total
+from strategies.fusion._deltas import (
+    Delta,
+    deltas,
+    fuse,
+    learned,
+    magnitude,
+    next_to,
+    one_thread,
+    total,
+)
 from strategies.fusion._options import Range, share
 from strategies.fusion._weights import Weights
 
@@ -46,7 +56,10 @@ def merge(
     """Trim, elect and merge differences."""
     counts = learned(base)
     kept = max(1, share(density, sum(counts.values())))
-    least = [magnitude(delta, counts, kept) if density < 1 else 0.0 for delta in given]
+    least = [0.0] * len(given)
+    if density < 1:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool, one_thread():
+            least = list(pool.map(lambda delta: magnitude(delta, counts, kept), given))
     below = [next_to(bound, 0.0) for bound in least]
 
     def agreed(_: str, block: Tensor) -> Tensor:
