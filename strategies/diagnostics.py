@@ -3,14 +3,13 @@
 import math
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from strategies.fusion import Weights
-from strategies.fusion._deltas import Stack, deltas, learned, one_thread, spans, square
+from strategies.fusion._deltas import Stack, cores, deltas, learned, spans, square
 
 MATRIX = 1024  # numbers: of what is smaller, such as a layer norm, the cosine says little
 
@@ -57,9 +56,9 @@ def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
     least = [(1.0, "")] * n
     outward = torch.zeros(n, dtype=torch.float64)
     conflicts = 0
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool, one_thread():
+    with cores() as each:
         longest_first = sorted(counts, key=lambda key: -counts[key])
-        measures = pool.map(lambda key: _Measures(base, given, key), longest_first)
+        measures = each(lambda key: _Measures(base, given, key), longest_first)
         measured = dict(zip(longest_first, measures, strict=True))
     for key in counts:  # in the base's order: sums then do not depend on the threads
         tensor = measured[key]

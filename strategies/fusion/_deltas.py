@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -228,14 +228,17 @@ def total(block: Tensor | list[Tensor], weights: Sequence[float] | None = None) 
 
 def gram(base: Weights, given: Sequence[Delta]) -> dict[str, Tensor]:
     """Return <d_i, d_j> of every tensor, in one pass: float64 [n, n] by name."""
-    stack, n, products = Stack(given), len(given), {}
-    with one_thread():
-        for key, count in learned(base).items():
-            products[key] = torch.zeros(n, n, dtype=torch.float64)
-            for span in spans(count, n):
-                block = stack.read(key, span).double()
-                products[key] += block @ block.T
-    return products
+    n, counts = len(given), learned(base)
+
+    def products(key: str) -> Tensor:
+        stack, summed = Stack(given), torch.zeros(n, n, dtype=torch.float64)
+        for span in spans(counts[key], n):
+            block = stack.read(key, span).double()
+            summed += block @ block.T
+        return summed
+
+    with cores() as each:
+        return dict(zip(counts, each(products, counts), strict=True))
 
 
 def square(theta: Tensor, other: Tensor) -> float:
@@ -261,6 +264,16 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def cores() -> Iterator[Callable[..., Iterator[Any]]]:
+    """Yield a ``map`` that works on all cores, with a thread for each: see `one_thread`."""
+    if (number := torch.get_num_threads()) == 1:
+        yield map
+        return
+    with one_thread(), ThreadPoolExecutor(number) as pool:
+        yield pool.map
 
 
 def whole(base: Weights, given: Sequence[Delta]) -> Tensor:

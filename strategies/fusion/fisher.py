@@ -28,7 +28,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from strategies.fusion._deltas import Flat, Stack, add, deltas, spans, total
+from strategies.fusion._deltas import Flat, deltas, fuse, total
 from strategies.fusion._options import Range
 from strategies.fusion._weights import Weights
 
@@ -44,27 +44,31 @@ def fisher(
     """Yield theta + sum((F_i + eps) * (theta_i - theta)) / sum(F_i + eps), in float32."""
     known = [own.statistic for own in given if own.statistic]  # `load` has checked that all do
     scales = [1 / (size(own) or 1.0) if normalise else 1.0 for own in known]
-    stack, flat = Stack(deltas(base, given)), [Flat(own) for own in known]
-    for key, (dtype, shape) in base.template().items():
-        theta = base.get(key)
-        if not dtype.is_floating_point:
-            yield key, theta
-            continue
-        fused, start = torch.empty(shape, dtype=dtype), theta.ravel()
-        for span in spans(start.numel(), 2 * len(given)):
-            weights = [
-                own.get(key)[span].float().mul(scale).add_(eps)
-                for own, scale in zip(flat, scales, strict=True)
-            ]
-            block = stack.read(key, span)
-            for row, weight in zip(block, weights, strict=True):
-                row.mul_(weight)
-            step = total(block).div_(total(weights))
-            fused.view(-1)[span] = add(start[span], step)
-        yield key, fused
+    n = len(given)
+
+    def weighed(_: str, block: Tensor) -> Tensor:
+        steps, weights = block[:n], block[n:]
+        for step, weight, scale in zip(steps, weights, scales, strict=True):
+            step.mul_(weight.mul_(scale).add_(eps))
+        return total(steps).div_(total(weights))
+
+    return fuse(base, [*deltas(base, given), *map(Known, known)], weighed)
 
 
 fisher.statistic = "fisher"  # type: ignore[attr-defined]  # a function has any
+
+
+class Known:
+    """A statistic, read as a difference is."""
+
+    def __init__(self, statistic: Weights) -> None:
+        self.name = statistic.name
+        self._flat = Flat(statistic)
+
+    def read(self, key: str, span: slice, out: Tensor | None = None) -> Tensor:
+        """Return what it says there."""
+        part = self._flat.get(key)[span]
+        return (torch.empty(len(part)) if out is None else out).copy_(part)
 
 
 def size(statistic: Weights) -> float:

@@ -20,15 +20,17 @@ each balance what the smallest that stays has; the paper, and this file, do neit
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 from torch import Tensor
 
-from strategies.fusion._deltas import Stack, deltas, find, fuse, learned, one_thread, spans, total
+from strategies.fusion._deltas import Stack, cores, deltas, find, fuse, learned, spans, total
 from strategies.fusion._options import Range, share
 from strategies.fusion._weights import Weights
 
+T = TypeVar("T")
+Pass = Callable[[Callable[[Iterator[Iterator[Tensor]]], Tensor]], list[Tensor]]
 MANY = 40  # contributors, of whom exp(-n) times a small agreement is a number of float32
 
 
@@ -42,15 +44,22 @@ def pcb(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield theta + scale * the mean of what stays, weighed by its balance."""
     moved, counts, n = deltas(base, given), learned(base), len(given)
-    stack = Stack(moved)
 
-    def blocks() -> Iterator[Tensor]:
-        for key, count in counts.items():
-            for span in spans(count, n):
-                yield stack.read(key, span)
+    def all_blocks(begin: Callable[[Iterator[Tensor]], T]) -> list[T]:
+        """Begin once in each core's thread with a share of all blocks; return what came out."""
+        places = [(key, span) for key, count in counts.items() for span in spans(count, n)]
+        ways = torch.get_num_threads()
 
-    with one_thread():
-        smallest, largest = extremes(blocks(), n)
+        def part(first: int) -> T:
+            stack = Stack(moved)
+            return begin(stack.read(*place) for place in places[first::ways])
+
+        with cores() as each:
+            return list(each(part, range(ways)))
+
+    found = all_blocks(lambda blocks: extremes(blocks, n))
+    smallest = [min(low) for low in zip(*(low for low, _ in found), strict=True)]
+    largest = [max(high) for high in zip(*(high for _, high in found), strict=True)]
 
     # The k-th root of a balance has the same order, and in float32 it is not 0 where n is large.
     k = max(1.0, n / MANY)
@@ -67,9 +76,10 @@ def pcb(
     numbers = sum(counts.values())
     least = [0.0] * n
     if numbers:
-        with one_thread():
-            stays = max(1, share(ratio, numbers))
-            least = kth_largest(lambda: map(roots, blocks()), n, stays)
+        stays = max(1, share(ratio, numbers))
+        least = kth_largest(
+            lambda count: all_blocks(lambda blocks: count(map(roots, blocks))), n, stays
+        )
 
     def balanced(_: str, block: Tensor) -> Tensor:
         weights = [
@@ -95,24 +105,30 @@ def extremes(blocks: Iterator[Tensor], n: int) -> tuple[list[float], list[float]
     return smallest, largest
 
 
-def kth_largest(blocks: Callable[[], Iterator[Iterator[Tensor]]], n: int, k: int) -> list[float]:
+def kth_largest(passing: Pass, n: int, k: int) -> list[float]:
     """Return the k-th largest of each row of all blocks together, exactly.
 
     Numbers from 0 on are ordered as their bits are; each pass finds eight more of them.
 
     Args:
-        blocks: begins a pass over all blocks, each of n rows.
+        passing: makes a pass over all blocks, each of n rows: hands shares of them to what counts,
+            and returns the counts.
         n: rows.
         k: from 1 to as many as there are numbers in a row.
     """
     known, places = [0] * n, [k] * n
     for shift in (24, 16, 8, 0):
-        counts = torch.zeros(n, 256, dtype=torch.int64)
-        for block in blocks():
-            for i, row in enumerate(block):
-                bits = row.view(torch.int32).numpy()  # its masks are faster
-                beside = torch.from_numpy(bits[bits >> shift >> 8 == known[i]])
-                counts[i] += torch.bincount(beside >> shift & 255, minlength=256)
+
+        def count(blocks: Iterator[Iterator[Tensor]], shift: int = shift) -> Tensor:
+            counts = torch.zeros(n, 256, dtype=torch.int64)
+            for block in blocks:
+                for i, row in enumerate(block):
+                    bits = row.view(torch.int32).numpy()  # its masks are faster
+                    beside = torch.from_numpy(bits[bits >> shift >> 8 == known[i]])
+                    counts[i] += torch.bincount(beside >> shift & 255, minlength=256)
+            return counts
+
+        counts = reduce(torch.add, passing(count))
         for i in range(n):
             value, places[i] = find(counts[i], places[i])
             known[i] = known[i] << 8 | value

@@ -18,7 +18,6 @@ sum of zero elects plus, as in peft.
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 import torch
@@ -26,12 +25,12 @@ from torch import Tensor
 
 from strategies.fusion._deltas import (
     Delta,
+    cores,
     deltas,
     fuse,
     learned,
     magnitude,
     next_to,
-    one_thread,
     total,
 )
 from strategies.fusion._options import Range, share
@@ -58,8 +57,8 @@ def merge(
     kept = max(1, share(density, sum(counts.values())))
     least = [0.0] * len(given)
     if density < 1:
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool, one_thread():
-            least = list(pool.map(lambda delta: magnitude(delta, counts, kept), given))
+        with cores() as each:
+            least = list(each(lambda delta: magnitude(delta, counts, kept), given))
     below = [next_to(bound, 0.0) for bound in least]
 
     def agreed(_: str, block: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from strategies.fusion._deltas import deltas
+from strategies.fusion._deltas import Delta, cores, deltas
 from strategies.fusion._matrices import Matrix, Read, fuse_matrices, inverse, polar, roots
 from strategies.fusion._options import Range
 from strategies.fusion._weights import Weights
@@ -44,13 +44,15 @@ def tsv(
 
     def apart(matrix: Matrix) -> Read:
         kept = max(1, matrix.short // len(moved))
-        strengths, right, onto = [], [], []
-        for delta in moved:
+
+        def strongest(delta: Delta) -> tuple[Tensor, Tensor, Tensor]:
             lengths, vectors = roots(matrix.gram(partial(matrix.read, delta)))
             inverses = inverse(lengths)[:kept]
-            strengths.append(lengths[:kept])
-            right.append(vectors[:, :kept] * inverses.sign())  # 0 where it has no direction
-            onto.append(vectors[:, :kept] * inverses)  # D V / S = U
+            right = vectors[:, :kept] * inverses.sign()  # 0 where it has no direction
+            return lengths[:kept].clone(), right, vectors[:, :kept] * inverses  # D V / S = U
+
+        with cores() as each:
+            strengths, right, onto = zip(*each(strongest, moved), strict=True)
 
         def left(span: slice) -> Tensor:
             """Return U of all contributors side by side: [long, n * kept]."""
