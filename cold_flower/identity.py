@@ -3,7 +3,6 @@
 import hashlib
 import os
 import time
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,20 +32,6 @@ def code_sha256(root: Path = ROOT) -> str:
 def versions() -> str:
     """Return the versions of the libraries that decide results, as one line."""
     return " ".join(f"{name}={version(name)}" for name in ("flwr", "torch", "transformers"))
-
-
-def made_with(files: Mapping[str, str]) -> dict[str, str]:
-    """Return what makes a run's numbers beside its keys: ``versions``, ``code``, files by sha256.
-
-    Args:
-        files: what keys of the configuration name, by key; what is no file is left out.
-    """
-    hashes = {
-        f"{key} file": hashlib.sha256(Path(name).read_bytes()).hexdigest()
-        for key, name in files.items()
-        if Path(name).is_file()
-    }
-    return {"versions": versions(), "code": code_sha256(), **hashes}
 
 
 def timestamp() -> str:

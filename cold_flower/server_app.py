@@ -12,9 +12,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from cold_flower.config import Config
+from cold_flower.data.facts import facts
 from cold_flower.data.plan import resolve
 from cold_flower.errors import ColdFlowerError
-from cold_flower.identity import home, made_with
+from cold_flower.identity import home
 from cold_flower.reporting import trained
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONTRIBUTIONS, FULL, RESULT, RUNNER, SCORES, Journal
@@ -36,7 +37,7 @@ def main(grid: Grid, context: Context) -> None:
     default = home() / "runs" / f"{config.experiment}-{context.run_id}"
     run_dir = Path(config.run_dir) if config.run_dir else default
     journal = Journal(run_dir)
-    journal.open(config, made_with(config.files()))
+    journal.open(config, facts(config))
     journal.say(f"the server has started, process {os.getpid()}", server=os.getpid())
     try:
         Coordinator(config, run_dir, grid).run()

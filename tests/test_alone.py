@@ -35,7 +35,7 @@ def test_the_server_of_another_command_counts_but_one_that_ends_is_waited_for(
     journal.write(RESULT, {"status": "failed", "iterations": 1, "cause": ""})
     resumed = Config.from_flat({**config.flat(), "resume": True})
     monkeypatch.setattr(module, "PATIENCE", 0)
-    monkeypatch.setattr(runner.Repository, "check_start", lambda *_: None)
+    monkeypatch.setattr(runner, "check_start", lambda *_: None)
     monkeypatch.setattr(runner, "prepare", pytest.fail)
     with pytest.raises(RunError, match="another run is at work in"):
         runner.run(resumed, runner.Sharing())

@@ -10,8 +10,9 @@ import pytest
 import cold_flower
 from cold_flower.commands import history
 from cold_flower.config import Config
+from cold_flower.data.facts import facts
 from cold_flower.errors import ColdFlowerError, ConfigError
-from cold_flower.identity import made_with
+from cold_flower.identity import ROOT
 from cold_flower.reporting.comparison import comparison
 from cold_flower.reporting.paired import paired
 from cold_flower.repository.bases import Repository
@@ -314,13 +315,14 @@ def test_an_edited_suite_shares_nothing(compared, tmp_path) -> None:
         compared.folder,
     )  # fmt: skip
     suite = tmp_path / "suite.toml"
-    suite.write_text("# one")
+    text = (ROOT / "cold_flower" / "data" / "suites" / "demo.toml").read_text()
+    suite.write_text(text)
     done, new = (replace(cell.config, suite=str(suite)) for cell in planned.cells)
     run = tmp_path / "run"
-    Journal(run).open(replace(done, run_dir=str(run), resume=False), made_with(done.files()))
+    Journal(run).open(replace(done, run_dir=str(run), resume=False), facts(done))
     done = replace(done, run_dir=str(run))
     assert shared_start.sharing(new, [done]) == done
-    suite.write_text("# another")
+    suite.write_text(text + "# another")
     assert shared_start.sharing(new, [done]) is None
 
 

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from cold_flower.config import Config
+from cold_flower.config import Config, Fusion
+from cold_flower.data.facts import facts
 from cold_flower.errors import RunError
-from cold_flower.identity import made_with
 from cold_flower.repository.journal import (
     PROGRESS,
     SCORES,
@@ -125,10 +125,13 @@ def test_a_run_that_goes_on_with_other_files_or_versions_says_so_once(tmp_path) 
     rule, run = tmp_path / "mine.py", tmp_path / "run"
     journal = Journal(run)
 
+    def made_with() -> dict[str, str]:
+        return facts(Config(fusion=Fusion(rule=f"{rule}:mine")))
+
     def opens(text: str, config: Config) -> list[str]:
         rule.write_text(text)
         said = len(journal.rows(PROGRESS))
-        journal.open(config, made_with({"fusion.rule": str(rule), "suite": "demo"}))
+        journal.open(config, made_with())
         journal.unlock()
         return [event["line"] for event in journal.rows(PROGRESS)[said:]]
 
@@ -138,7 +141,7 @@ def test_a_run_that_goes_on_with_other_files_or_versions_says_so_once(tmp_path) 
     assert opens("one", going_on) == []
     shutil.rmtree(run)
     assert opens("one", CONFIG) == opens("one", going_on) == []
-    assert others(run, made_with({"fusion.rule": str(rule)})) == []
+    assert others(run, made_with()) == []
     first = json.loads((run / "config.json").read_text())
     (line,) = opens("two", going_on)
     one, two = (hashlib.sha256(text.encode()).hexdigest() for text in ("one", "two"))
@@ -149,6 +152,6 @@ def test_a_run_that_goes_on_with_other_files_or_versions_says_so_once(tmp_path) 
     assert resumed.keys() == {"time", "fusion.rule file"}
     assert kept == {**first, "config": going_on.flat()}
     assert len(opens("one", going_on)) == 1
-    assert others(run, made_with({"fusion.rule": str(rule)})) == ["fusion.rule file"]  # it was
+    assert others(run, made_with()) == ["fusion.rule file"]  # it was
     assert {"versions", "code", "fusion.rule file"} < first.keys()
     assert "suite file" not in first

@@ -19,6 +19,7 @@ from cold_flower.models.families import BEHIND_PADDING, PREFIXES
 from cold_flower.models.folder import WEIGHTS, Folder
 from cold_flower.models.starting import save_starting_model, starting_model
 from cold_flower.repository.bases import Repository
+from cold_flower.repository.start import MODEL, check_start
 from cold_flower.training.finetune import finetune
 from cold_flower.training.probe import extract_features, head_logits
 from cold_flower.training.scoring import autocast, logits_of
@@ -53,7 +54,8 @@ def first_base(folder, run_dir):
     base = load_base(str(folder))
     model, body = starting_model(base, seed=0)
     repository = Repository(run_dir)
-    repository.create(lambda to: save_starting_model(model, base, to), body, prefix_of(model), {})
+    said = {MODEL: base.sha256}
+    repository.create(lambda to: save_starting_model(model, base, to), body, prefix_of(model), said)
     return model, body, repository
 
 
@@ -99,7 +101,7 @@ class TestFamilies:
     ) -> None:
         folder = folders(family, start)
         _, body, repository = first_base(folder, tmp_path)
-        repository.check_start(str(folder))
+        check_start(repository, str(folder))
         stored = load_file(folder / WEIGHTS)
         of_body = [name for key, name in Folder(str(folder)).body.items() if key in body]
         assert len(of_body) >= len(body) - 2, "all but a pooler is compared"
@@ -107,7 +109,17 @@ class TestFamilies:
             changed = {**stored, name: stored[name] + 1e-3}
             save_file(changed, folder / WEIGHTS, {"format": "pt"})
             with pytest.raises(RunError, match="holds other weights than when that run began"):
-                repository.check_start(str(folder))
+                check_start(repository, str(folder))
+        save_file(stored, folder / WEIGHTS, {"format": "pt"})
+        file = folder / "tokenizer.json"
+        other = json.loads(file.read_text())
+        words = other["model"]["vocab"]
+        first, *_, last = [word for word in words if word.isalpha()]
+        words[first], words[last] = words[last], words[first]
+        file.write_text(json.dumps(other))
+        load_base.cache_clear()
+        with pytest.raises(RunError, match="holds another shape or tokenizer than when that run"):
+            check_start(repository, str(folder))
 
 
 POOLINGS = {"modernbert": ("cls", "mean")}  # what a family's head may read

@@ -6,11 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from cold_flower.data.facts import facts
 from cold_flower.errors import ConfigError, RunError
-from cold_flower.identity import made_with
 from cold_flower.repository.journal import Journal
 from cold_flower.runtime import sweep
 from tests.test_cli import cold_flower
+
+SUITE = """
+[tasks.mine]
+source = "files"
+path = "."
+text = ["text"]
+label = "label"
+splits = {train = "train", validation = "", test = "test"}
+"""
 
 
 def test_values_of_a_key() -> None:
@@ -137,23 +146,29 @@ def test_each_condition_is_checked_once_and_the_first_by_its_run(tmp_path, monke
 
 
 def test_a_cell_that_was_done_with_other_code_says_so(tmp_path) -> None:
-    """Code and files of the user's own are not in the keys that make a cell another run."""
+    """Code, data and files of the user's own are not in the keys that make a cell another run."""
     suite = tmp_path / "suite.toml"
-    suite.write_text("# one")
+    suite.write_text(SUITE)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("text,label\na,0\nb,1\n")
     (cell,) = cells(tmp_path / "runs", "seed=0")
-    own = replace(cell.config, suite=str(suite))
+    own = replace(cell.config, suite=str(suite), unseen="")
     begin(replace(cell, config=own), "completed", 2)
     file = Path(own.run_dir) / "config.json"
     kept = json.loads(file.read_text())
     lines: list[str] = []
-    for facts in (made_with(own.files()), {"versions": "x"}):
-        file.write_text(json.dumps(kept | facts))
+    for made in (facts(own), {"versions": "x"}):
+        file.write_text(json.dumps(kept | made))
         sweep.run([replace(cell, config=own, done=True)], pytest.fail, lines.append)
-    file.write_text(json.dumps(kept | made_with(own.files())))
-    suite.write_text("# another")
+    file.write_text(json.dumps(kept | facts(own)))
+    (tmp_path / "test.csv").write_text("text,label\na,1\nb,0\n")  # as many bytes
+    sweep.run([replace(cell, config=own, done=True)], pytest.fail, lines.append)
+    file.write_text(json.dumps(kept | facts(own)))
+    suite.write_text(SUITE + "# another")
     sweep.run([replace(cell, config=own, done=True)], pytest.fail, lines.append)
     said = "1/1 seed=0: done before"
-    assert lines == [said, f"{said}, with other versions", f"{said}, with other suite file"]
+    others = ("", ", with other versions", ", with other mine data", ", with other suite file")
+    assert lines == [said + other for other in others]
 
 
 def test_a_cell_of_another_run_is_refused(tmp_path) -> None:

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from cold_flower.config import Config
+from cold_flower.data.facts import facts
 from cold_flower.data.plan import plan
 from cold_flower.data.suite import load_suite
 from cold_flower.data.task import Task
 from cold_flower.errors import RunError, TaskError
-from cold_flower.identity import made_with
 from cold_flower.reporting.runs import RunDirectory
 from cold_flower.reporting.statistics import pick
 from cold_flower.reporting.tables import listed
@@ -67,8 +67,8 @@ def check(config: Config, other: RunDirectory) -> list[str]:
                 f"{other.folder} cannot be compared with: task {task!r} of its suite {suite} is "
                 f"another one than that of {config.suite}"
             )
-    if facts := others(other.folder, made_with(config.files())):
-        said.append(f"it was made with other {', '.join(facts)}")
+    if differing := others(other.folder, facts(config)):
+        said.append(f"it was made with other {', '.join(differing)}")
     if keys := list(_differing(config, other, {protocol for _, protocol in common})):
         said.append(f"it was made with other settings: {', '.join(keys)}")
     return [f"compared with {other.folder}, but {line}" for line in said]

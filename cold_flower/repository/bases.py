@@ -21,12 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cold_flower.errors import RunError
 from cold_flower.identity import timestamp
-from cold_flower.models.folder import WEIGHTS, Folder
+from cold_flower.models.folder import WEIGHTS
 from cold_flower.repository import ema
 from cold_flower.repository.journal import Journal
 from cold_flower.repository.provenance import CARD, MANIFEST
@@ -176,31 +175,6 @@ class Repository:
         start = self.manifest(0)
         stored = {name: start["prefix"] + name for name in start["body"]}
         return Weights(folder / WEIGHTS, stored_as=stored)
-
-    def check_start(self, base_model: str) -> None:
-        """Check that a run which goes on began with the weights that its base model has now.
-
-        Compared is a folder, tensor by tensor, with iteration 0. What iteration 0 drew in place of
-        a missing pooler is left out; a name of the hub stands for what it named at the beginning.
-
-        Args:
-            base_model: a folder, or the name of a model.
-
-        Raises:
-            RunError: the weights in the folder are others.
-            ModelError: the folder cannot be read.
-        """
-        if self.latest() is None or not Path(base_model).is_dir():
-            return
-        now, start = Folder(base_model), self.body(0)
-        shared = now.body.keys() & set(start.keys())
-        same = (torch.equal(now[now.body[name]].float(), start.get(name)) for name in shared)
-        if not shared or not all(same):
-            raise RunError(
-                f"cannot resume {self.folder.parent}: base-model {base_model} holds other weights "
-                "than when that run began, and its scores are of those. For these give it a "
-                "directory of its own (--run-dir)"
-            )
 
     def create(
         self,

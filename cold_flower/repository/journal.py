@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cold_flower.config import Config
+from cold_flower.data.facts import DATA
 from cold_flower.errors import RunError
 from cold_flower.identity import timestamp
 from cold_flower.repository.index import Index
@@ -171,10 +172,10 @@ def others(run_dir: Path, facts: Mapping[str, Any]) -> list[str]:
 
 
 def facts_of(run_dir: Path) -> dict[str, list[str]]:
-    """Return what `cold_flower.identity.made_with` said of a run, each from its begin on."""
+    """Return what `cold_flower.data.facts` said of a run, each from its begin on."""
     file = run_dir / CONFIG
     kept = json.loads(file.read_text()) if file.exists() else {}
-    keys = [key for key in kept if key in ("versions", "code") or key.endswith(" file")]
+    keys = [key for key in kept if key in ("versions", "code") or key.endswith((" file", DATA))]
     return {key: values(kept, key) for key in keys}
 
 

@@ -18,6 +18,7 @@ from cold_flower.reporting.runs import every_score
 from cold_flower.reporting.tables import console
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, Journal, check_new, check_same
+from cold_flower.repository.start import check_start
 from cold_flower.runtime import cluster, experiments, resources
 from cold_flower.runtime.alone import alone
 from cold_flower.runtime.experiments import Checked
@@ -170,7 +171,7 @@ def _is_left(config: Config) -> bool:
         check_new(folder)
         return True
     check_same(folder, config)
-    Repository(folder).check_start(config.base_model)
+    check_start(Repository(folder), config.base_model)
     if completed(folder, config.iterations):
         console().print(f"{folder} is complete: nothing is left to do", highlight=False)
         return False

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cold_flower.config import ASYNCHRONOUS, Config
-from cold_flower.identity import made_with
+from cold_flower.data.facts import facts
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, RESUMED, SCORES, TAKEN_OVER, Journal
 from cold_flower.repository.kept import Kept
@@ -40,10 +40,10 @@ def sharing(config: Config, finished: Iterable[Config]) -> Config | None:
     """Return the run, of those that are finished, that this run has most in common with.
 
     None where there is none whose start was scored as this one's is to be, with the same code,
-    libraries and suite file.
+    libraries, suite file and data.
     """
     mine, found = _bearing(config), None
-    made = made_with({"suite": config.suite})
+    made = {key: value for key, value in facts(config).items() if not key.startswith(_LATER_ROOMS)}
     for other in finished:
         if _bearing(other) == mine and _was_made_with(Path(other.run_dir), made) == made:
             if _contributors_alike(config, other):
@@ -64,7 +64,7 @@ def take_over(config: Config, source: Config) -> str:
     journal = Journal(run_dir)
     # A baseline first scores its start in a run without iterations, then it trains.
     begun = replace(config, iterations=0) if config.baseline else config
-    journal.open(begun, made_with(config.files()))
+    journal.open(begun, facts(config))
     try:
         Repository(run_dir).take_over_start(Repository(where))
         rows = Journal(where).rows(SCORES)

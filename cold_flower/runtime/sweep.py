@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower.config import Config, describe
+from cold_flower.data.facts import facts
 from cold_flower.data.plan import naming_the_recipe
 from cold_flower.errors import ColdFlowerError, ConfigError, RunError
-from cold_flower.identity import made_with
 from cold_flower.keys import Scalar, checked, unknown_key
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, check_new, check_same, others
+from cold_flower.repository.start import check_start
 from cold_flower.runtime import experiments, shared_start
 from cold_flower.runtime.flower import completed
 from cold_flower.runtime.writable import check_writable
@@ -90,7 +91,7 @@ def cells(
         with naming_the_recipe(config):
             if begun:
                 check_same(run_dir, config)
-                Repository(run_dir).check_start(config.base_model)
+                check_start(Repository(run_dir), config.base_model)
             else:
                 check_new(run_dir)
             experiments.check_keys(config)  # a typo is found before the first cell's hours
@@ -121,7 +122,7 @@ def run(
     for number, cell in enumerate(planned, start=1):
         config, where = cell.config, f"{number}/{len(planned)} {cell.name}"
         if cell.done:
-            other = others(Path(config.run_dir), made_with(config.files()))
+            other = others(Path(config.run_dir), facts(config))
             but = f", with other {', '.join(other)}" if other else ""
             say(f"{where}: done before{but}")
             continue

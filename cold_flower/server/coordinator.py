@@ -30,6 +30,7 @@ from cold_flower.repository.journal import (
     run_id,
 )
 from cold_flower.repository.provenance import was_fused
+from cold_flower.repository.start import MODEL, check_start
 from cold_flower.server import turns
 from cold_flower.server.drops import FromDropbox
 from cold_flower.server.evaluation import Evaluation
@@ -72,7 +73,7 @@ class Coordinator:
         if self._repository.recover() is None:
             self._publish_start(base)
         else:
-            self._repository.check_start(config.base_model)
+            check_start(self._repository, config.base_model)
         self._first = self._repository.numbers()[-1] + 1
         arrivals = Arrivals(self._journal)
         record_contributions(self._journal, self._repository, self._first - 1)
@@ -245,7 +246,7 @@ class Coordinator:
             lambda folder: save_starting_model(starting, base, folder),
             body,
             prefix_of(starting),
-            {"base-model": base.name, "fused": was_fused(base.name)},
+            {"base-model": base.name, MODEL: base.sha256, "fused": was_fused(base.name)},
         )
 
     def _publish(self, iteration: int, arrays: ArrayRecord) -> None:
