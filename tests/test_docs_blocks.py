@@ -19,7 +19,7 @@ from cold_flower.data.rows import read_split, read_task
 from cold_flower.data.suite import load_suite
 from cold_flower.reporting import catalogue
 from strategies.errors import FusionError
-from strategies.fusion import Weights, load
+from strategies.fusion import Weights, _deltas, load
 from tests.test_docs import DOCS, ROOT
 from tests.test_fusion import body, contributions, fuse, same_bits
 
@@ -69,7 +69,7 @@ def rule(tmp_path, monkeypatch) -> str:
     return "rule_of_the_page:softest"
 
 
-def test_the_rule_of_the_page_keeps_the_promises(rule) -> None:
+def test_the_rule_of_the_page_keeps_the_promises(rule, monkeypatch) -> None:
     base = Weights(body(0))
     fused = fuse(rule, base, contributions(5))
     assert {k: (t.dtype, t.shape) for k, t in fused.items()} == {
@@ -79,6 +79,11 @@ def test_the_rule_of_the_page_keeps_the_promises(rule) -> None:
     equal = [Weights(body(0), name=f"c{i}") for i in range(3)]
     assert same_bits(fuse(rule, base, equal), body(0))
     assert same_bits(fuse(rule, base, contributions(5)[::-1]), fused)
+    draw = torch.Generator().manual_seed(0)
+    wide = [Weights({"w": torch.randn(2801, generator=draw)}, name=f"c{i}") for i in range(6)]
+    whole = fuse(rule, wide[0], wide)
+    monkeypatch.setattr(_deltas, "BLOCK", 16 * 3)
+    assert same_bits(fuse(rule, wide[0], wide), whole)
 
 
 def test_the_rule_of_the_page_takes_its_option(rule) -> None:

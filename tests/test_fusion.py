@@ -466,6 +466,30 @@ class TestLoad:
             list(rule(Weights(body(0)), contributions(1)))
         monkeypatch.delitem(sys.modules, "wrong_rules")
 
+    @pytest.mark.parametrize(
+        ("line", "words"),
+        [
+            ("return None", r"returns NoneType, expected an iterator of \(key, tensor\)"),
+            ("return dict(base.items())", "returns dict, expected an iterator"),
+            ("return (t for _, t in base.items())", "yields Tensor, expected an iterator"),
+            ("return [(k, 1) for k in base.keys()]", "yields tuple, expected an iterator"),
+            ("return [*base.items(), 5]", "yields int, which the base does not have"),
+            ("return given[9]", "failed in .*mine.py, line 2: IndexError: list index out"),
+            ("yield base.get('no')", "failed in .*mine.py, line 2: KeyError: 'no'"),
+            ("import sys; sys.exit(0)", "failed in .*mine.py, line 2: SystemExit: 0"),
+        ],
+    )
+    def test_what_fails_in_a_rule_is_said_in_a_line(self, tmp_path, line, words) -> None:
+        (tmp_path / "mine.py").write_text(f"def mine(base, given, *, seed):\n    {line}\n")
+        with pytest.raises(FusionError, match=f"^fusion rule {tmp_path}/mine.py:mine {words}.*$"):
+            list(load(f"{tmp_path}/mine.py:mine")(Weights(body(0)), contributions(1)))
+
+    def test_a_rule_of_a_class_that_fails(self, tmp_path) -> None:
+        text = "class Mine:\n    def __call__(self, base, given, *, seed): 1 / 0\nmine = Mine()\n"
+        (tmp_path / "mine.py").write_text(text)
+        with pytest.raises(FusionError, match="mine.py, line 2: ZeroDivisionError: division by"):
+            list(load(f"{tmp_path}/mine.py:mine")(Weights(body(0)), contributions(1)))
+
     def test_a_file_of_ones_own(self, tmp_path, monkeypatch) -> None:
         text = "def half(base, given, *, seed):\n    for k in base.keys(): yield k, given[0].get(k) / 2\n"
         (tmp_path / "mine.py").write_text(text)
@@ -495,6 +519,21 @@ class TestLoad:
         monkeypatch.chdir(tmp_path)
         with pytest.raises(FusionError, match=words.format(tmp_path)):
             load(name)
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("def f(", "SyntaxError: "),
+            ("import nosuch", "No module named 'nosuch'"),
+            ("x = 1", "has no attribute 'broken'"),
+        ],
+    )
+    def test_one_that_cannot_be_explained(self, tmp_path, monkeypatch, text, words) -> None:
+        (tmp_path / "broken.py").write_text(text)
+        monkeypatch.setattr(fusion, "__path__", [*fusion.__path__, str(tmp_path)])
+        with pytest.raises(FusionError, match=f"fusion rule 'broken' cannot be loaded.*{words}"):
+            fusion.explain("broken")
+        sys.modules.pop("strategies.fusion.broken", None)
 
     def test_a_module_that_is_not_there(self) -> None:
         with pytest.raises(FusionError, match=r"nowhere:rule.*cannot be loaded"):

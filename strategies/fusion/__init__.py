@@ -15,15 +15,17 @@ that needs metrics of 1 or more beside a body ``metrics``, their names; these tw
 functions of the options.
 """
 
-import importlib
 import inspect
 import pkgutil
+import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
-from strategies.errors import FusionError
+from strategies.errors import FusionError, StrategyError
 from strategies.fusion._options import accepts
 from strategies.fusion._options import check as check_option
 from strategies.fusion._statistics import kind_of
@@ -73,10 +75,15 @@ def options(rule: Rule) -> dict[str, inspect.Parameter]:
 
 
 def explain(name: str) -> str:
-    """Return a rule's name, options with defaults, and what its file says at the top."""
-    module = importlib.import_module(f"{__name__}.{name}")
-    lines = [name, *textwrap.indent((module.__doc__ or "").strip(), "    ").splitlines()]
-    known = options(getattr(module, name)).values()
+    """Return a rule's name, options with defaults, and what its file says at the top.
+
+    Raises:
+        FusionError: no such rule, or its file cannot be read.
+    """
+    rule = _find(name)
+    said_above = sys.modules[f"{__name__}.{name}"].__doc__ or ""
+    lines = [name, *textwrap.indent(said_above.strip(), "    ").splitlines()]
+    known = options(rule).values()
     said = [f"{p.name} = {p.default!r}  ({accepts(p)})" for p in known] or ["none"]
     lines += ["", "    Options: " + said[0], *(" " * 13 + option for option in said[1:])]
     return "\n".join(lines)
@@ -124,7 +131,8 @@ def load(name: str, **chosen: object) -> Rule:
                 f"fusion rule {name} needs a statistic of the data, {kind}, which {len(silent)} of "
                 f"{len(given)} contributions come without: {', '.join(silent)}"
             )
-        return _as_promised(name, base, rule(base, ordered, seed=seed, **chosen))
+        made = _called(name, rule, lambda: rule(base, ordered, seed=seed, **chosen))
+        return _as_promised(name, base, rule, made)
 
     checked.min_contributions = least  # type: ignore[attr-defined]  # a function has any
     checked.statistic = kind  # type: ignore[attr-defined]
@@ -133,13 +141,37 @@ def load(name: str, **chosen: object) -> Rule:
     return checked
 
 
-def _as_promised(
-    name: str, base: Weights, fused: Iterable[tuple[str, Tensor]]
-) -> Iterator[tuple[str, Tensor]]:
+def _called(name: str, rule: Rule, function: Callable[[], Any]) -> Any:
+    """Call what a rule has written; where it fails, say in which of its lines and why.
+
+    Raises:
+        FusionError: it raised what its author did not foresee.
+    """
+    try:
+        return function()
+    except (StrategyError, OSError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:  # somebody else's code
+        frames = traceback.extract_tb(error.__traceback__)
+        code = getattr(inspect.unwrap(rule), "__code__", None)
+        own = [frame for frame in frames if code and frame.filename == code.co_filename]
+        place, (said, *_) = (own or frames)[-1], [*str(error).splitlines(), ""]
+        raise FusionError(
+            f"fusion rule {name} failed in {place.filename}, line {place.lineno}: "
+            f"{type(error).__name__}: {said}"
+        ) from error
+
+
+def _as_promised(name: str, base: Weights, rule: Rule, made: Any) -> Iterator[tuple[str, Tensor]]:
     """Pass a rule's tensors through; refuse what no base can be: the first one is named."""
-    source = iter(fused)
+    expected = "expected an iterator of (key, tensor)"
+    if not isinstance(made, Iterable) or isinstance(made, Mapping | str | Tensor):
+        raise FusionError(f"fusion rule {name} returns {type(made).__name__}, {expected}")
+    source = iter(made)
     for key, (dtype, shape) in base.template().items():
-        found = next(source, None)
+        found = _called(name, rule, lambda: next(source, None))
+        if found is not None and not _is_pair(found):
+            raise FusionError(f"fusion rule {name} yields {type(found).__name__}, {expected}")
         if found is None or found[0] != key:
             raise FusionError(f"fusion rule {name} yields {found and found[0]}, due is {key}")
         tensor = found[1]
@@ -151,8 +183,15 @@ def _as_promised(
         if not is_finite(tensor):
             raise FusionError(f"fusion rule {name}: {key} holds NaN or infinity")
         yield key, tensor
-    if (more := next(source, None)) is not None:
-        raise FusionError(f"fusion rule {name} yields {more[0]}, which the base does not have")
+    if (more := _called(name, rule, lambda: next(source, None))) is not None:
+        what = more[0] if _is_pair(more) else type(more).__name__
+        raise FusionError(f"fusion rule {name} yields {what}, which the base does not have")
+
+
+def _is_pair(found: Any) -> bool:
+    """Return whether this is a name and a tensor."""
+    two = isinstance(found, tuple) and len(found) == 2
+    return two and isinstance(found[0], str) and isinstance(found[1], Tensor)
 
 
 def _find(name: str) -> Rule:
