@@ -40,10 +40,13 @@ class Diagnosis:
 
 
 def drift(start: Weights, body: Weights) -> dict[str, float]:
-    """Return how far a body is from another, in its L2 norm, by layer; a tensor at a time."""
+    """Return how far a body is from another, in its L2 norm, by layer."""
     squares: dict[str, float] = {}
-    for key in learned(start):
-        layer, moved = layer_of(key), square(start.get(key), body.get(key))
+    keys = [*learned(start)]
+    with cores() as each:
+        moves = list(each(lambda key: square(start.get(key), body.get(key)), keys))
+    for key, moved in zip(keys, moves, strict=True):
+        layer = layer_of(key)
         squares[layer] = squares.get(layer, 0.0) + moved
     return {layer: math.sqrt(moved) for layer, moved in squares.items()}
 

@@ -1,5 +1,7 @@
 """Publish what an iteration made, with what it was made of."""
 
+import math
+
 from flwr.app import ArrayRecord
 
 from cold_flower.config import Config
@@ -12,7 +14,6 @@ from strategies.diagnostics import drift
 from strategies.fusion import Weights
 from strategies.gate import Gate
 from strategies.inbox import Inbox
-from strategies.stages import length
 
 
 class Publishing:
@@ -66,7 +67,7 @@ class Publishing:
             self._inbox.contributions.values(),
             diagnosis,
             judgement,
-            length(body, fused.items()),
+            math.hypot(*drift(body, fused).values()),
             # With a gate the rule's last step may be that of a candidate that was not taken.
             0.0 if judgement else self._own_step,
         )
