@@ -39,7 +39,7 @@ class Claim:
         one = self.ours
         if one is None:
             return "not run"
-        if one.seeds < 2 or not one.half >= 0:  # one seed proves nothing
+        if one.seeds < 3 or not one.half >= 0:  # one seed proves nothing, nor do two
             return "undecided"
         if self.equal:
             return "no difference seen" if abs(one.mean) <= one.half else "no"

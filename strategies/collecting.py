@@ -141,7 +141,10 @@ class Collector:
         if not self.bases:
             return {base: (0, self._reference() if self._reference else -1)}
         newest = self.bases.recent(self._older + 1)
-        return {sha256: (age, number) for age, (number, sha256) in enumerate(newest)}
+        found: dict[str, tuple[int, int]] = {}
+        for age, (number, sha256) in enumerate(newest):
+            found.setdefault(sha256, (age, number))  # a base may come back: it is as old as then
+        return found
 
     def _addressed(
         self, given: Mapping[str, Message], base: str

@@ -13,6 +13,8 @@ from flwr.app import ArrayRecord
 
 from strategies.errors import FusionError
 
+ROUNDING = 1e-9  # of the difference of two scores
+
 Scores = Mapping[str, float]
 """Validation score by contributor."""
 
@@ -50,10 +52,10 @@ def fall(
     if not lost or 2 * len(lost) < voters:  # at sites of their own, some may not answer
         return f"{len(lost)} of {voters} contributors could validate it"
     mean = fmean(lost.values())
-    if mean > tolerance:
+    if mean > tolerance + ROUNDING:
         return f"the mean falls by {mean:.4f} (tolerance {tolerance:g})"
     worst = max(lost, key=lambda name: lost[name])
-    if lost[worst] > task_tolerance:
+    if lost[worst] > task_tolerance + ROUNDING:
         return f"{worst} falls by {lost[worst]:.4f} (tolerance {task_tolerance:g})"
     return ""
 

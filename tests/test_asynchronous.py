@@ -17,6 +17,7 @@ from cold_flower.runtime import experiments, preview
 from cold_flower.server import turns
 from strategies import records
 from strategies.cold_fusion import ColDFusion
+from strategies.collecting import Collector
 from strategies.contributions import Contribution, Start
 from strategies.errors import QuorumError
 from strategies.fusion import Weights, fingerprint, load
@@ -25,7 +26,7 @@ from strategies.screening import Screen
 from strategies.staleness import discount
 from strategies.turns import Buffered, Together
 from tests.conftest import FakeGrid
-from tests.test_inbox import BASE, NAMES, ROSTER, STEP, inbox_of, lines_to, trained
+from tests.test_inbox import BASE, NAMES, ROSTER, STEP, Here, inbox_of, lines_to, trained
 from tests.test_simulation import rows, simulate
 
 KEYS = ["--set", "schedule=asynchronous", "--set", "buffer=2"]
@@ -319,6 +320,15 @@ def test_arrivals_are_written_once_and_only_what_was_taken_is_repeated(tmp_path)
     assert replayed.starts(1, lambda number: f"mine {number}") == {"ann": Start(1, "mine 0")}
     with pytest.raises(RunError, match="holds no run"):
         Replayed(tmp_path / "nowhere", 1)
+
+
+def test_a_base_that_comes_back_is_new_again(tmp_path) -> None:
+    class Back:
+        def recent(self, most: int) -> list[tuple[int, str]]:
+            return [(2, "a"), (1, "b"), (0, "a")][:most]
+
+    collector = Collector(None, tmp_path, Here(), bases=Back(), older=3)
+    assert collector._bases_from("a") == {"a": (0, 2), "b": (1, 1)}
 
 
 @pytest.mark.usefixtures("in_process")

@@ -223,6 +223,14 @@ def test_regmean_is_least_squares_on_the_union() -> None:
     ]
     fused = dict(load("regmean", gram="full", alpha=1.0, normalise=False)(base, given))["w"]
     assert fused.numpy() == pytest.approx(union.T, abs=2e-3)
+    # Of a gram of low rank float32 keeps a noise that must not be solved for.
+    wide, moved = random.normal(size=(150, 384)), random.normal(size=(2, 384))
+    low = forms.pack(torch.tensor(wide.T @ wide / 150, dtype=torch.float32))
+    still = Weights({"w": torch.zeros(2, 384)})
+    one = weights("one", torch.tensor(moved, dtype=torch.float32), w=low)
+    step = dict(load("regmean", gram="full", alpha=1.0)(still, [one]))["w"].numpy()
+    assert np.linalg.norm(step) < np.linalg.norm(moved)  # who knows some inputs moves along these
+    assert step @ wide.T == pytest.approx(moved @ wide.T, rel=1e-2, abs=1e-1)
     # Off the diagonal a share counts.
     grams = [x.T @ x / len(x) for x in inputs]
     some = [0.3 * g + 0.7 * np.diag(np.diag(g)) for g in grams]

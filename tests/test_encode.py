@@ -1,10 +1,12 @@
 """Tokenised examples and batches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cold_flower.data import demo
-from cold_flower.data.encode import encode, sorted_batches, training_batches
+from cold_flower.data.encode import encode, sorted_batches, standardised, training_batches
 
 
 def some(base, n, seed=0):
@@ -43,6 +45,19 @@ def test_pairs_mark_the_second_text(folders) -> None:
     batch = data.batch([0, 1])
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]]
     assert data.labels.dtype == torch.float32
+
+
+def test_a_regressions_labels_have_mean_0_and_deviation_1_in_train(tiny) -> None:
+    train, dev = (
+        replace(some(tiny, 3), labels=torch.tensor(labels))
+        for labels in ([1999.0, 2001.0, 2003.0], [2001.0, 2003.0, 2010.0])
+    )
+    own, other = standardised(train, dev)
+    deviation = (8 / 3) ** 0.5
+    assert torch.allclose(own.labels, torch.tensor([-2.0, 0.0, 2.0]) / deviation)
+    assert torch.allclose(other.labels, torch.tensor([0.0, 2.0, 9.0]) / deviation)
+    alike = replace(train, labels=torch.ones(3))
+    assert standardised(alike)[0].labels.tolist() == [0, 0, 0]
 
 
 def test_long_texts_are_cut_to_what_the_model_can_hold(tiny) -> None:

@@ -354,6 +354,29 @@ def test_magnitude_is_the_kth_largest(data) -> None:
     assert _deltas.magnitude(delta, _deltas.learned(base), size + 1) == 0
 
 
+def test_a_share_that_is_nearly_half_leaves_one_in_the_middle() -> None:
+    base, given = (
+        Weights({"w": torch.zeros(1)}),
+        [Weights({"w": torch.tensor([float(i)])}, name=str(i)) for i in range(4)],
+    )
+    (fused,) = dict(load("trimmed_mean", beta=0.4999999999)(base, given)).values()
+    assert fused.tolist() == [1.5]
+
+
+def test_a_tiny_fisher_is_scaled_in_double() -> None:
+    base = Weights({"w": torch.zeros(4)})
+    given = [
+        Weights(
+            {"w": torch.full((4,), float(i))},
+            name=str(i),
+            statistic=Weights({"w": torch.tensor([1.0, 0.0, 2.0, 3.0]) * 1e-39}),
+        )
+        for i in (1, 2)
+    ]
+    (fused,) = dict(load("fisher")(base, given)).values()
+    assert torch.allclose(fused, torch.full((4,), 1.5))
+
+
 def test_half_precision_does_not_overflow() -> None:
     base = Weights({"w": torch.zeros(2, dtype=torch.float16)})
     large = torch.tensor([6e4, -6e4], dtype=torch.float16)

@@ -22,6 +22,8 @@ def test_a_fall_by_hand() -> None:
     assert (
         fall(before, {"a": 0.4, "b": 0.7}, 0.01, 1) == "the mean falls by 0.0500 (tolerance 0.01)"
     )
+    assert fall({"a": 0.86, "b": 0.71}, {"a": 0.85, "b": 0.7}, 0.01, 1) == ""  # just as much
+    assert fall({"a": 0.4}, {"a": 0.3}, 1, 0.1) == ""
     assert fall({}, {"a": 0.1}, 0, 0) == "0 of 1 contributors could validate it"
     assert fall(before, {"a": 0.5}, 0, 0) == ""  # half of them
     assert fall({**before, "c": 0.1}, {"a": 0.5}, 0, 0) == "1 of 3 contributors could validate it"

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import flwr.serverapp.strategy as strategies_of_flower
 import httpx
@@ -14,7 +15,9 @@ from flwr.serverapp.strategy import FedAvg
 from google.protobuf.message import DecodeError
 
 from cold_flower.config import Config
+from cold_flower.seeds import derive
 from cold_flower.server import stock
+from cold_flower.server.strategy import draws
 from strategies import exchange, records, waiting
 from strategies.cold_fusion import ColDFusion
 from strategies.collecting import Collector
@@ -112,6 +115,19 @@ def test_rounds_fuse_the_cohort_uniformly(tmp_path) -> None:
         2
     ] * 3
     assert sorted(p.name for p in (tmp_path / "0002").iterdir()) == FILES
+
+
+def test_what_a_rule_draws_is_drawn_anew_in_every_iteration(tmp_path) -> None:
+    seeds = []
+
+    def noting(base, given, *, seed):
+        seeds.append(seed)
+        return base.items()
+
+    _, inbox = make(tmp_path)
+    strategy = ColDFusion(noting, inbox=inbox, seed=partial(draws, Config(seed=5)))
+    strategy.start(inbox, records.pack(BASE.items()), num_rounds=3)
+    assert seeds == [derive(5, iteration, "fuse") for iteration in (1, 2, 3)]
 
 
 def test_only_the_cohort_is_asked(tmp_path) -> None:

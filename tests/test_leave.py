@@ -55,7 +55,7 @@ def publish(run_dir, config: Config, iteration: int, bodies: dict[str, dict], ga
         for name, body in bodies.items()
     ]  # fmt: skip
     state = store.state
-    fused = replay.fuse(parent, [one.weights() for one in ones], state)
+    fused = replay.fuse(parent, [one.weights() for one in ones], state, iteration)
     if gate and not gate["accepted"]:
         fused = dict(repository.body(parent).items())
     rows = [

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tokenizers import AddedToken
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from cold_flower.commands import api
+from cold_flower.commands import api, union
 from cold_flower.commands.offline import fuse
 from cold_flower.errors import ColdFlowerError, ModelError
 from cold_flower.models.folder import Folder
@@ -219,6 +219,17 @@ def test_words_of_a_list_are_united_too(base, tmp_path) -> None:
     assert "--vocabulary union" in (out / "README.md").read_text()
     assert AutoTokenizer.from_pretrained(out)("newcomer")["input_ids"] == [0, 389, 2]
     assert torch.equal(load_file(out / "model.safetensors")[WORDS][389:], row)
+
+
+def test_a_mean_is_not_rounded_before_it_is_fused() -> None:
+    half = torch.bfloat16
+    values = ([1.0], [1.0078125], [])  # next to each other in bfloat16; the third has no row
+    models = [torch.tensor(value, dtype=half)[:, None] for value in values]
+    rows = [torch.tensor([place]) for place in (0, 0, 0, -1)]
+    means = union._means([torch.ones(1, 1, dtype=half), *models], rows)
+    assert (means.dtype, means.item()) == (torch.float32, 1.00390625)
+    absent = union._means([torch.ones(0, 1, dtype=half), *models], [rows[3], *rows[1:]])
+    assert absent.item() in (1.0, 1.0078125)  # as the base will have it: no rule moves it
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -37,12 +37,14 @@ def test_where_only_one_of_them_varies() -> None:
 
 
 def test_a_verdict_only_where_the_interval_leaves_0_out() -> None:
-    rising = np.array([[0.02, 0.03], [0.03, 0.02], [0.02, 0.03]])
+    rising = np.array([[0.02, 0.03, 0.02], [0.03, 0.02, 0.03], [0.02, 0.03, 0.02]])
     assert paired(rising).verdict == "better"
     assert paired(-rising).verdict == "worse"
     assert paired(rising * 0).verdict == ""
     alone = paired(np.array([[0.02], [0.021], [0.02]]))
     assert (alone.mean > alone.half, alone.verdict) == (True, "")  # one seed proves nothing
+    two = paired(rising[:, :2])
+    assert (two.mean > two.half, two.verdict) == (True, "")
     assert str(paired(rising * 0)) == "+0.0 ± 0.0"
 
 

@@ -161,6 +161,7 @@ class _United(Weights):
     ) -> None:
         self.name, self.examples, self.steps = whole.name, whole.examples, whole.steps
         self._whole, self._means, self._rows = whole, means, rows
+        self._is_base = rows is of_base
         # A token that the base lacks has one row everywhere, so that no rule moves it.
         self._own = (rows >= 0) & (of_base >= 0)
 
@@ -174,7 +175,8 @@ class _United(Weights):
         if key not in self._means:
             return tensor
         means = self._means[key]
-        united = means.to(torch.promote_types(tensor.dtype, means.dtype), copy=True)
+        dtype = tensor.dtype if self._is_base else torch.promote_types(tensor.dtype, means.dtype)
+        united = means.to(dtype, copy=True)
         united[self._own] = tensor[self._rows[self._own]].to(united.dtype)
         return united
 
@@ -190,7 +192,8 @@ class _United(Weights):
 def _means(tensors: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
     """Return the mean of the models that have a row, for rows that base or a model lacks.
 
-    It is [rows, width] in the base's dtype; zero for rows that all have.
+    It is float32 [rows, width], where the base lacks a row as its dtype has it; zero for rows that
+    all have.
     """
     base, *models = tensors
     lacked = torch.stack(list(rows)).lt(0).any(0)
@@ -202,7 +205,9 @@ def _means(tensors: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
         count[there] += 1
     alone = lacked & (count[:, 0] == 0)  # in no model: it stays the base's
     total[alone] = base[rows[0][alone]].float()
-    return total.div_(count.clamp_(min=1)).to(base.dtype)
+    means, absent = total.div_(count.clamp_(min=1)), rows[0] < 0
+    means[absent] = means[absent].to(base.dtype).float()
+    return means
 
 
 def _edit(path: Path, changes: Mapping[str, Any]) -> None:

@@ -213,4 +213,6 @@ class _Bench:
             return dict(self._replay.repository.body(self._base).items())
         with tempfile.TemporaryDirectory() as folder:
             given = [self._given[name] for name in names]
-            return self._replay.fuse(self._base, given, Path(folder) / "state.safetensors")
+            state = Path(folder) / "state.safetensors"
+            origin = self._replay.kept.origin(self._iteration)
+            return self._replay.fuse(self._base, given, state, origin)

@@ -21,7 +21,7 @@ from cold_flower.contributors.folder import private
 from cold_flower.contributors.site import Site
 from cold_flower.contributors.trainer import Job, train
 from cold_flower.data import sources
-from cold_flower.data.encode import Encoded, EncodedSplits, encode
+from cold_flower.data.encode import Encoded, EncodedSplits, encode, standardised
 from cold_flower.data.plan import plan
 from cold_flower.data.splits import Splits, check_few_shot, load_splits
 from cold_flower.data.task import Task
@@ -111,10 +111,11 @@ class Contributor:
     def _encode(self, data: Splits) -> EncodedSplits:
         text_to_text.check(self.base, self.task, data.labels)
         limit = self.config.finetune.max_length
-        train, dev, test = (
+        parts = [
             encode(self.base.tokenizer, rows.texts, rows.labels, max_length=limit)
             for rows in (data.train, data.dev, data.test)
-        )
+        ]
+        train, dev, test = standardised(*parts) if self.task.kind == "regression" else parts
         return EncodedSplits(train, dev, test, data.labels, self.task.kind, self.task.metric)
 
     def finetune(

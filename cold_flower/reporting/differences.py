@@ -25,5 +25,5 @@ def differences(compared: Sequence[Condition]) -> Iterable[str]:
         yield (
             "<p class=note>Differences of the last scores, paired by task and seed, with a 95 % "
             "interval over tasks and seeds; with one seed it is over tasks alone, and speaks of no "
-            "other seed. Better or worse is said where it leaves 0 out, of two seeds or more.</p>"
+            "other seed. Better or worse is said where it leaves 0 out, of three seeds or more.</p>"
         )

@@ -12,7 +12,7 @@ from cold_flower.errors import RunError
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.kept import Kept
 from cold_flower.server.manifest import describe
-from cold_flower.server.strategy import rule
+from cold_flower.server.strategy import draws, rule
 from strategies.contributions import Contribution
 from strategies.diagnostics import diagnose, drift
 from strategies.fusion import Weights, load
@@ -43,13 +43,16 @@ class Replay:
         chosen: Any = load(config.fusion.rule, **config.rule_options())
         self.least: int = chosen.min_contributions
 
-    def fuse(self, base: int, given: Sequence[Weights], state: Path) -> dict[str, Tensor]:
+    def fuse(
+        self, base: int, given: Sequence[Weights], state: Path, iteration: int
+    ) -> dict[str, Tensor]:
         """Return what the rule and its stages make of a base and contributions.
 
         Args:
             base: an iteration; the memory of the fusion's optimizer is the one beside it.
             given: the contributions.
             state: where that memory goes then, if there is one.
+            iteration: that the contributions were given to, for a rule that draws.
         """
         repository = self.repository
         fuse = rule(
@@ -58,7 +61,7 @@ class Replay:
             before=lambda: repository.state(base),
             after=lambda: state,
         )
-        return dict(fuse(repository.body(base), given, seed=self._config.seed))
+        return dict(fuse(repository.body(base), given, seed=draws(self._config, iteration)))
 
     def publish(self, iteration: int, left: str, gone: Collection[str]) -> tuple[int, bool]:
         """Make an iteration again on the latest base without some; publish it as a new one.
@@ -83,7 +86,7 @@ class Replay:
         exact = repository.sha256(head) == repository.sha256(kept.made_from(iteration))
         with tempfile.TemporaryDirectory(dir=self._run_dir, prefix=".replay-") as folder:
             state = Path(folder) / "state.safetensors"
-            fused = self.fuse(head, given, state)
+            fused = self.fuse(head, given, state, kept.origin(iteration))
             step = length(base, fused.items())
             reason = f"it left: this is iteration {iteration} without it"
             refused = [Contribution(o.name, "refused", reason) for o in everybody if o not in ours]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from flwr.serverapp.strategy import Strategy
 from cold_flower.config import Config, Fusion, split
 from cold_flower.errors import ConfigError
 from cold_flower.repository.bases import Repository
+from cold_flower.seeds import derive
 from cold_flower.server import stock
 from strategies.cold_fusion import ColDFusion
 from strategies.errors import FusionError
@@ -52,7 +54,13 @@ def strategy(
         after=lambda: inbox.state,
         measured=measured,
     )
-    return ColDFusion(fuse, inbox=inbox, seed=config.seed, gate=gate, say=say)
+    seed = partial(draws, config)
+    return ColDFusion(fuse, inbox=inbox, seed=seed, gate=gate, say=say)
+
+
+def draws(config: Config, iteration: int) -> int:
+    """Return the seed of a rule that draws: with one for all, what it drops is dropped for ever."""
+    return derive(config.seed, iteration, "fuse")
 
 
 def rule(

@@ -48,26 +48,26 @@ def fisher(
 
     def weighed(_: str, block: Tensor) -> Tensor:
         steps, weights = block[:n], block[n:]
-        for step, weight, scale in zip(steps, weights, scales, strict=True):
-            step.mul_(weight.mul_(scale).add_(eps))
+        for step, weight in zip(steps, weights, strict=True):
+            step.mul_(weight.add_(eps))
         return total(steps).div_(total(weights))
 
-    return fuse(base, [*deltas(base, given), *map(Known, known)], weighed)
+    return fuse(base, [*deltas(base, given), *map(Known, known, scales)], weighed)
 
 
 fisher.statistic = "fisher"  # type: ignore[attr-defined]  # a function has any
 
 
 class Known:
-    """A statistic, read as a difference is."""
+    """A statistic times ``scale``, read as a difference is."""
 
-    def __init__(self, statistic: Weights) -> None:
+    def __init__(self, statistic: Weights, scale: float) -> None:
         self.name = statistic.name
-        self._flat = Flat(statistic)
+        self._flat, self._scale = Flat(statistic), scale
 
     def read(self, key: str, span: slice, out: Tensor | None = None) -> Tensor:
-        """Return what it says there."""
-        part = self._flat.get(key)[span]
+        """Return what it says there, scaled."""
+        part = self._flat.get(key)[span].double().mul_(self._scale)  # which float32 may not hold
         return (torch.empty(len(part)) if out is None else out).copy_(part)
 
 

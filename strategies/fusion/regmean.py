@@ -119,7 +119,8 @@ def solved(
         if not whole:
             ridge = RIDGE * left.mean() or 1.0
             return (right / (left + ridge)).T.float()
-        ridge = float(RIDGE * left.diagonal().mean()) or 1.0
-        left.diagonal().add_(ridge)
+        # Eigenvalues of a float32 gram are wrong by as much: below 0 where its rank is low.
+        noise = torch.finfo(torch.float32).eps * size
+        left.diagonal().add_(float(max(RIDGE, noise) * left.diagonal().mean()) or 1.0)
         found: Tensor = torch.linalg.solve(left, right)
         return found.T.float()

@@ -32,7 +32,7 @@ def trimmed_mean(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield theta + the mean of the middle values of theta_i - theta."""
     n = len(given)
-    cut = share(beta, n)
+    cut = min(share(beta, n), (n - 1) // 2)
     scale = 1 / (n - 2 * cut)
     return fuse(
         base,
