@@ -205,3 +205,67 @@ def test_a_dry_run_counts_what_is_trained_in_one_place(cohort) -> None:
     assert (one.contributions, one.trained) == (0, config.finetune.max_epochs * examples)
     assert one.messages == 400 * one.evaluations
     assert one.disk == 2 * 400
+
+
+def test_it_ends_when_its_time_is_up_with_the_best_weights(run, monkeypatch) -> None:
+    """As a contributor does (``finetune.max-seconds``): within an epoch, and scored before."""
+    ends = iter([False, False, True])  # after the third of an epoch's 16 batches
+    monkeypatch.setattr(baselines.clock, "is_up", lambda until: next(ends))
+    config, repository = run(**{"finetune.max-seconds": 5})
+    lines: list[str] = []
+    baselines.train(config, lines.append)
+    assert lines[1].startswith("multitask: 24 examples, mean dev score")
+    assert lines[2:] == ["multitask: its time is up (finetune.max-seconds = 5)"]
+    assert repository.manifest(1)["sha256"] != fingerprint(repository.body(0).items())
+
+
+IDLE = {
+    "gate.protocol": "frozen",
+    "attacks": "{music = 'sign-flip'}",
+    "fusion.rule": "ties",
+    "fusion.clip": "median",
+    "fusion.norm": "mean",
+    "fusion.momentum": 0.5,
+    "fusion.learning-rate": 0.5,
+    "fusion.anchor": 0.3,
+    "quorum": 2,
+    "late": "next",
+    "screen.norm": 2.0,
+    "keep-contributions": 2,
+}
+
+
+@pytest.mark.parametrize("keys", [{"baseline": "multitask"}, {"baseline": "", "iterations": 0}])
+def test_keys_about_contributions_are_said_where_there_are_none(keys, tmp_path) -> None:
+    """They are not refused: a variant of an experiment has the keys of that, too."""
+    given = {**KEYS, **keys, **IDLE, "dropbox": str(tmp_path)}
+    config = Config.from_flat(given)
+    said = experiments.remarks(config, experiments.check(config))
+    assert {line.split()[1] for line in said} == {*IDLE, "dropbox"}
+    assert all(line.endswith("there are none here: it does nothing") for line in said)
+    plain = Config.from_flat({**KEYS, **keys})
+    assert experiments.remarks(plain, experiments.check(plain)) == []
+
+
+def test_a_recipe_says_nothing_of_contributions_that_are_not_there() -> None:
+    """Its keys were nobody's choice for this run."""
+    config = replace(Config.from_flat({**KEYS, "quorum": 2}), of_recipe=frozenset(["quorum"]))
+    assert experiments.remarks(config, experiments.check(config)) == []
+
+
+def test_keys_that_another_key_turns_off_are_said() -> None:
+    def said(**keys) -> list[str]:
+        flat = {name.replace("__", ".").replace("_", "-"): keys[name] for name in keys}
+        config = Config.from_flat({**KEYS, "baseline": "", **flat})
+        return experiments.remarks(config, experiments.check(config))
+
+    ratio = {"finetune__final_learning_rate_ratio": 0.5}
+    assert said(**ratio) == said(finetune__schedule="constant") == []
+    (line,) = said(**ratio, finetune__schedule="constant")
+    assert "finetune.final-learning-rate-ratio does nothing with finetune.schedule = cons" in line
+    assert said(screen__norm=2.0) == said(screen__checks="") == []
+    for checks in ("", "duplicate,cosine"):
+        (line,) = said(screen__norm=2.0, screen__checks=checks)
+        assert "screen.norm does nothing: screen.checks leaves out norm" in line
+    (line,) = said(screen__similarity=0.5, screen__checks="norm")
+    assert "screen.similarity does nothing: screen.checks leaves out random" in line

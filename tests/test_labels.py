@@ -155,6 +155,7 @@ def test_what_is_odd_is_said(tmp_path) -> None:
         "classes ['pos', 'pos '] differ by case or blanks alone: are they one?",
         "classes ['neg', 'Neg'] differ by case or blanks alone: are they one?",
         "4 classes in 4 training rows: does column 'label' hold the classes?",
+        "no row of train has the classes ['new']",
         "split test: 1 of 2 rows have classes train lacks: ['new']",
         "split test: 2 rows, fewer than 50: scores move much by chance",
         "split test: 1 of 2 rows (50.0%) stand in train, too",

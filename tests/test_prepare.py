@@ -153,7 +153,7 @@ FILES = {
     "names": {"train.tsv": 'text\tlabel\n"a"\tyes\nb\tno\n', "test.tsv": "text\tlabel\nc\tyes\n"},
     "mixed": {
         "train.jsonl": '{"text": 1, "label": 1}\n{"text": 1.0, "label": 2.5}\n{"text": true, "label": 3}\n',
-        "test.jsonl": '{"text": null, "label": "2"}\n',
+        "test.jsonl": '{"text": null, "label": "2"}\n{"text": "x", "label": "0.5"}\n',
     },
     "parts": {
         "train-00000-of-00002.jsonl": '{"text": "a", "label": true}\n',

@@ -45,23 +45,30 @@ def numbers(task: Task, values: Sequence[Any], where: str) -> list[float]:
     return found
 
 
-def keys_of(task: Task, values: Sequence[Any], listed: Sequence[str], where: str) -> list[Key]:
+def keys_of(
+    task: Task, values: Sequence[Any], listed: Sequence[str], where: str, *, sure: bool = True
+) -> list[Key]:
     """Return each row's label as an integer, as text, or as None where it has none.
 
     An integral float is that integer: a table with a gap makes floats of integers. Missing are
-    null, NaN, blank text, and -1, which the hub uses.
+    null, NaN, blank text, and -1, which the hub uses; among integers also as a text.
 
     Args:
         task: the entry.
         values: the column.
         listed: the class names that the suite or the source lists.
         where: the task and split, for messages.
+        sure: whether -1 means no label wherever the list leaves it out: but for train, with a
+            list of the suite's own, it does.
 
     Raises:
-        TaskError: a value is neither number nor text; or -1 occurs where no list says whether
-            it is a class.
+        TaskError: a value is neither number nor text; -1 occurs where no list says whether
+            it is a class; or, unless it is sure, where it seems to be one.
     """
     found = [_key(task, value, f"{where}, row {row}") for row, value in enumerate(values)]
+    whole = all(key is None or INTEGER.fullmatch(str(key)) for key in found)
+    if whole and str(NONE) not in listed:
+        found = [NONE if key == str(NONE) else key for key in found]
     if NONE not in found or any(_number(name) == NONE for name in listed):
         return found
     if not listed:
@@ -71,7 +78,28 @@ def keys_of(task: Task, values: Sequence[Any], listed: Sequence[str], where: str
             f"classes are listed: list them all, labels = {names}, or all but -1 to leave those "
             "rows out"
         )
+    if not sure:
+        _check_none(found, listed, where)
     return [None if key == NONE else key for key in found]
+
+
+def _check_none(found: Sequence[Key], listed: Sequence[str], where: str) -> None:
+    """Refuse -1 as "no label" if integers count from it: with three names, -1, 0 and 1.
+
+    Raises:
+        TaskError: integers are places in the list, and none is that of its last class.
+    """
+    places = {key for key in found if isinstance(key, int)}
+    words = all(_number(name) is None for name in listed)  # else numbers are looked up as names
+    if any(isinstance(key, str) for key in found) or not words:
+        return
+    if len(places) > 1 and max(places) < len(listed) - 1:
+        raise TaskError(
+            f"{where}: {found.count(NONE)} rows have the label -1, which means 'no label' where "
+            f"classes are listed without it, and no row is of the last class, {listed[-1]!r}. If "
+            f"-1 is a class, list the numbers, labels = {[str(key) for key in sorted(places)]}, or "
+            "write the names into the column; if it is none, take those rows out"
+        )
 
 
 def _key(task: Task, value: Any, where: str) -> Key:

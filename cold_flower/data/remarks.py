@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from cold_flower.data.labels import DECIMAL, NUMBERS
+from cold_flower.data.published import absent_labels
 from cold_flower.data.rows import Rows, TaskRows
 from cold_flower.data.task import Task
 
@@ -26,16 +27,31 @@ def remarks(task: Task, rows: TaskRows) -> Iterator[str]:
         blank = sum(not "".join(sides).strip() for sides in part.texts)
         if blank:
             yield f"split {split}: {blank:,} of {len(part):,} rows have no text"
+        yield from _one_sided(task, part, split)
     if task.kind == "classification":
         yield from _alike(rows.labels)
         yield from _classes(task, rows)
         for split in there.keys() - {"train"}:
             yield from _untrained(rows, there[split], split)
+    elif rows.validation is not None and len(set(rows.validation.labels)) == 1:
+        number = rows.validation.labels[0]
+        yield f"split validation: every row is {number:g}: no weights do better on it than others"
     if len(rows.test) < FEW:
         yield f"split test: {len(rows.test)} rows, fewer than {FEW}: scores move much by chance"
     for split in ("validation", "test"):
         if split in there:
             yield from _met(rows.train, there[split], split)
+    if rows.validation is None:
+        yield from _repeated(rows.train)
+
+
+def _one_sided(task: Task, part: Rows, split: str) -> Iterator[str]:
+    for side, name in enumerate(task.text):
+        alone = sum(
+            not sides[side].strip() and bool("".join(sides).strip()) for sides in part.texts
+        )
+        if alone:
+            yield f"split {split}: {alone:,} of {len(part):,} rows have no text in {name!r} alone"
 
 
 def _alike(labels: tuple[str, ...]) -> Iterator[str]:
@@ -61,6 +77,10 @@ def _classes(task: Task, rows: TaskRows) -> Iterator[str]:
         )
     elif once:
         yield f"classes {shortened(once)} have one training row each: too few to learn"
+    absent = [] if task.rows else absent_labels(rows)  # where sizes are stated, it is a fault
+    if absent:
+        hint = ": integers count from 0" if absent[0] == rows.labels[0] else ""
+        yield f"no row of train has the classes {shortened(absent)}{hint}"
     if len(set(rows.test.labels)) == 1:
         name = rows.labels[int(rows.test.labels[0])]
         yield f"split test: every row is {name!r}: its score says nothing of the other classes"
@@ -94,3 +114,14 @@ def _met(train: Rows, part: Rows, split: str) -> Iterator[str]:
     if count:
         share = count / len(part)
         yield f"split {split}: {count:,} of {len(part):,} rows ({share:.1%}) stand in train, too"
+
+
+def _repeated(train: Rows) -> Iterator[str]:
+    count = sum(times for times in Counter(train.texts).values() if times > 1)
+    if count:
+        share = count / len(train)
+        yield (
+            f"split train: {count:,} of {len(train):,} rows ({share:.1%}) stand there more than "
+            "once, and dev is carved out of it: finetunings choose their weights on texts that "
+            "they train on"
+        )

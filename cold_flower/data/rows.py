@@ -48,8 +48,8 @@ def read_task(task: Task) -> TaskRows:
     """Read all splits of a task; draw the rows of ``test-sample`` and ``train-sample``.
 
     Raises:
-        TaskError: see `read_split`; train has a single class; or there are fewer rows than
-            a sample wants.
+        TaskError: see `read_split`; train has a single class; a regression's train or test has
+            a single number; or there are fewer rows than a sample wants.
     """
     train, labels = read_split(task, "train")
     if task.kind == "classification" and len(set(train.labels)) == 1:
@@ -71,6 +71,8 @@ def read_task(task: Task) -> TaskRows:
         test = test.take(_draw(task, "test", len(test), "test")[0])
     if task.train_sample:
         train = train.take(_draw(task, "train", len(train), "train")[0])
+    if task.kind == "regression":
+        _check_numbers(task, train, test)
     return TaskRows(
         train,
         others.get("validation"),
@@ -94,7 +96,8 @@ def read_split(
 
     Raises:
         TaskError: the source cannot be read, a column is missing, the split is empty, no row has
-            a label, a label is not in the task's list, or that list is not the source's.
+            a label, a label is not in the task's list, that list is not the source's, or -1 is
+            where it may mean a class or none.
     """
     columns, source_labels = sources.read(task, task.splits[split])
     where = f"{task.where}, split {split}"
@@ -105,7 +108,8 @@ def read_split(
         return Rows(texts, numbers(task, values, where)), ("",)
     check_labels(task, split, source_labels)
     listed = task.labels or source_labels
-    keys = keys_of(task, values, listed, where)
+    sure = split != "train" or bool(source_labels)
+    keys = keys_of(task, values, listed, where, sure=sure)
     names = listed or train_labels or tuple(sorted({str(key) for key in keys if key is not None}))
     classes = Classes(names, listed=bool(listed), numbered=bool(source_labels))
     rows, indices = [], []
@@ -123,6 +127,21 @@ def read_split(
     if not rows:
         raise TaskError(f"{where}: none of {len(keys)} rows has a label in column {task.label!r}")
     return Rows(rows, indices, without_label=len(keys) - len(rows)), names
+
+
+def _check_numbers(task: Task, train: Rows, test: Rows) -> None:
+    """Check that there is something to correlate with.
+
+    Raises:
+        TaskError: all numbers are the same: every base would score 0.
+    """
+    hidden = "be tested on: are they hidden? GLUE's are, and its validation split serves as test"
+    for split, rows, to in (("train", train, "train on"), ("test", test, hidden)):
+        if len(set(rows.labels)) == 1:
+            raise TaskError(
+                f"{task.where}, split {split}: every row is {rows.labels[0]:g}; a regression needs "
+                f"two numbers or more to {to}"
+            )
 
 
 def _draw(

@@ -23,6 +23,7 @@ from cold_flower.models.body import State, body_of
 from cold_flower.models.classifier import classifier
 from cold_flower.repository.bases import Repository
 from cold_flower.seeds import derive, seeded
+from cold_flower.training import clock
 from cold_flower.training.finetune import EarlyStopping, accumulate_gradients, check_finite
 from cold_flower.training.optimizer import Optimizer
 from cold_flower.training.scoring import score
@@ -117,6 +118,7 @@ def _finetune(tasks: Mapping[str, _Task], config: Config, say: Callable[[str], N
     with its own (proportional) or as many as any other (balanced).
     """
     options, every_task = config.finetune, list(tasks.values())
+    until = clock.deadline(options)
     model = every_task[0].model  # all have the same body
     data = [encoded for task in every_task for encoded in (task.train, task.dev)]
     per_epoch = sum(math.ceil(len(task.train) / options.batch_size) for task in every_task)
@@ -141,12 +143,18 @@ def _finetune(tasks: Mapping[str, _Task], config: Config, say: Callable[[str], N
             optimizer.step()
             seen += len(indices)
             due = seen - validated >= options.validate_every_examples
-            if due or step % per_epoch == 0:
+            time_is_up = clock.is_up(until)
+            if due or time_is_up or step % per_epoch == 0:
                 check_finite(float(loss), step, options)
                 validated = seen
                 stop = stopping.update(_dev_score(every_task, options.precision), seen)
                 say(f"{config.baseline}: {seen} examples, mean dev score {stopping.best_score:.3f}")
-                if stop:
+                if time_is_up:
+                    say(
+                        f"{config.baseline}: its time is up (finetune.max-seconds = "
+                        f"{options.max_seconds:g})"
+                    )
+                if stop or time_is_up:
                     break
         stopping.restore_best()
     return stopping.best_score

@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cold_flower import toml
-from cold_flower.config import ASYNCHRONOUS, Config, Gating, describe, flatten
+from cold_flower.config import ASYNCHRONOUS, Config, Gating, describe, flatten, split
 from cold_flower.data.plan import Plan, plan, resolve
 from cold_flower.data.schedule import cohort
 from cold_flower.data.splits import check_few_shot, load_splits
@@ -18,6 +18,14 @@ from cold_flower.reporting import catalogue, trackers
 from cold_flower.repository.arrivals import Replayed
 from cold_flower.repository.journal import Journal
 from strategies.names import absolute, unknown
+
+# Keys, and groups of them, that are about contributions: without any they do nothing.
+_OF_CONTRIBUTIONS = (
+    *("finetune.proximal-mu", "finetune.head", "fusion.", "screen.", "gate.protocol"),
+    *("attacks", "quorum", "late", "dropbox", "keep-contributions"),
+)
+# By key: the check that reads it.
+_OF_CHECK = {"screen.norm": "norm", "screen.cosine": "cosine", "screen.similarity": "random"}
 
 
 def fresh(experiment: str) -> Path:
@@ -255,12 +263,29 @@ def remarks(config: Config, checked: Checked) -> list[str]:
             f"finetune.batch-size is {options.batch_size}, but no contributor has more than "
             f"{most} training examples: an epoch is a single step"
         )
-    of_contributions = {"proximal-mu": options.proximal_mu > 0, "head": options.head != "fresh"}
-    for name, changed in of_contributions.items():
-        if changed and not config.iterations:
-            said.append(
-                f"finetune.{name} is about contributions, and there are none here: it does nothing"
-            )
+    said.extend(_idle(config))
     if not config.gate.protocol and config.gate != Gating():
         said.append("there is no gate, so its keys do nothing: set gate.protocol, too")
     return [f"WARNING: {line}" for line in said]
+
+
+def _idle(config: Config) -> Iterator[str]:
+    """Say which keys were set and do nothing here.
+
+    They are not refused, for the variants of an experiment have its keys, too. A recipe's are
+    left out: they are the suite's and meant for any run.
+    """
+    values, defaults = config.flat(), Config().flat()
+    chosen = [n for n in values if values[n] != defaults[n] and n not in config.of_recipe]
+    if config.baseline or not config.iterations:
+        for name in chosen:
+            if name.startswith(_OF_CONTRIBUTIONS):
+                yield f"{name} is about contributions, and there are none here: it does nothing"
+    else:
+        checks = split(config.screen.checks)
+        for name, check in _OF_CHECK.items():
+            if name in chosen and check not in checks:
+                yield f"{name} does nothing: screen.checks leaves out {check}"
+    ratio = "finetune.final-learning-rate-ratio"
+    if ratio in chosen and config.finetune.schedule == "constant":
+        yield f"{ratio} does nothing with finetune.schedule = constant"
