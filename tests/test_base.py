@@ -156,6 +156,43 @@ def test_tokenizer_json_alone_is_enough(native, family) -> None:
     assert alone(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
 
 
+SPACES = {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}
+SPLIT = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, SPACES]}
+RUNS = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}
+ENDS = {"type": "Strip", "strip_left": False, "strip_right": True}
+FOLDED = ({"type": "NFKD"}, {"type": "StripAccents"}, {"type": "Lowercase"})
+
+
+@pytest.mark.parametrize(
+    ("family", "before", "after", "cut"),
+    [
+        ("xlm-roberta", (), (), SPLIT),
+        ("xlm-roberta", (), (ENDS, RUNS), SPACES),
+        ("camembert", (), (ENDS, RUNS), SPACES),
+        ("t5", (), (), SPLIT),
+        ("t5", (), (ENDS, RUNS), SPACES),
+        ("albert", FOLDED, (), SPLIT),
+        ("albert", FOLDED, (RUNS,), SPACES),
+        ("deberta-v2", (ENDS,), (RUNS,), SPACES),
+    ],
+)
+def test_sentencepiece_as_transformers_4_wrote_it_is_read(
+    native, family, before, after, cut
+) -> None:
+    """On the hub most tokenizer.json are of that version."""
+    folder = native(family)
+    tokenizer = load_base(str(folder)).tokenizer
+    table = json.loads(tokenizer.backend_tokenizer.to_str())
+    own = table["normalizer"] or {}
+    mapped = [n for n in own.get("normalizers", [own]) if n.get("type") == "Precompiled"]
+    table["normalizer"] = {"type": "Sequence", "normalizers": [*before, *mapped, *after]}
+    table["pre_tokenizer"] = cut
+    (folder / "tokenizer.json").write_text(json.dumps(table))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 512}))
+    load_base.cache_clear()
+    assert load_base(str(folder)).tokenizer(WORDS[:9])["input_ids"]
+
+
 def test_a_cased_vocabulary_is_not_read_in_lower_case(folders) -> None:
     folder = folders("bert", "BertModel")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "The", "the"]

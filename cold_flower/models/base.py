@@ -45,7 +45,7 @@ def load_base(name: str) -> Base:
     """Load configuration and tokenizer of a hub model (``owner/name@tag``), a folder, or the demo.
 
     Raises:
-        ModelError: it cannot be read, or is of a family that is not supported.
+        ModelError: it cannot be read, is of a family that is not supported, or is a decoder.
     """
     if name == "demo":
         config, tokenizer = demo.config(), demo.tokenizer()
@@ -56,6 +56,13 @@ def load_base(name: str) -> Base:
         raise ModelError(
             f"base-model {name!r} is {config.architectures or config.model_type}: no tested "
             f"sequence-classification class. Supported: {', '.join(PREFIXES)}."
+        )
+    # A family whose classes know no decoder has no such key, or reads none.
+    if config.model_type != "t5" and getattr(config, "is_decoder", False):
+        raise ModelError(
+            f"base-model {name!r}: is_decoder is true in config.json, so a token sees those before "
+            "it alone, and the first one, which the head reads, none. Take an encoder; if this is "
+            "one, set is_decoder to false there."
         )
     tokenizer = load_tokenizer(place, config)
     if config.model_type == "t5":  # has relative positions, so only the tokenizer sets a limit

@@ -182,7 +182,7 @@ class Folder(Mapping[str, Tensor]):
         return _prefix(self.family, self.name)
 
     def _is_unread(self, name: str) -> bool:
-        if _UNREAD.search(name):
+        if is_unread_name(name):
             return True
         relative = self.config.get("position_biased_input") is False  # DeBERTa
         return relative and name.startswith("embeddings.position_embeddings.")
@@ -191,6 +191,11 @@ class Folder(Mapping[str, Tensor]):
 def is_tied_name(name: str) -> bool:
     """Return whether a tensor of this name may be one with the input embedding."""
     return name.endswith(_TIED)
+
+
+def is_unread_name(name: str) -> bool:
+    """Return whether a tensor of this name is in old files only, and no model reads it."""
+    return bool(_UNREAD.search(name))
 
 
 def _input(family: str) -> str:

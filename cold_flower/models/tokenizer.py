@@ -5,18 +5,25 @@ makes a tokenizer to which every word is unknown; a token that the embedding has
 noticed when the first text has it.
 """
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import TOKENIZER_MAPPING, AutoTokenizer
-from transformers.utils import has_file
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import cached_file, has_file
 
 from cold_flower.errors import ModelError, sentence
 from cold_flower.models.families import BEHIND_PADDING
 
 _POINTER = b"version https://git-lfs"  # what a checkout holds where Git LFS fetched nothing
-_MIXED = "The CAFÉ of 1,000  naïve 北京 words"
+# Case, accents, figures, punctuation, other scripts. Not runs of spaces, nor letters that are one
+# with others to Unicode: there versions of one tokenizer differ.
+_MIXED = "The CAFÉ of (1,000) naïve Москва 北京 words"
+_FAMILIAR = 0.05  # of its words a vocabulary may have in upper case, and be one of lower case
+_PAIR = ("The words", "of 1,000")
+_AS_WRITTEN = '"tokenizer_class": "PreTrainedTokenizerFast", with the names of its special tokens'
 _WAY_OUT = (
     "Copy the tokenizer's files from the model that this one was made from, or save it there: "
     "tokenizer.save_pretrained(folder)."
@@ -32,8 +39,8 @@ def load_tokenizer(name: str, config: Any) -> Any:
 
     Raises:
         ModelError: files are missing or damaged; it knows no words; it would read texts otherwise
-            than its file says; it has tokens that the embedding has no row for; padding means
-            another token to the model.
+            than its file says; it does not frame them as the model needs it; it has tokens that
+            the embedding has no row for; padding means another token to the model.
     """
     _check_pointers(name)
     try:
@@ -49,6 +56,8 @@ def load_tokenizer(name: str, config: Any) -> Any:
         ) from error
     _check_words(name, tokenizer)
     _check_settings(name, tokenizer)
+    _check_frame(name, tokenizer, config)
+    _give_types(name, tokenizer, config)
     _check_ids(name, tokenizer, config)
     _check_padding(name, tokenizer, config)
     return tokenizer
@@ -97,22 +106,95 @@ def _check_words(name: str, tokenizer: Any) -> None:
 
 
 def _check_settings(name: str, tokenizer: Any) -> None:
-    """Check that tokenizer.json is read as it is written.
+    """Check that tokenizer.json is read as it is written, or else that case is no guess.
 
     Of most families transformers 5 takes the words from there, and how a text is prepared (in
-    lower case, say) from tokenizer_config.json alone.
+    lower case, say) from tokenizer_config.json alone. What is not in that is the class's default.
     """
-    whole, settings = Path(name, "tokenizer.json"), Path(name, "tokenizer_config.json")
-    if not whole.is_file() or settings.is_file():
+    if not has_file(name, "tokenizer.json"):
+        _check_case(name, tokenizer)
         return
-    written = Tokenizer.from_file(str(whole))
+    written = Tokenizer.from_file(cached_file(name, "tokenizer.json"))
     written.no_truncation()
     written.no_padding()
-    if written.encode(_MIXED).ids != tokenizer(_MIXED)["input_ids"]:
+    text = _sample(tokenizer)
+    said = written.encode(text, add_special_tokens=False).ids
+    read = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if said != read:
+        which = "tokenizer_config.json counts: by it"
+        if not has_file(name, "tokenizer_config.json"):
+            which = "there is no tokenizer_config.json, and without it"
+        tokens = zip_longest(map(written.id_to_token, said), tokenizer.convert_ids_to_tokens(read))
+        one, other = next((pair for pair in tokens if pair[0] != pair[1]), (said, read))
         raise ModelError(
-            f"base-model {name!r} has no tokenizer_config.json, and without it transformers reads "
-            f"texts otherwise than tokenizer.json says: {_MIXED!r}. {_WAY_OUT}"
+            f"base-model {name!r}: {which} transformers reads texts otherwise than tokenizer.json "
+            f"says, such as {_MIXED!r} and its own words: as {other!r} instead of {one!r}. Say in "
+            "tokenizer_config.json how the model was trained (do_lower_case, strip_accents, "
+            "keep_accents, add_prefix_space), or have tokenizer.json count "
+            f"({_AS_WRITTEN}). {_WAY_OUT}"
         )
+
+
+def _sample(tokenizer: Any) -> str:
+    """Return a text that tells tokenizers of one vocabulary apart: usual words and its own."""
+    known = tokenizer.get_vocab().keys() - tokenizer.added_tokens_encoder.keys()
+    words = sorted(word for word in known if word.isascii() and word.isalpha())
+    some = words[:: max(1, len(words) // 20)]
+    return " ".join([_MIXED, *some, *map(str.title, some)])
+
+
+def _check_case(name: str, tokenizer: Any) -> None:
+    """Check that a vocabulary with words in upper case is not read in lower case by default."""
+    words = tokenizer.get_vocab().keys() - {*tokenizer.all_special_tokens}
+    upper = [word for word in words if word != word.lower()]
+    text = _sample(tokenizer)
+    lowers = tokenizer.tokenize(text) == tokenizer.tokenize(text.lower())
+    told = "do_lower_case" in get_tokenizer_config(name)
+    if lowers and not told and len(upper) > _FAMILIAR * len(words):
+        raise ModelError(
+            f"base-model {name!r}: its vocabulary is cased, {len(upper)} of {len(words)} words "
+            f"such as {min(upper)!r}, but transformers reads all texts in lower case unless it is "
+            'told: put "do_lower_case": false into tokenizer_config.json (true if the model was '
+            "trained so)."
+        )
+
+
+def _check_frame(name: str, tokenizer: Any, config: Any) -> None:
+    """Check that special tokens frame a text and part a pair."""
+    one, other = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in _PAIR)
+    alone, pair = tokenizer(_PAIR[0])["input_ids"], tokenizer(*_PAIR)["input_ids"]
+    glued, where = one + other, ""
+    if one and other and any(pair[i:][: len(glued)] == glued for i in range(len(pair))):
+        where = "between the texts of a pair"
+    mean = config.model_type == "modernbert" and config.classifier_pooling == "mean"
+    if config.model_type != "t5" and not mean and alone[: max(1, len(one))] == one:
+        where = "before a text"
+    if where:
+        raise ModelError(
+            f"base-model {name!r}: its tokenizer adds no token {where}, and the model reads it "
+            "there. Take the tokenizer that belongs to the model, or give it a post_processor "
+            "(tokenizers.processors.TemplateProcessing) and save it."
+        )
+
+
+def _give_types(name: str, tokenizer: Any, config: Any) -> None:
+    """Give the model the types by which the tokenizer's frame tells the texts of a pair apart.
+
+    In transformers 5 ALBERT's class and PreTrainedTokenizerFast leave them out by default.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    framed = backend is not None and any(backend.encode(*_PAIR).type_ids)
+    asks = getattr(config, "type_vocab_size", 0) > 1
+    if not framed or not asks or "token_type_ids" in tokenizer.model_input_names:
+        return
+    if "model_input_names" in get_tokenizer_config(name):
+        raise ModelError(
+            f"base-model {name!r}: model_input_names in tokenizer_config.json is without "
+            "token_type_ids, but the tokenizer tells the texts of a pair apart by them, and the "
+            f"model has {config.type_vocab_size} types of tokens. Add token_type_ids there; if the "
+            "model was trained without, set type_id to 0 in the post_processor of tokenizer.json."
+        )
+    tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
 
 
 def _check_ids(name: str, tokenizer: Any, config: Any) -> None:

@@ -4,6 +4,7 @@ Reads tokenizer.json, vocab.txt or vocab.json itself. Where there is only a Sent
 transformers reads it.
 """
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,12 +16,17 @@ from typing import Any, Protocol
 from cold_flower.errors import ModelError, TokensError, first_line
 from cold_flower.models.folder import Folder
 
+CONFIG = "config.json"
 FULL, PLAIN, SETTINGS = "tokenizer.json", ("vocab.txt", "vocab.json"), "tokenizer_config.json"
 MERGES, ADDED = ("merges.txt", "bpe.codes"), "added_tokens.json"
 PIECES = (".model", ".spm", ".tiktoken", ".tokenizer")  # suffixes; read by transformers alone
 _BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")  # they need no file
+_KIND = ("model_type", "tokenizer_class")  # of config.json: which class reads the files
 # Settings that change what a text becomes, beside the files of the vocabulary.
-_CHANGES = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "do_basic_tokenize")
+_CHANGES = (
+    "do_lower_case", "strip_accents", "tokenize_chinese_chars", "do_basic_tokenize",
+    "add_prefix_space",
+)  # fmt: skip
 # Texts that tell tokenizers apart: case, accents, figures, punctuation, other scripts. Not runs of
 # spaces, which versions of one tokenizer treat differently.
 _TEXTS = (
@@ -129,7 +135,9 @@ def check(base: Vocabulary, model: Vocabulary, *, united: bool = False) -> None:
         TokensError: naming the first token, merge, setting or text that differs.
     """
     for key in _CHANGES:
-        ours, theirs = base.settings.get(key), model.settings.get(key)
+        if base.settings.get(key) == model.settings.get(key):
+            continue
+        ours, theirs = _setting(base, key), _setting(model, key)
         if None not in (ours, theirs) and ours != theirs:
             _refuse(base, model, f"{key} is {theirs!r}", ours)
     if base.backend and base.backend == model.backend:
@@ -145,6 +153,21 @@ def check(base: Vocabulary, model: Vocabulary, *, united: bool = False) -> None:
             ours, theirs = base.pieces(text), model.pieces(text)
             if ours != theirs:
                 _refuse(base, model, f"{text!r} becomes {theirs}", ours)
+
+
+def _setting(vocabulary: Vocabulary, key: str) -> Any:
+    """Return a setting; where it is not written, the default of the tokenizer's class."""
+    from transformers.models.auto.tokenization_auto import (
+        TOKENIZER_MAPPING_NAMES,
+        tokenizer_class_from_name,
+    )
+
+    if (written := vocabulary.settings.get(key)) is not None:
+        return written
+    family = TOKENIZER_MAPPING_NAMES.get(vocabulary.settings.get("model_type"))
+    kind = tokenizer_class_from_name(vocabulary.settings.get("tokenizer_class") or family or "")
+    parameters = inspect.signature(kind).parameters if kind else {}
+    return parameters[key].default if key in parameters else None
 
 
 def _variants(vocabulary: Vocabulary) -> Iterator[str]:
@@ -182,7 +205,8 @@ def _refuse(base: Vocabulary, model: Vocabulary, theirs: str, ours: Any) -> None
 
 
 def _read(folder: Located, like: Vocabulary | None) -> Vocabulary | None:
-    settings = _json(folder.path / SETTINGS)
+    kind = {k: v for k, v in _json(folder.path / CONFIG).items() if k in _KIND}
+    settings = {**kind, **_json(folder.path / SETTINGS)}
     if (folder.path / FULL).exists():
         text = (folder.path / FULL).read_text("utf-8")
         if like and text == like.backend:
