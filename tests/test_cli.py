@@ -115,6 +115,10 @@ WRONG = {
         ["demo", "--set", "tasks=music,travel,market"],
         "contributors-per-iteration is 8 (its default), but only 3 contributors are seen",
     ),
+    "sites in a simulation": (
+        ["demo", "--set", "sites.minimum=5"],
+        "sites.allow and sites.minimum are for `cold-flower deploy`",
+    ),
     "sampling without a baseline": (
         ["demo", "--set", "sampling=balanced"],
         "sampling = 'balanced' is about the batches of a baseline",

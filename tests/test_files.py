@@ -98,7 +98,7 @@ def test_what_lies_there_is_listed_where_a_split_is_not(tmp_path) -> None:
         ("train.csv", "first,label\na,0\nb,c,1\n", "line 3: 3 values, the header has 2"),
         ("train.csv", 'first,label\na,0\n"b,1\n', "line 3: unexpected end of data"),
         ("train.csv", "first;label\na;0\n", "columns there are first;label; are its columns sep"),
-        ("train.csv", "", "no column 'first'"),
+        ("train.csv", "", "train.csv is empty"),
         ("train.jsonl", '{"first": "a", "label": 0}\n{"first": "b"', "line 2: Expecting"),
         ("train.json", '{"first": ["a"],\n "label": [0]}', "line 1: .*a list of objects"),
         ("train.json", "[1]", "object 1: expected {...}, got int"),

@@ -19,6 +19,22 @@ def said(mine) -> list[str]:
     return [line for line in remarks(mine, read_task(mine)) if "fewer than" not in line]
 
 
+@pytest.mark.parametrize("text", [["label"], ["first", "{first} {label}"]])
+def test_the_label_is_no_text(tmp_path, text) -> None:
+    with pytest.raises(TaskError, match="text has the label's own column, 'label': .*Leave it out"):
+        task(tmp_path, text=text)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json"])
+def test_an_empty_file_is_called_empty(tmp_path, suffix) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}{suffix}").write_text("[]" if suffix == ".json" else "")
+    with pytest.raises(TaskError, match=rf"train{suffix} is empty"):
+        read_split(task(tmp_path), "train")
+
+
 @pytest.mark.parametrize("write_rows", [csv, jsonl])
 def test_a_class_that_is_written_as_minus_one_is_not_taken_for_no_label(
     tmp_path, write_rows

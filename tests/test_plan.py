@@ -39,6 +39,8 @@ def test_a_recipe_moves_only_keys_that_were_left_alone() -> None:
 
 def test_a_key_that_was_set_to_its_default_stays() -> None:
     """`flwr run -c 'finetune.max-epochs=10'`: the default, but not left alone."""
+    with pytest.raises(ConfigError, match="explicit names no key: .*'sead'.*seed"):
+        resolve(Config.from_flat({"explicit": "sead"}))
     set_so = resolve(Config.from_flat({"explicit": "seed,finetune.max-epochs"}))
     assert set_so.finetune.max_epochs == Config().finetune.max_epochs != 6
     assert set_so.finetune.batch_size == load_suite("demo").recipe["finetune.batch-size"]

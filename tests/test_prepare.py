@@ -44,7 +44,6 @@ HUB: dict[str, dict[str, Any]] = {
         **{"text": ["text"], "label": "index", "labels": ["a", "b"], "splits": WHOLE},
         **{"test-sample": 5, "rows": {"train": 42, "test": 12}},
     },
-    "label-in-text": {"text": ["{index} {text}"], "label": "index", "splits": SPLITS},
 }
 
 

@@ -11,6 +11,7 @@ from cold_flower.config import ASYNCHRONOUS, Config, Partition, split
 from cold_flower.data.suite import Suite, load_suite
 from cold_flower.data.task import Task
 from cold_flower.errors import ColdFlowerError, ConfigError
+from cold_flower.keys import unknown_key
 from cold_flower.seeds import derive
 from strategies.errors import StrategyError
 from strategies.names import unknown
@@ -190,6 +191,9 @@ def resolve(config: Config, given: Iterable[str] = ()) -> Config:
         if key in recipe:
             raise ConfigError(f"suite {config.suite}: a [recipe] cannot set {key}: leave it out")
     defaults, values = Config().flat(), config.flat()
+    for key in split(config.explicit):
+        if key not in values:
+            raise ConfigError(f"explicit names no key: {unknown_key(key, values)}")
     kept = {*given, *split(config.explicit)} | {k for k in values if values[k] != defaults[k]}
     if kept.intersection(_INSTEAD_OF_UNSEEN):
         kept.add("unseen")

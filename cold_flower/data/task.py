@@ -92,6 +92,11 @@ class Task:
                 columns_of(side)
             except ValueError as error:
                 raise TaskError(f"{where}: text {side!r} is no template: {error}") from error
+        if table["label"] in [column for side in sides for column in columns_of(side)]:
+            raise TaskError(
+                f"{where}: text has the label's own column, {table['label']!r}: it would be told "
+                "what it is to learn. Leave it out"
+            )
         labels = table.get("labels", [])
         if not isinstance(labels, list) or len(set(map(str, labels))) != len(labels):
             raise TaskError(f"{where}: labels is a list of different names, got {labels!r}")
@@ -178,6 +183,8 @@ def needed(task: Task, there: Sequence[str], source: str) -> list[str]:
     Raises:
         TaskError: the table lacks one of them, or has it twice.
     """
+    if not there:
+        raise TaskError(f"{task.where}: {source} is empty")
     names = [*(column for text in task.text for column in columns_of(text)), task.label]
     for name in names:
         if name not in there:

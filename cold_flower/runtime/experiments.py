@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower import toml
-from cold_flower.config import ASYNCHRONOUS, Config, Gating, describe, flatten, split
+from cold_flower.config import ASYNCHRONOUS, Config, Gating, Sites, describe, flatten, split
 from cold_flower.data.plan import Plan, plan, resolve
 from cold_flower.data.schedule import cohort
 from cold_flower.data.splits import check_few_shot, load_splits
@@ -120,6 +120,11 @@ def check_keys(config: Config) -> Plan:
     from cold_flower.server import drops, turns
 
     drops.check(config)
+    if config.sites != Sites():
+        raise ConfigError(
+            "sites.allow and sites.minimum are for `cold-flower deploy`: in a simulation the "
+            "contributors are the suite's. Leave them out here"
+        )
     if config.replay:
         Replayed(Path(config.replay), config.iterations)
     whole = plan(config)
