@@ -38,7 +38,7 @@ def import_attribute(name: str) -> Any:
         raise
     except ImportError:
         raise
-    except Exception as error:  # somebody else's code
+    except (Exception, SystemExit) as error:  # somebody else's code
         raise ImportError(f"{type(error).__name__}: {error}") from error
 
 

@@ -208,6 +208,55 @@ def test_every_error_is_of_one_kind(tmp_path, monkeypatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+ONE = {
+    "models": (cold_flower.fuse, "a list of folders, got '/path/a'",
+               {"rule": "ties", "base": "x", "models": "/path/a", "out": "z"}),
+    "statistics": (cold_flower.fuse, "a list of folders, got 'a'",
+                   {"rule": "fisher", "base": "x", "models": ["y"], "statistics": "a", "out": "z"}),
+    "options": (cold_flower.fuse, "a mapping of names to values, got 'density=1'",
+                {"rule": "ties", "base": "x", "models": ["y"], "options": "density=1", "out": "z"}),
+    "seeds": (cold_flower.compare, "a list of whole numbers, got 0",
+              {"experiment": "demo", "rules": "ties", "seeds": 0}),
+    "rules": (cold_flower.compare, "a list of names, got 3", {"experiment": "demo", "rules": 3}),
+    "variants": (cold_flower.compare, "a list of mappings, got {'finetune.head': 'keep'}",
+                 {"experiment": "demo", "variants": {"finetune.head": "keep"}}),
+    "each of variants": (cold_flower.compare, "a mapping of names to values, got 'finetune.head=",
+                         {"experiment": "demo", "variants": ["finetune.head=keep"]}),
+    "learning_rates": (cold_flower.tune, "a list of numbers, got 0.001",
+                       {"suite": "demo", "base_model": "demo", "learning_rates": 0.001}),
+    "epochs": (cold_flower.tune, "a list of whole numbers, got '3,10'",
+               {"suite": "demo", "base_model": "demo", "epochs": "3,10"}),
+    "protocols": (cold_flower.evaluate, "a list of names, got 3",
+                  {"model": "demo", "suite": "demo", "protocols": 3}),
+    "settings": (cold_flower.simulate, "a mapping of names to values, got ['seed=1']",
+                 {"experiment": "demo", "settings": ["seed=1"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ONE)
+def test_one_value_where_several_are_meant_is_said(tmp_path, monkeypatch, what) -> None:
+    function, words, given = ONE[what]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(f"{what} is {words}")):
+        function(**given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_may_be_one_text_with_commas(tmp_path, monkeypatch) -> None:
+    from cold_flower.runtime import tune
+
+    monkeypatch.chdir(tmp_path)
+    took: dict = {}
+    monkeypatch.setattr(tune, "tune", lambda config, **given: took.update(given))
+    cold_flower.tune(
+        suite="demo", base_model="demo", tasks="travel, music", protocols="frozen,finetuned"
+    )
+    assert took["tasks"] == ["travel", "music"]
+    assert took["protocols"] == ["frozen", "finetuned"]
+    with pytest.raises(ConfigError, match="for finetuned, which is not asked"):
+        cold_flower.tune(suite="demo", base_model="demo", protocols="frozen", epochs=[3])
+
+
 def test_what_is_exported_is_typed_and_light() -> None:
     for name in cold_flower.__all__:
         assert getattr(cold_flower, name) is not None

@@ -111,6 +111,23 @@ def test_the_start_has_its_models_licence_and_the_next_base_no_card(make, tmp_pa
     assert "No score was measured at base 3" in cold_flower.card(run).read_text()
 
 
+def test_a_base_that_a_rollback_left_behind_has_its_own_lineages_scores(make) -> None:  # noqa: F811
+    run = make("mine", 0.1)
+    behind = "A rollback left this base behind"
+    assert behind not in cold_flower.card(run, 2).read_text()
+    repository = Repository(run)
+    repository.rollback(1)
+    repository.publish(3, 1, Weights(dict(repository.body(1).items())), {"contributors": []})
+    row = {**Journal(run).rows(SCORES)[0], "iteration": 3, "task": "later"}
+    Journal(run).append(SCORES, [row])
+    path = cold_flower.card(run, 2)
+    assert "| frozen, seen | 1 | 70.0 | +20.0 |" in path.read_text()  # and none of base 3
+    assert behind in path.read_text()
+    assert {one.metric_value for one in ModelCard.load(path).data.eval_results} == {0.7, 0.45}
+    for number in (1, 3):
+        assert behind not in cold_flower.card(run, number).read_text()
+
+
 def test_the_command(make, tmp_path) -> None:  # noqa: F811
     run = make("mine", 0.1)
     done = command("card", str(run), "1", "--licence", "mit", "--no-contributors", cwd=tmp_path)

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cold_flower.commands import data_statistics, offline
-from cold_flower.config import PROTOCOLS, Config, split
+from cold_flower.commands import data_statistics, mistaken, offline
+from cold_flower.commands.given import names, several, table
+from cold_flower.config import PROTOCOLS, Config
 from cold_flower.data.plan import naming_the_recipe
 from cold_flower.errors import ColdFlowerError, ConfigError, ModelError, RunError
 from cold_flower.models.folder import Folder
@@ -66,7 +67,7 @@ def simulate(
     """
     from cold_flower.runtime.runner import Sharing
 
-    config = configure(experiment, settings or {}, run_dir, resume, replay)
+    config = configure(experiment, table("settings", settings), run_dir, resume, replay)
     again = f"call it again with run_dir={config.run_dir!r}, resume=True"
     return run(config, Sharing(cpus_per_contributor, gpus_per_contributor), again)
 
@@ -108,10 +109,16 @@ def compare(
     from cold_flower.runtime.runner import Sharing
 
     with one_kind_of_error():
-        named, staged = (split(v) if isinstance(v, str) else v for v in (rules, stages))
-        compared = comparing.variants(named, staged, variants, equal_length=equal_length)
+        mistaken.check(str(experiment))
+        others = [
+            table("each of variants", one) for one in several("variants", variants, "mappings")
+        ]
+        compared = comparing.variants(
+            names("rules", rules), names("stages", stages), others, equal_length=equal_length
+        )
+        each, keys = several("seeds", seeds, "whole numbers"), table("settings", settings)
         folder = _folder(run_dir) if run_dir else None
-        planned = comparing.plan(str(experiment), compared, list(seeds), settings or {}, folder)
+        planned = comparing.plan(str(experiment), compared, each, keys, folder)
         return comparing.run(planned, Sharing(), say, "the same call goes on")
 
 
@@ -156,13 +163,11 @@ def evaluate(
                 "experiment": "evaluate",
                 "suite": _suite(name),
                 "base-model": str(model),
-                "evaluate.protocols": protocols
-                if isinstance(protocols, str)
-                else ",".join(protocols),
+                "evaluate.protocols": ",".join(names("protocols", protocols)),
                 "iterations": 0,
                 "contributors-per-iteration": 0,
                 "unseen": "",  # of a suite's recipe: here no task is seen
-                **(settings or {}),
+                **table("settings", settings),
                 "run-dir": str(folder),
                 "resume": (folder / CONFIG).exists(),
             }
@@ -176,8 +181,8 @@ def tune(
     *,
     suite: AnyPath,
     base_model: AnyPath,
-    tasks: Sequence[str] = (),
-    protocols: Sequence[str] = PROTOCOLS,
+    tasks: str | Sequence[str] = (),
+    protocols: str | Sequence[str] = PROTOCOLS,
     learning_rates: Sequence[float] = (),
     epochs: Sequence[int] = (),
     budget: float = math.inf,
@@ -210,17 +215,20 @@ def tune(
 
     name = str(suite)
     folder = _folder(run_dir or Path("runs") / f"tune-{Path(name).stem}")
-    if (learning_rates or epochs) and "finetuned" not in protocols:
+    asked = names("protocols", protocols)
+    rates = several("learning_rates", learning_rates, "numbers")
+    passes = several("epochs", epochs, "whole numbers")
+    if (rates or passes) and "finetuned" not in asked:
         raise ConfigError("learning rates and epochs to try are for finetuned, which is not asked")
-    rates, passes = search.GRIDS["finetuned"]
-    grids = {**search.GRIDS, "finetuned": (learning_rates or rates, epochs or passes)}
+    usual = search.GRIDS["finetuned"]
+    grids = {**search.GRIDS, "finetuned": (rates or usual[0], passes or usual[1])}
     with one_kind_of_error():
         config = experiments.merge(
             {
                 "experiment": "tune",
                 "suite": _suite(name),
                 "base-model": str(base_model),
-                **(settings or {}),
+                **table("settings", settings),
                 "run-dir": str(folder),
                 "resume": (folder / CONFIG).exists(),
             }
@@ -228,7 +236,12 @@ def tune(
         check_writable(folder)
         with stoppable(), naming_the_recipe(config):
             return search.tune(
-                config, tasks=tasks, protocols=protocols, grids=grids, budget=60 * budget, say=say
+                config,
+                tasks=names("tasks", tasks),
+                protocols=asked,
+                grids=grids,
+                budget=60 * budget,
+                say=say,
             )
 
 
@@ -271,16 +284,18 @@ def fuse(
     """
     if vocabulary not in offline.VOCABULARIES:
         raise ConfigError(unknown("vocabulary", vocabulary, offline.VOCABULARIES))
-    chosen, names = dict(options or {}), [str(model) for model in models]
+    chosen = table("options", options)
+    paths = [str(model) for model in several("models", models, "folders")]
+    folders = [str(one) for one in several("statistics", statistics, "folders")]
     folder = _folder(out)
     with one_kind_of_error():
         combine = load(rule, **chosen)
         flags = ["--vocabulary", vocabulary] if vocabulary != "base" else []
         flags += ["--allow-tokenizer"] if allow_tokenizer else []
-        for one in statistics:
-            flags += ["--statistics", str(one)]
-        card = offline.card(rule, chosen, str(base), names, seed, flags)
-        theta, given = Folder(str(base)), [Folder(name) for name in names]
+        for one in folders:
+            flags += ["--statistics", one]
+        card = offline.card(rule, chosen, str(base), paths, seed, flags)
+        theta, given = Folder(str(base)), [Folder(path) for path in paths]
         with stoppable():
             left = offline.fuse(
                 combine,
@@ -289,7 +304,7 @@ def fuse(
                 folder,
                 card,
                 seed,
-                statistics=[Path(one) for one in statistics],
+                statistics=[Path(one) for one in folders],
                 vocabulary=vocabulary,
                 allow_tokenizer=allow_tokenizer,
                 say=say,
@@ -329,7 +344,7 @@ def statistics(
         raise ModelError(f"{folder} exists: name a new folder")
     keys = {"suite": _suite(str(suite)), "base-model": str(model), "tasks": task}
     with one_kind_of_error():
-        config = experiments.merge({"unseen": "", **keys, **(settings or {})})
+        config = experiments.merge({"unseen": "", **keys, **table("settings", settings)})
         with stoppable():
             found, body = data_statistics.make(config, kind, examples)
         facts = {"kind": kind, "model": str(model), "body": body, "task": task, "suite": str(suite)}
@@ -365,6 +380,7 @@ def configure(
         }
         experiment = f"{before['experiment']}-replayed"
     else:
+        mistaken.check(str(experiment))
         keys = {**experiments.read(str(experiment)), **settings}
     where, go_on = run_dir or keys.get("run-dir"), resume or keys.get("resume", False)
     if go_on and not where:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from cold_flower.commands.history import resume
 from cold_flower.config import Config
 from cold_flower.data.plan import plan
 from cold_flower.errors import RunError
@@ -69,8 +70,5 @@ def contribute(
         say(f"no {CARD} in {model} names a licence; the manifest will name none")
     if (run_dir / RESULT).exists():
         more = max(repository.numbers()[-1] + 1, config.iterations)
-        say(
-            f"the run has ended; it takes this with --resume --run-dir {run_dir} --set "
-            f"iterations={more}"
-        )
+        say(f"the run has ended; it takes this with {resume(run_dir, more)}")
     return where

@@ -1,5 +1,6 @@
 """A run's lineage: drawn as a tree, and rolled back (paper, section 9: "backtracking")."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,10 @@ def how_to_go_on(run_dir: Path, repository: Repository, before: int, iterations:
     following = repository.numbers()[-1] + 1
     return (
         f"latest is {repository.latest():04d} (was {before:04d}); nothing is deleted. The next "
-        f"iteration is {following:04d}: --resume --run-dir {run_dir} "
-        f"--set iterations={max(following, iterations)}"
+        f"iteration is {following:04d}: {resume(run_dir, max(following, iterations))}"
     )
+
+
+def resume(run_dir: Path, iterations: int) -> str:
+    """Return what continues a run up to so many iterations, to be pasted into a shell."""
+    return f"--resume --run-dir {shlex.quote(str(run_dir))} --set iterations={iterations}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cold_flower.commands.history import how_to_go_on
+from cold_flower.commands.history import how_to_go_on, resume
 from cold_flower.config import Config, split
 from cold_flower.data.plan import plan
 from cold_flower.errors import RunError
@@ -106,8 +106,8 @@ def _replay(
         yield f"iteration {iteration} without {name} is {number:04d}, from {parent:04d}: {quality}"
     yield how_to_go_on(run_dir, repository, row["head"], config.iterations)
     yield (
-        f"the new bases have no scores yet: --resume --run-dir {run_dir} "
-        f"--set iterations={max(repository.numbers()[-1], config.iterations)} has the last scored"
+        "the new bases have no scores yet: "
+        f"{resume(run_dir, max(repository.numbers()[-1], config.iterations))} has the last scored"
     )
 
 

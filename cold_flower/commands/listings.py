@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cold_flower.errors import ConfigError
+from strategies.errors import FusionError
 from strategies.names import unknown
 
 WIDTH = 180  # characters of a table in a file
@@ -25,6 +26,7 @@ def experiments(
     from rich import box
     from rich.table import Table
 
+    from cold_flower.commands import mistaken
     from cold_flower.reporting import catalogue
     from cold_flower.reporting.tables import console
 
@@ -46,6 +48,8 @@ def experiments(
     out = console()
     out.width = out.width if out.is_terminal else WIDTH
     out.print(table, highlight=False)
+    for line in mistaken.broken(Path()):
+        typer.echo(f"left out: {line}", err=True)
 
 
 def keys(
@@ -130,5 +134,11 @@ def rules(
 
     if name and name not in fusion.names():
         raise ConfigError(unknown("fusion rule", name, fusion.names()))
-    for rule in [name] if name else fusion.names():
-        typer.echo(fusion.explain(rule) + "\n")
+    if name:
+        typer.echo(fusion.explain(name) + "\n")
+        return
+    for rule in fusion.names():
+        try:
+            typer.echo(fusion.explain(rule) + "\n")
+        except FusionError as error:  # a file that somebody is writing hides no other
+            typer.echo(f"left out: {error}", err=True)

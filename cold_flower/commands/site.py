@@ -1,6 +1,7 @@
 """The commands of partner sites: `cold-flower site ...` and `cold-flower deploy`."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -82,7 +83,8 @@ def init(
     except Exception:
         file.unlink()
         raise
-    typer.echo(f"{file} is written; look through it, then: cold-flower site check {file}")
+    checked = shlex.quote(str(file))
+    typer.echo(f"{file} is written; look through it, then: cold-flower site check {checked}")
 
 
 def _quoted(text: str) -> str:

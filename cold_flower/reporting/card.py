@@ -5,6 +5,8 @@ What the YAML says follows the hub's own format; `huggingface_hub` writes it.
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +20,7 @@ from cold_flower.errors import TaskError
 from cold_flower.identity import __version__
 from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.paired import gain
-from cold_flower.reporting.runs import RunDirectory
+from cold_flower.reporting.runs import RunDirectory, every_score
 from cold_flower.reporting.statistics import Row, pick
 from cold_flower.reporting.tables import columns, points
 from cold_flower.repository.bases import Repository, rejected
@@ -30,6 +32,20 @@ _NOT_OF_THE_RECIPE = (
     *("experiment", "run-dir", "resume", "log", "explicit", "recipe", "suite", "base-model"),
     *("sites.allow", "sites.minimum", "keep-iterations", "keep-contributions", "iterations"),
 )
+
+
+@dataclass(frozen=True)
+class _UpToBase(RunDirectory):
+    """A run as it came to one base, which a rollback may have left behind."""
+
+    lineage: list[Mapping[str, Any]]
+    """The manifests from the start to that base."""
+
+    @cached_property
+    def scores(self) -> list[Row]:
+        """Return the scores along that lineage."""
+        own = {manifest["iteration"] for manifest in self.lineage}
+        return [row for row in every_score(self.folder) if row["iteration"] in own]
 
 
 def card(
@@ -53,6 +69,7 @@ def card(
         RunError: there is no such iteration.
     """
     lineage = _lineage(run, iteration)
+    run = _UpToBase(run.folder, run.config, lineage)
     start = str(run.config["base-model"])
     named = licence or licence_of(Path(start))
     tasks = _tasks(run, lineage)
@@ -140,6 +157,8 @@ def _text(
     if run.config["baseline"] and fused:
         how = f"a baseline, trained in one place on all of their data ({run.config['baseline']})"
     yield f"{name}, evolved by [ColD Fusion]({PAPER}) with cold-flower {__version__}: {how}.\n"
+    if iteration in Repository(run.folder).abandoned():
+        yield ("**A rollback left this base behind**: the run's latest does not descend from it.\n")
     if not licence:
         yield (
             "**No licence is stated here**: the starting model's card names none. Whoever "

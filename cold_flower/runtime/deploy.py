@@ -4,6 +4,7 @@ Stages an app folder (`cold_flower.runtime.bundle`), submits it, follows the run
 the SuperLink, and judges by both (`cold_flower.runtime.flower`).
 """
 
+import shlex
 import tempfile
 import time
 from collections.abc import Callable
@@ -75,7 +76,7 @@ def deploy(config: Config, connection: str, say: Callable[[str], object]) -> Non
         status,
         no_result=f"the ServerApp wrote no {RESULT} into {run_dir} (does the SuperLink run on this "
         "machine, and may it write there?)",
-        again=f"add --resume --run-dir {run_dir}",
+        again=_again(run_dir),
     )
 
 
@@ -99,8 +100,12 @@ def _run(
             return _follow(run, connection, run_dir, events, say, take)
         except Stopped:
             flwr("stop", run, connection)
-            say(f"stopped; what arrived is kept: add --resume --run-dir {run_dir}")
+            say(f"stopped; what arrived is kept: {_again(run_dir)}")
             raise
+
+
+def _again(run_dir: Path) -> str:
+    return f"add --resume --run-dir {shlex.quote(str(run_dir))}"
 
 
 def _lost(run_dir: Path, status: str) -> bool:

@@ -1,5 +1,6 @@
 """From a configuration to a finished run: check, share the machine, run, show."""
 
+import shlex
 import signal
 import sys
 import time
@@ -198,7 +199,7 @@ def run(
         Stopped: by Ctrl-C or a signal; where to go on has been said.
     """
     folder = Path(config.run_dir)
-    again = again or f"add --resume --run-dir {folder}"
+    again = again or f"add --resume --run-dir {shlex.quote(config.run_dir)}"
     started = time.time()
     with naming_the_recipe(config):
         if not _is_left(config):
