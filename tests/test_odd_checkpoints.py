@@ -225,6 +225,17 @@ def test_a_decoder_is_no_encoder(folders) -> None:
         load_base(str(folder))
 
 
+def test_a_shape_that_is_not_the_configurations_is_named(folders) -> None:
+    folder = folders("bert", "BertForMaskedLM")
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    stored = config["max_position_embeddings"]
+    file.write_text(json.dumps({**config, "max_position_embeddings": 4 * stored}))
+    words = rf"position_embeddings.weight is \[{stored}, \d+\] .* by config.json \[{4 * stored}, "
+    with pytest.raises(ModelError, match=words):
+        starting_model(load_base(str(folder)), 0)
+
+
 @pytest.mark.parametrize("family", ["bert", "t5"])
 def test_integers_are_no_weights(folders, family) -> None:
     folder = folders(family, STARTS[family][0])

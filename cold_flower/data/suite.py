@@ -52,7 +52,7 @@ def _file(name: str) -> Path:
     return FOLDER / f"{name}.toml"
 
 
-def load_suite(name: str, seed: int = 0) -> Suite:
+def load_suite(name: str | Path, seed: int = 0) -> Suite:
     """Load a built-in suite by name, or a user's by the path of its file.
 
     The file is read each time, for it may have changed, and parsed where it has: with thousands
@@ -65,6 +65,7 @@ def load_suite(name: str, seed: int = 0) -> Suite:
     Raises:
         TaskError: no such suite, not TOML, or an entry that is not as documented.
     """
+    name = str(name)
     return _parsed(name, seed, toml.text_of(_file(name), "suite file", TaskError))
 
 

@@ -31,8 +31,8 @@ def starting_model(base: Base, seed: int) -> tuple[Any, dict[str, Tensor]]:
 
     Raises:
         ModelError: the weights cannot be loaded; the checkpoint lacks more of the body than a
-            pooler, or has more of it than the model reads; integers for weights; NaN or infinity.
-            By name.
+            pooler, or has more of it than the model reads; a shape is not that of config.json;
+            integers for weights; NaN or infinity. By name.
     """
     with seeded(derive(seed, "starting-model")), _quiet():
         if base.name == "demo":
@@ -44,18 +44,27 @@ def starting_model(base: Base, seed: int) -> tuple[Any, dict[str, Tensor]]:
         class_name = TEXT_TO_TEXT[0] if base.text_to_text else architecture
         own_class = getattr(transformers, class_name, transformers.AutoModel)
         options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        options["ignore_mismatched_sizes"] = True  # they are named below
         try:
             model, loaded = own_class.from_pretrained(base.place, **options)
             holder, unread = model, loaded["unexpected_keys"]  # the holder is of the body
+            other = loaded["mismatched_keys"]
             if not base.text_to_text:
                 holder, loaded = AutoModelForSequenceClassification.from_pretrained(
                     base.place, **options
                 )
+                other |= loaded["mismatched_keys"]
         except Exception as error:  # a broken file may raise anything
             raise ModelError(
                 f"base-model {base.name!r}: weights cannot be loaded from safetensors: "
-                f"{sentence(error)}"
+                f"{sentence(error)} Expected is what model.save_pretrained(folder) writes."
             ) from error
+    if other:
+        key, stored, wanted = min(other)
+        raise ModelError(
+            f"base-model {base.name!r}: {key} is {list(stored)} in its weights, by config.json "
+            f"{list(wanted)}. Take the config.json that belongs to the weights."
+        )
     body = body_of(holder)
     _check_whole(base, holder, body, loaded)
     _check_floating(base)
