@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from strategies import fusion
 from strategies.errors import FusionError
-from strategies.fusion import Weights, _deltas, load, names
+from strategies.fusion import Weights, _deltas, _order, load, names
 from strategies.fusion._statistics import pack
 from strategies.names import absolute
 from strategies.waiting import ahead
@@ -323,7 +323,7 @@ def test_sort_is_a_sort() -> None:
     for n in range(1, 34):
         block = torch.randn(n, 200, generator=torch.Generator().manual_seed(n)).round(decimals=1)
         expected = block.sort(dim=0).values
-        assert torch.equal(torch.stack(_deltas.sort(block)), expected)
+        assert torch.equal(torch.stack(_order.sort(block)), expected)
 
 
 @settings(deadline=None, max_examples=100)
@@ -348,10 +348,10 @@ def test_magnitude_is_the_kth_largest(data) -> None:
     parts = {"a": vector[: size // 3], "b": vector[size // 3 :]}
     delta = _deltas.Difference(base, Weights(parts))
     k = data.draw(st.integers(1, size))
-    found = _deltas.magnitude(delta, _deltas.learned(base), k)
+    found = _order.magnitude(delta, _deltas.learned(base), k)
     assert found == vector.abs().sort(descending=True).values[k - 1].item()
-    assert _deltas.magnitude(delta, _deltas.learned(base), 0) == float("inf")
-    assert _deltas.magnitude(delta, _deltas.learned(base), size + 1) == 0
+    assert _order.magnitude(delta, _deltas.learned(base), 0) == float("inf")
+    assert _order.magnitude(delta, _deltas.learned(base), size + 1) == 0
 
 
 def test_a_share_that_is_nearly_half_leaves_one_in_the_middle() -> None:

@@ -1,5 +1,6 @@
 """What makes a run's numbers beside its keys: versions, code, files of the user's own, data."""
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -41,7 +42,14 @@ def _data(tasks: Mapping[str, Task]) -> Iterator[tuple[str, str]]:
                 continue
             for split, name in sorted(task.splits.items()):
                 for file in files.paths(task, name) if name else ():
-                    with file.open("rb") as opened:
-                        one = hashlib.file_digest(opened, "sha256").hexdigest()
+                    there = file.stat()
+                    one = _sha256(file, there.st_size, there.st_mtime_ns)
                     digest.update(f"{split} {one}\n".encode())
             yield task.name + DATA, digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _sha256(file: Path, size: int, changed: int) -> str:
+    """Return a file's sha256; of one that has not changed, once for all cells of a sweep."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

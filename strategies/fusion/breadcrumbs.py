@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from strategies.errors import FusionError
-from strategies.fusion._deltas import deltas, fuse, learned, magnitude, next_to, total
+from strategies.fusion._deltas import deltas, fuse, learned, total
 from strategies.fusion._options import Range, needs, share
+from strategies.fusion._order import magnitude, next_to
 from strategies.fusion._weights import Weights
 
 

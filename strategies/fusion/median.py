@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from strategies.fusion._deltas import deltas, fuse, sort
+from strategies.fusion._deltas import deltas, fuse
+from strategies.fusion._order import sort
 from strategies.fusion._weights import Weights
 
 

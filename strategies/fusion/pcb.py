@@ -25,8 +25,9 @@ from typing import Annotated, TypeVar
 import torch
 from torch import Tensor
 
-from strategies.fusion._deltas import Stack, cores, deltas, find, fuse, learned, spans, total
+from strategies.fusion._deltas import Stack, cores, deltas, fuse, learned, spans, total
 from strategies.fusion._options import Range, share
+from strategies.fusion._order import find
 from strategies.fusion._weights import Weights
 
 T = TypeVar("T")

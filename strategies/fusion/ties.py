@@ -23,17 +23,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from strategies.fusion._deltas import (
-    Delta,
-    cores,
-    deltas,
-    fuse,
-    learned,
-    magnitude,
-    next_to,
-    total,
-)
+from strategies.fusion._deltas import Delta, cores, deltas, fuse, learned, total
 from strategies.fusion._options import Range, share
+from strategies.fusion._order import magnitude, next_to
 from strategies.fusion._weights import Weights
 
 

@@ -18,8 +18,9 @@ from typing import Annotated
 
 from torch import Tensor
 
-from strategies.fusion._deltas import deltas, fuse, sort, total
+from strategies.fusion._deltas import deltas, fuse, total
 from strategies.fusion._options import Range, share
+from strategies.fusion._order import sort
 from strategies.fusion._weights import Weights
 
 
