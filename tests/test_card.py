@@ -93,6 +93,7 @@ def test_only_what_was_fused_counts_and_a_baselines_data_did_not_stay(make) -> N
     union = make("union", 0.1, iterations=1, baseline="multitask")
     text = cold_flower.card(union).read_text()
     assert "a baseline, trained in one place on all of their data (multitask)" in text
+    assert "A **seen** task's data was trained on." in text
     assert "stayed theirs" not in text
 
 

@@ -214,9 +214,10 @@ def _gains(run: RunDirectory, iteration: int) -> Iterator[str]:
         mean = points(fmean(values))
         some = f" ({found.tasks} of {all_tasks})" if found and found.tasks < len(values) else ""
         yield f"| {protocol}, {group} | {of} | {mean} | {found or ''}{some} |"
+    seen = "data was trained on" if run.config["baseline"] else "contributor took part"
     yield (
         "\n**frozen**: a head is trained on the body's features. **finetuned**: all is trained. "
-        "**few-shot**: all is trained, on few examples. A **seen** task's contributor took part.\n"
+        f"**few-shot**: all is trained, on few examples. A **seen** task's {seen}.\n"
     )
     yield from _comparable(run)
 
