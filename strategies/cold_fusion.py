@@ -31,7 +31,7 @@ class ColDFusion(Strategy):
     Args:
         fuse: a rule from `strategies.fusion.load`.
         inbox: collects the contributions; pass the same one to `start` as the grid.
-        seed: returns an iteration's, which is handed to the rule, for those that draw.
+        draws: returns an iteration's seed, which is handed to the rule, for those that draw.
         gate: has each candidate validated before it is the next base; an iteration without a
             candidate that passes leaves the base as it is.
         say: called with a line, ``done`` and ``of`` (tensors), every ten seconds of a fuse.
@@ -42,13 +42,13 @@ class ColDFusion(Strategy):
         fuse: Rule,
         *,
         inbox: Inbox,
-        seed: Callable[[int], int] = lambda iteration: iteration,
+        draws: Callable[[int], int] = lambda iteration: iteration,
         gate: Gate | None = None,
         say: Callable[..., object] = lambda line, done, of: None,
     ) -> None:
         self._fuse = fuse
         self._inbox = inbox
-        self._seed = seed
+        self._draws = draws
         self._gate = gate
         self._say = say
         self._base = ArrayRecord()
@@ -70,7 +70,7 @@ class ColDFusion(Strategy):
 
         def make(names: Iterable[str]) -> ArrayRecord:
             given = [self._inbox.weights(accepted[name], base) for name in names]
-            seed = self._seed(self._inbox.iteration)
+            seed = self._draws(self._inbox.iteration)
             begin = partial(self._fuse, base, given, seed=seed)
             with told(begin, len(base.keys()), self._say) as fused:
                 return records.pack(fused)

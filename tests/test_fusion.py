@@ -375,6 +375,10 @@ def test_a_tiny_fisher_is_scaled_in_double() -> None:
     ]
     (fused,) = dict(load("fisher")(base, given)).values()
     assert torch.allclose(fused, torch.full((4,), 1.5))
+    wide = torch.tensor([1.0, 0.0, 2.0, 3.0], dtype=torch.float64)
+    given[0].statistic = Weights({"w": wide})
+    list(load("fisher")(base, given))
+    assert wide.tolist() == [1, 0, 2, 3]  # what was given is left alone
 
 
 def test_half_precision_does_not_overflow() -> None:

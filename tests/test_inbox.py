@@ -125,7 +125,7 @@ def test_what_a_rule_draws_is_drawn_anew_in_every_iteration(tmp_path) -> None:
         return base.items()
 
     _, inbox = make(tmp_path)
-    strategy = ColDFusion(noting, inbox=inbox, seed=partial(draws, Config(seed=5)))
+    strategy = ColDFusion(noting, inbox=inbox, draws=partial(draws, Config(seed=5)))
     strategy.start(inbox, records.pack(BASE.items()), num_rounds=3)
     assert seeds == [derive(5, iteration, "fuse") for iteration in (1, 2, 3)]
 

@@ -1,5 +1,7 @@
 """Iso-C, TSV, DELLA, PCB, Consensus and FedNova against numpy in float64, and closed forms."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies.errors import FusionError
-from strategies.fusion import Weights, load
+from strategies.fusion import Weights, load, tsv
 from strategies.fusion._deltas import Scaled
 from strategies.fusion.dare import DRAWS, draws
 from strategies.fusion.pcb import kth_largest
@@ -236,6 +238,29 @@ def test_pcb_of_very_many_contributors_is_finite() -> None:
     found = step("pcb", given_, ratio=1.0)["w"]
     assert np.isfinite(found).all()
     assert np.abs(found).max() > 0.1
+
+
+def test_tsv_takes_contributions_apart_on_all_cores(monkeypatch) -> None:
+    seen, roots, before = set(), tsv.roots, torch.get_num_threads()
+    both = threading.Barrier(2, timeout=60)
+
+    def noting(gram):
+        if gram.shape == (4, 4):  # of a contribution
+            both.wait()  # only two threads at once get beyond it
+            seen.add(threading.get_ident())
+        return roots(gram)
+
+    monkeypatch.setattr(tsv, "roots", noting)
+    draw = torch.Generator().manual_seed(0)
+    base, *models = (
+        Weights({"w": torch.randn(6, 4, generator=draw)}, name=f"c{i}") for i in range(3)
+    )
+    torch.set_num_threads(2)
+    try:
+        list(load("tsv")(base, models))
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) == 2
 
 
 @settings(deadline=None, max_examples=50)

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoModelForSequenceC
 from cold_flower.config import Finetune
 from cold_flower.data.encode import encode
 from cold_flower.errors import ModelError, RunError
+from cold_flower.identity import versions
 from cold_flower.models.base import load_base
 from cold_flower.models.body import body_of, head_parameters, load_body, prefix_of
 from cold_flower.models.classifier import classifier
@@ -19,7 +20,8 @@ from cold_flower.models.families import BEHIND_PADDING, PREFIXES
 from cold_flower.models.folder import WEIGHTS, Folder
 from cold_flower.models.starting import save_starting_model, starting_model
 from cold_flower.repository.bases import Repository
-from cold_flower.repository.start import MODEL, check_start
+from cold_flower.repository.journal import CONFIG
+from cold_flower.repository.start import MODEL, check_start, described
 from cold_flower.training.finetune import finetune
 from cold_flower.training.probe import extract_features, head_logits
 from cold_flower.training.scoring import autocast, logits_of
@@ -54,7 +56,7 @@ def first_base(folder, run_dir):
     base = load_base(str(folder))
     model, body = starting_model(base, seed=0)
     repository = Repository(run_dir)
-    said = {MODEL: base.sha256}
+    said = {MODEL: described(base)}
     repository.create(lambda to: save_starting_model(model, base, to), body, prefix_of(model), said)
     return model, body, repository
 
@@ -111,6 +113,7 @@ class TestFamilies:
             with pytest.raises(RunError, match="holds other weights than when that run began"):
                 check_start(repository, str(folder))
         save_file(stored, folder / WEIGHTS, {"format": "pt"})
+        (tmp_path / CONFIG).write_text(json.dumps({"versions": versions()}))
         file = folder / "tokenizer.json"
         other = json.loads(file.read_text())
         words = other["model"]["vocab"]

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 import cold_flower
-from cold_flower.commands import history, mistaken
+from cold_flower.commands import history
 from cold_flower.config import Config
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.repository.journal import Journal
-from cold_flower.runtime import deploy, runner
+from cold_flower.runtime import deploy, mistaken, runner
 from cold_flower.runtime.processes import Stopped
 from strategies import fusion
 from tests.test_cli import cold_flower as command

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cold_flower.commands import data_statistics, mistaken, offline
+from cold_flower.commands import data_statistics, offline
 from cold_flower.commands.given import names, several, table
 from cold_flower.config import PROTOCOLS, Config
 from cold_flower.data.plan import naming_the_recipe
@@ -109,7 +109,6 @@ def compare(
     from cold_flower.runtime.runner import Sharing
 
     with one_kind_of_error():
-        mistaken.check(str(experiment))
         others = [
             table("each of variants", one) for one in several("variants", variants, "mappings")
         ]
@@ -380,7 +379,6 @@ def configure(
         }
         experiment = f"{before['experiment']}-replayed"
     else:
-        mistaken.check(str(experiment))
         keys = {**experiments.read(str(experiment)), **settings}
     where, go_on = run_dir or keys.get("run-dir"), resume or keys.get("resume", False)
     if go_on and not where:

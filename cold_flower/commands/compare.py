@@ -56,12 +56,10 @@ def compare(
     from cold_flower.runtime import experiments
 
     settings = experiments.parse_settings(set or [])  # a typo is said before torch is loaded
-    from cold_flower.commands import mistaken
     from cold_flower.reporting.tables import console
     from cold_flower.runtime import compare as comparing
     from cold_flower.runtime import runner
 
-    mistaken.check(experiment)
     others = [comparing.parse(text) for text in variant or []]
     compared = comparing.variants(split(rules), split(stages), others, equal_length=equal_length)
     each = comparing.parse_seeds(seeds)

@@ -26,7 +26,6 @@ def experiments(
     from rich import box
     from rich.table import Table
 
-    from cold_flower.commands import mistaken
     from cold_flower.reporting import catalogue
     from cold_flower.reporting.tables import console
 
@@ -48,6 +47,8 @@ def experiments(
     out = console()
     out.width = out.width if out.is_terminal else WIDTH
     out.print(table, highlight=False)
+    from cold_flower.runtime import mistaken
+
     for line in mistaken.broken(Path()):
         typer.echo(f"left out: {line}", err=True)
 

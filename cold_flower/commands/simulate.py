@@ -81,7 +81,7 @@ def simulate(
     from cold_flower.runtime import experiments
 
     settings = experiments.parse_settings(set or [])  # a typo is said before torch is loaded
-    from cold_flower.commands import api, mistaken
+    from cold_flower.commands import api
     from cold_flower.runtime import runner, sweep
 
     sharing = runner.Sharing(cpus_per_contributor, gpus_per_contributor, fake_gpus)
@@ -94,7 +94,6 @@ def simulate(
             raise ConfigError(
                 "--resume is for a single run: leave it out, a sweep goes on where it was stopped"
             )
-        mistaken.check(experiment)
         folder = run_dir or Path(settings.get("run-dir") or Path("runs") / Path(experiment).stem)
         planned = list(sweep.cells(experiment, settings, axes, folder))
         if dry_run:

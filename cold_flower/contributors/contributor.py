@@ -111,11 +111,14 @@ class Contributor:
     def _encode(self, data: Splits) -> EncodedSplits:
         text_to_text.check(self.base, self.task, data.labels)
         limit = self.config.finetune.max_length
-        parts = [
-            encode(self.base.tokenizer, rows.texts, rows.labels, max_length=limit)
-            for rows in (data.train, data.dev, data.test)
-        ]
-        train, dev, test = standardised(*parts) if self.task.kind == "regression" else parts
+        parts = (data.train, data.dev, data.test)
+        labels: list[list[Any]] = [rows.labels for rows in parts]
+        if self.task.kind == "regression":
+            labels = standardised(*labels)
+        train, dev, test = (
+            encode(self.base.tokenizer, rows.texts, own, max_length=limit)
+            for rows, own in zip(parts, labels, strict=True)
+        )
         return EncodedSplits(train, dev, test, data.labels, self.task.kind, self.task.metric)
 
     def finetune(

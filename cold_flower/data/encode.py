@@ -1,11 +1,14 @@
 """Tokenised examples, and the batches made of them."""
 
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+ROUNDING = 1e-12  # of numbers that are all the same
 
 
 @dataclass(frozen=True)
@@ -106,15 +109,16 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
     )
 
 
-def standardised(train: Encoded, *others: Encoded) -> list[Encoded]:
-    """Return a regression's splits with labels of mean 0 and deviation 1 in ``train``.
+def standardised(train: Sequence[float], *others: Sequence[float]) -> list[list[float]]:
+    """Return a regression's numbers with mean 0 and deviation 1 in ``train``.
 
     Their correlation with a model's outputs stays. Without, the loss of years or prices is so large
     that a recipe for classifiers learns nothing but their mean.
     """
-    mean, deviation = train.labels.mean(), train.labels.std(correction=0)
-    scale = 1 / deviation if deviation else 1.0
-    return [replace(part, labels=(part.labels - mean) * scale) for part in (train, *others)]
+    mean = statistics.fmean(train)
+    deviation = statistics.pstdev(train, mean)
+    scale = 1 / deviation if deviation > ROUNDING * max(map(abs, train)) else 0.0
+    return [[(number - mean) * scale for number in part] for part in (train, *others)]
 
 
 def encode(

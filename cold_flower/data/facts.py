@@ -50,6 +50,6 @@ def _data(tasks: Mapping[str, Task]) -> Iterator[tuple[str, str]]:
 
 @functools.lru_cache(maxsize=1 << 14)
 def _sha256(file: Path, size: int, changed: int) -> str:
-    """Return a file's sha256; of one that has not changed, once for all cells of a sweep."""
+    """Return a file's sha256; of one that has not changed, once in a process."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -6,6 +6,7 @@ Values are text in a file that knows no types (CSV, TSV), and what JSON or Parqu
 import csv
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -62,9 +63,10 @@ def paths(task: Task, split: str) -> list[Path]:
         if not _kind(whole)[0]:
             raise TaskError(f"{task.where}: {whole} is none of {', '.join(SUFFIXES)}")
         folder, stem = whole.parent, _part(whole)[0]
-    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    there = sorted(os.listdir(folder)) if folder.is_dir() else []
     found: dict[tuple[str, str], list[Path]] = {}  # by kind: parts belong together
-    for path in there:
+    # By its begin first: thousands of tasks may lie in one folder.
+    for path in (folder / name for name in there if name.startswith(stem)):
         kind = _kind(path)
         wanted = kind == _kind(whole) if whole else kind[0]
         if wanted and _part(path)[0] == stem and path.is_file():
@@ -83,12 +85,12 @@ def beside(task: Task) -> Path:
 
 
 def _not_one(
-    split: str, tried: Path | str, found: Sequence[list[Path]], there: Sequence[Path]
+    split: str, tried: Path | str, found: Sequence[list[Path]], there: Sequence[str]
 ) -> str:
     if found:
         names = " and ".join(str(files[0]) for files in found)
         return f"{names} could both be split {split!r}: remove one, or name it by a pattern in path"
-    shown = ", ".join(path.name for path in there[:20]) or "nothing"
+    shown = ", ".join(there[:20]) or "nothing"
     more = f" and {len(there) - 20} more" if len(there) > 20 else ""
     return f"no file for split {split!r}; looked for {tried}; there lies {shown}{more}"
 

@@ -93,7 +93,7 @@ def _check_none(found: Sequence[Key], listed: Sequence[str], where: str) -> None
     words = all(_number(name) is None for name in listed)  # else numbers are looked up as names
     if any(isinstance(key, str) for key in found) or not words:
         return
-    if len(places) > 1 and max(places) < len(listed) - 1:
+    if places == {*range(NONE, len(listed) - 1)}:
         raise TaskError(
             f"{where}: {found.count(NONE)} rows have the label -1, which means 'no label' where "
             f"classes are listed without it, and no row is of the last class, {listed[-1]!r}. If "

@@ -17,6 +17,7 @@ from cold_flower.keys import unknown_key
 from cold_flower.reporting import catalogue, trackers
 from cold_flower.repository.arrivals import Replayed
 from cold_flower.repository.journal import Journal
+from cold_flower.runtime import mistaken
 from strategies.names import absolute, unknown
 
 # Keys, and groups of them, that are about contributions: without any they do nothing.
@@ -37,12 +38,14 @@ def read(name: str) -> dict[str, Any]:
     """Return an experiment's keys, flat.
 
     Raises:
-        ConfigError: no such experiment, or not TOML.
+        ConfigError: no such experiment, not TOML, or another file of ours.
     """
     path = Path(name) if name.endswith(".toml") else catalogue.folder() / f"{name}.toml"
     if not name.endswith(".toml") and name not in catalogue.names():
         raise ConfigError(unknown("experiment", name, catalogue.names()) + " Or give a .toml file.")
-    return {"experiment": path.stem, **flatten(toml.read(path, "experiment", ConfigError))}
+    table = toml.read(path, "experiment", ConfigError)
+    mistaken.check(path, table)
+    return {"experiment": path.stem, **flatten(table)}
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -123,7 +126,8 @@ def check_keys(config: Config) -> Plan:
     if config.sites != Sites():
         raise ConfigError(
             "sites.allow and sites.minimum are for `cold-flower deploy`: in a simulation the "
-            "contributors are the suite's. Leave them out here"
+            "contributors are the suite's. Leave them out here (--set sites.allow='' --set "
+            "sites.minimum=1)"
         )
     if config.replay:
         Replayed(Path(config.replay), config.iterations)

@@ -43,9 +43,11 @@ def sharing(config: Config, finished: Iterable[Config]) -> Config | None:
     libraries, suite file and data.
     """
     mine, found = _bearing(config), None
-    made = {key: value for key, value in facts(config).items() if not key.startswith(_LATER_ROOMS)}
-    for other in finished:
-        if _bearing(other) == mine and _was_made_with(Path(other.run_dir), made) == made:
+    alike = [other for other in finished if _bearing(other) == mine]
+    own = facts(config) if alike else {}
+    made = {key: value for key, value in own.items() if not key.startswith(_LATER_ROOMS)}
+    for other in alike:
+        if _was_made_with(Path(other.run_dir), made) == made:
             if _contributors_alike(config, other):
                 return other
             found = found or other

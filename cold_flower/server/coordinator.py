@@ -30,7 +30,7 @@ from cold_flower.repository.journal import (
     run_id,
 )
 from cold_flower.repository.provenance import was_fused
-from cold_flower.repository.start import MODEL, check_start
+from cold_flower.repository.start import MODEL, check_start, described
 from cold_flower.server import turns
 from cold_flower.server.drops import FromDropbox
 from cold_flower.server.evaluation import Evaluation
@@ -246,7 +246,7 @@ class Coordinator:
             lambda folder: save_starting_model(starting, base, folder),
             body,
             prefix_of(starting),
-            {"base-model": base.name, MODEL: base.sha256, "fused": was_fused(base.name)},
+            {"base-model": base.name, MODEL: described(base), "fused": was_fused(base.name)},
         )
 
     def _publish(self, iteration: int, arrays: ArrayRecord) -> None:

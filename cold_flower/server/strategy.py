@@ -54,8 +54,7 @@ def strategy(
         after=lambda: inbox.state,
         measured=measured,
     )
-    seed = partial(draws, config)
-    return ColDFusion(fuse, inbox=inbox, seed=seed, gate=gate, say=say)
+    return ColDFusion(fuse, inbox=inbox, draws=partial(draws, config), gate=gate, say=say)
 
 
 def draws(config: Config, iteration: int) -> int:

@@ -23,6 +23,7 @@ from torch import Tensor
 from strategies.fusion._weights import Template, Weights
 
 BLOCK = 1 << 18  # numbers, of all contributions together: 1 MiB stays in a core's cache
+Map = Callable[..., Iterator[Any]]
 ROW = 1 << 15  # numbers of one contribution: torch starts no threads, whose barrier costs more
 
 
@@ -267,7 +268,7 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def cores() -> Iterator[Callable[..., Iterator[Any]]]:
+def cores() -> Iterator[Map]:
     """Yield a ``map`` that works on all cores, with a thread for each: see `one_thread`."""
     if (number := torch.get_num_threads()) == 1:
         yield map

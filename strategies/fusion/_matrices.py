@@ -12,7 +12,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from strategies.fusion._deltas import Delta, add, fuse, one_thread, total
+from strategies.fusion._deltas import Delta, Map, add, cores, fuse, total
 from strategies.fusion._weights import Weights
 
 PIECE = 1 << 20  # numbers; part of the result, for sums of products are rounded piece by piece
@@ -78,14 +78,15 @@ def polar(gram: Tensor) -> Tensor:
 
 
 def fuse_matrices(
-    base: Weights, given: Sequence[Delta], step: Callable[[Matrix], Read], scale: float
+    base: Weights, given: Sequence[Delta], step: Callable[[Matrix, Map], Read], scale: float
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the base plus ``scale`` times a step: of other tensors than matrices, the mean.
 
     Args:
         base: theta.
         given: the contributions' differences.
-        step: returns what reads the step of a matrix, [long, short].
+        step: returns what reads the step of a matrix, [long, short]; it may share its work among
+            the cores with the ``map`` that it gets.
         scale: of all tensors.
     """
     for key, (dtype, shape) in base.template().items():
@@ -96,8 +97,8 @@ def fuse_matrices(
             continue
         matrix, start = Matrix(key, shape), theta.ravel()
         fused = torch.empty(shape, dtype=dtype)
-        with one_thread():
-            moved = step(matrix)
+        with cores() as each:
+            moved = step(matrix, each)
             for span in matrix.pieces():
                 update = matrix.flat(moved(span)).mul_(scale)
                 fused.view(-1)[span] = add(start[span], update)

@@ -67,7 +67,7 @@ class Known:
 
     def read(self, key: str, span: slice, out: Tensor | None = None) -> Tensor:
         """Return what it says there, scaled."""
-        part = self._flat.get(key)[span].double().mul_(self._scale)  # which float32 may not hold
+        part = self._flat.get(key)[span].double() * self._scale  # which float32 may not hold
         return (torch.empty(len(part)) if out is None else out).copy_(part)
 
 

@@ -23,7 +23,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from strategies.fusion._deltas import Delta, deltas
+from strategies.fusion._deltas import Delta, Map, deltas
 from strategies.fusion._matrices import Matrix, Read, fuse_matrices, inverse, roots
 from strategies.fusion._options import Range
 from strategies.fusion._weights import Weights
@@ -40,7 +40,7 @@ def iso_c(
     moved = deltas(base, given)
     together = Together(moved)
 
-    def even(matrix: Matrix) -> Read:
+    def even(matrix: Matrix, _: Map) -> Read:
         def read(span: slice) -> Tensor:
             return matrix.read(together, span)
 

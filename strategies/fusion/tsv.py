@@ -26,7 +26,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from strategies.fusion._deltas import Delta, cores, deltas
+from strategies.fusion._deltas import Delta, Map, deltas
 from strategies.fusion._matrices import Matrix, Read, fuse_matrices, inverse, polar, roots
 from strategies.fusion._options import Range
 from strategies.fusion._weights import Weights
@@ -42,7 +42,7 @@ def tsv(
     """Yield theta + scale * U S V^T, of all contributors' strongest directions, made orthogonal."""
     moved = deltas(base, given)
 
-    def apart(matrix: Matrix) -> Read:
+    def apart(matrix: Matrix, each: Map) -> Read:
         kept = max(1, matrix.short // len(moved))
 
         def strongest(delta: Delta) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,8 +51,7 @@ def tsv(
             right = vectors[:, :kept] * inverses.sign()  # 0 where it has no direction
             return lengths[:kept].clone(), right, vectors[:, :kept] * inverses  # D V / S = U
 
-        with cores() as each:
-            strengths, right, onto = zip(*each(strongest, moved), strict=True)
+        strengths, right, onto = zip(*each(strongest, moved), strict=True)
 
         def left(span: slice) -> Tensor:
             """Return U of all contributors side by side: [long, n * kept]."""

@@ -22,16 +22,16 @@ OTHERS = {
 LIKE = 0.8  # what is so near to a key is a slip of it (`difflib`)
 
 
-def check(experiment: str) -> None:
+def check(path: Path, table: Mapping[str, Any]) -> None:
     """Check that the file of an experiment says something, and is no other file of ours.
 
+    Args:
+        path: of the file.
+        table: what it holds.
+
     Raises:
-        ConfigError: it is empty, a suite, a site's own settings or a recipe; it cannot be read.
+        ConfigError: it is empty, a suite, a site's own settings or a recipe.
     """
-    if not experiment.endswith(".toml"):
-        return
-    path = Path(experiment)
-    table = toml.read(path, "experiment", ConfigError)
     if not table:
         raise ConfigError(
             f"experiment {path} says nothing: expected keys, such as iterations = 4 "
