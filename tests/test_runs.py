@@ -154,7 +154,7 @@ def test_a_base_model_that_was_made_anew_is_no_resume(folders, tmp_path, monkeyp
         assert refused.returncode == 1
         assert refused.stderr == (
             f"error: cannot resume {tmp_path / run}: base-model {base} holds other weights than "
-            "when that run began, and its scores are of those. For these give it a directory of "
+            "when that run began, and its scores are of that. For this one give it a directory of "
             "its own (--run-dir)\n"
         )
 
