@@ -19,10 +19,7 @@ from cold_flower.models.tokenizer import load_tokenizer
 TEXT_TO_TEXT = ("T5ForConditionalGeneration", "T5WithLMHeadModel")
 
 # Keys of a config that differ between copies of one model.
-_INCIDENTAL = (
-    *("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype"),
-    *("id2label", "label2id", "problem_type", "use_cache", "gradient_checkpointing"),
-)
+_INCIDENTAL = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
 
 
 @dataclass(frozen=True)
