@@ -1,5 +1,6 @@
 """Fuse kept contributions again, offline: with the run's own rule, options, stages and seed."""
 
+import math
 import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from cold_flower.server.strategy import draws, rule
 from strategies.contributions import Contribution
 from strategies.diagnostics import diagnose, drift
 from strategies.fusion import Weights, load
-from strategies.stages import length
 
 
 class Replay:
@@ -87,7 +87,7 @@ class Replay:
         with tempfile.TemporaryDirectory(dir=self._run_dir, prefix=".replay-") as folder:
             state = Path(folder) / "state.safetensors"
             fused = self.fuse(head, given, state, kept.origin(iteration))
-            step = length(base, fused.items())
+            step = math.hypot(*drift(base, Weights(fused)).values())
             reason = f"it left: this is iteration {iteration} without it"
             refused = [Contribution(o.name, "refused", reason) for o in everybody if o not in ours]
             measured = diagnose(base, given)
