@@ -6,7 +6,7 @@ each finetunes it fully on its own dataset, and a fusion rule makes the next bas
 returns. Flower's own loop (`Strategy.start`) runs it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from logging import INFO
 
@@ -48,6 +48,7 @@ class ColDFusion(Strategy):
     ) -> None:
         self._fuse = fuse
         self._inbox = inbox
+        inbox.with_mean = getattr(fuse, "plain_mean", False)
         self._draws = draws
         self._gate = gate
         self._say = say
@@ -64,11 +65,16 @@ class ColDFusion(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fuse the accepted contributions, tensor by tensor, from disk."""
+        """Fuse the accepted contributions, tensor by tensor, from disk.
+
+        Their plain mean is there already where screening read them all and refused none.
+        """
         accepted = {a.name: a for a in self._inbox.accepted()}
         base = Weights(records.Tensors(self._base))
 
-        def make(names: Iterable[str]) -> ArrayRecord:
+        def make(names: Sequence[str]) -> ArrayRecord:
+            if mean := self._inbox.mean(names):
+                return records.pack(mean)
             given = [self._inbox.weights(accepted[name], base) for name in names]
             seed = self._draws(self._inbox.iteration)
             begin = partial(self._fuse, base, given, seed=seed)
@@ -83,7 +89,7 @@ class ColDFusion(Strategy):
             least = max(self._inbox.quorum, getattr(self._fuse, "min_contributions", 1))
             fused = self._gate.choose([*accepted], make, suspects, least)
         else:
-            fused = make(accepted)
+            fused = make([*accepted])
         if fused is None:
             return None, None
         # Dead now, but Flower's loop holds on to the first one until the end: a whole model. Who

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from strategies.fusion import Weights
-from strategies.fusion._deltas import Stack, cores, deltas, learned, spans, square
+from strategies.fusion._deltas import Stack, add, cores, deltas, learned, spans, square, total
 
 MATRIX = 1024  # numbers: of what is smaller, such as a layer norm, the cosine says little
 
@@ -51,22 +51,31 @@ def drift(start: Weights, body: Weights) -> dict[str, float]:
     return {layer: math.sqrt(moved) for layer, moved in squares.items()}
 
 
-def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
-    """Measure an iteration's contributions, at least one."""
+def diagnose(
+    base: Weights, given: Sequence[Weights], mean: dict[str, Tensor] | None = None
+) -> Diagnosis:
+    """Measure an iteration's contributions, at least one.
+
+    Args:
+        base: theta.
+        given: the contributions.
+        mean: to take what the rule ``average`` makes of them, to the bit: while the bodies are
+            read, that costs little, and a whole model's memory.
+    """
     n, counts = len(given), learned(base)
     layers: dict[str, Tensor] = {}
-    total = torch.zeros(n, n, dtype=torch.float64)
+    products = torch.zeros(n, n, dtype=torch.float64)
     least = [(1.0, "")] * n
     outward = torch.zeros(n, dtype=torch.float64)
     conflicts = 0
     with cores() as each:
         longest_first = sorted(counts, key=lambda key: -counts[key])
-        measures = each(lambda key: _Measures(base, given, key), longest_first)
+        measures = each(lambda key: _Measures(base, given, key, mean is not None), longest_first)
         measured = dict(zip(longest_first, measures, strict=True))
     for key in counts:  # in the base's order: sums then do not depend on the threads
         tensor = measured[key]
         squares = tensor.products.diagonal()
-        total += tensor.products
+        products += tensor.products
         outward += tensor.along
         conflicts += tensor.conflicts
         layer = layer_of(key)
@@ -75,21 +84,24 @@ def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
             own = (squares + 2 * tensor.along + tensor.square).clamp(min=0).sqrt()  # |theta_i|
             cosines = _ratio(tensor.square + tensor.along, own * math.sqrt(tensor.square)).tolist()
             least = [min(old, (new, key)) for old, new in zip(least, cosines, strict=True)]
+    if mean is not None:
+        for key in base.template():
+            mean[key] = measured[key].mean if key in counts else base.get(key)
     size = sum(counts.values())
-    norms = total.diagonal().sqrt()
-    mean = total.sum().clamp(min=0).sqrt() / n  # its norm; those that cancel may sum to -1e-17
-    to_mean = total.sum(1) / n  # <d_i, mean>
+    norms = products.diagonal().sqrt()
+    length = products.sum().clamp(min=0).sqrt() / n  # those that cancel may sum to -1e-17
+    to_mean = products.sum(1) / n  # <d_i, mean>
     # ||mean - mean without i|| = ||mean - d_i|| / (n - 1)
-    apart = (mean**2 - 2 * to_mean + total.diagonal()).clamp(min=0).sqrt() / max(1, n - 1)
+    apart = (length**2 - 2 * to_mean + products.diagonal()).clamp(min=0).sqrt() / max(1, n - 1)
     return Diagnosis(
         norms=norms.tolist(),
-        mean=float(mean),
-        cosines=_ratio(to_mean, norms * mean).tolist(),
+        mean=float(length),
+        cosines=_ratio(to_mean, norms * length).tolist(),
         without=(apart if n > 1 else torch.zeros(1)).tolist(),
-        pairwise=_ratio(total, norms[:, None] * norms[None, :]).tolist(),
+        pairwise=_ratio(products, norms[:, None] * norms[None, :]).tolist(),
         conflicts=conflicts / size if size else 0.0,
         layers={name: squares.sqrt().tolist() for name, squares in layers.items()},
-        growth=(1 + 2 * _ratio(outward, total.diagonal())).tolist(),
+        growth=(1 + 2 * _ratio(outward, products.diagonal())).tolist(),
         least=least,
     )
 
@@ -97,7 +109,7 @@ def diagnose(base: Weights, given: Sequence[Weights]) -> Diagnosis:
 class _Measures:
     """What one tensor's differences measure."""
 
-    def __init__(self, base: Weights, given: Sequence[Weights], key: str) -> None:
+    def __init__(self, base: Weights, given: Sequence[Weights], key: str, mean: bool) -> None:
         theta, n = base.get(key), len(given)
         flat = theta.ravel()
         stack = Stack(deltas(Weights({key: theta}), given))
@@ -106,6 +118,7 @@ class _Measures:
         self.along = torch.zeros(n, dtype=torch.float64)  # <d_i, theta>
         self.square = 0.0  # |theta|^2
         self.conflicts = 0
+        self.mean = torch.empty(theta.shape if mean else 0, dtype=theta.dtype)
         for span in spans(len(flat), n):
             block = stack.read(key, span)
             opposed = (block.amax(0) > 0) & (block.amin(0) < 0)
@@ -114,6 +127,8 @@ class _Measures:
             self.products += wide @ wide.T
             self.along += wide @ start
             self.square += float(start @ start)
+            if mean:
+                self.mean.view(-1)[span] = add(flat[span], total(block).mul_(1 / n))
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -7,18 +7,19 @@ ask again for what is already there. So any Flower strategy trains exactly the c
 contributors, and a run that was stopped goes on with what had arrived.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Message, MessageType
+from torch import Tensor
 
 from strategies import records
 from strategies.collecting import Collector
 from strategies.contributions import Contribution, Start
 from strategies.diagnostics import Diagnosis, diagnose
 from strategies.errors import QuorumError
-from strategies.fusion import Weights, fingerprint
+from strategies.fusion import Weights, fingerprint, is_finite
 from strategies.fusion._deltas import Scaled
 from strategies.passing import Passing
 from strategies.screening import Candidate, Verdict
@@ -61,6 +62,9 @@ class Inbox(Passing):
         self._keep_arrays = keep_arrays
         self._screen = screen
         self._measured: tuple[list[str], Diagnosis] | None = None
+        self.with_mean = False
+        """Whether what screening reads is averaged meanwhile: see `mean`."""
+        self._mean: dict[str, Tensor] = {}
 
     @property
     def iteration(self) -> int:
@@ -101,7 +105,7 @@ class Inbox(Passing):
         listed = list(messages)
         if not listed or listed[0].metadata.message_type != MessageType.TRAIN:
             return list(super().send_and_receive(listed, timeout=timeout)) if listed else []
-        self._measured = None
+        self._measured, self._mean = None, {}
         arrays = listed[0].content.array_records[records.ARRAYS]
         base = fingerprint(records.unpack(arrays))
         names = {member.node: name for name, member in self._participants.members.items()}
@@ -144,8 +148,21 @@ class Inbox(Passing):
         accepted = self.accepted()
         names = [one.name for one in accepted]
         if self._measured is None or self._measured[0] != names:
-            self._measured = names, diagnose(base, [self.weights(one, base) for one in accepted])
+            mean = self._mean if self.with_mean and not self._measured else None
+            given = [self.weights(one, base) for one in accepted]
+            self._measured = names, diagnose(base, given, mean)
         return self._measured[1]
+
+    def mean(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]] | None:
+        """Give away, once, what the rule ``average`` makes of these contributions.
+
+        None unless just these were measured, `with_mean`, and the result is finite.
+        """
+        mean, self._mean = self._mean, {}
+        these = mean and self._measured and self._measured[0] == [*names]
+        if not these or not all(map(is_finite, mean.values())):
+            return None
+        return ((key, mean.pop(key)) for key in [*mean])
 
     def refuse(self, name: str, reason: str) -> None:
         """Take back that a contribution was accepted."""

@@ -33,6 +33,15 @@ def test_verdicts() -> None:
     assert Claim("Fig. 4", "+6.73", None).line == "| Fig. 4 | +6.73 |  |  | not run |"
 
 
+def test_steadier_is_a_smaller_spread_over_seeds() -> None:
+    """Of two tasks: 20 and 6 points of spread against 10 and 2, so by 10 and 4: 7 on average."""
+    ours = {0: {"a": 0.5, "b": 0.30}, 1: {"a": 0.6, "b": 0.32}, 2: {"a": 0.7, "b": 0.34}}
+    theirs = {0: {"a": 0.1, "b": 0.24}, 1: {"a": 0.3, "b": 0.30}, 2: {"a": 0.5, "b": 0.36}}
+    found = claims.steadier(ours, theirs)
+    assert (found.mean, found.error) == (pytest.approx(0.07), pytest.approx(0.03))
+    assert (found.degrees, found.tasks, found.seeds) == (1, 2, 3)
+
+
 def end(run: Path) -> Path:
     Journal(run).write(RESULT, {"status": "completed", "iterations": 2, "cause": ""})
     return run

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from strategies.diagnostics import diagnose, layer_of
-from strategies.fusion import Weights
+from strategies.fusion import Weights, fingerprint, load
 from strategies.fusion import _deltas as kernel
 
 
@@ -71,3 +71,20 @@ def test_layers_by_name() -> None:
         "shared.weight": "shared",
     }
     assert {name: layer_of(name) for name in names} == names
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_mean_beside_it_is_the_rules_to_the_bit(dtype) -> None:
+    drawn = torch.Generator().manual_seed(1)
+    theta = {"w": torch.randn(70, 1000, generator=drawn).to(dtype), "n": torch.tensor([7])}
+    base = Weights(theta | {"empty": torch.empty(0, 3, dtype=dtype)})
+    given = [
+        Weights({k: t + (k != "n") * torch.randn(t.shape).to(t.dtype) for k, t in base.items()})
+        for _ in range(5)
+    ]
+    for one, name in zip(given, "abcde", strict=True):
+        one.name = name
+    made: dict[str, torch.Tensor] = {}
+    assert diagnose(base, given, made) == diagnose(base, given)
+    assert fingerprint(made.items()) == fingerprint(load("average")(base, given, seed=0))
+    assert [*made] == base.keys()

@@ -28,7 +28,7 @@ from strategies.fusion import Weights, fingerprint, load, read_metadata
 from strategies.gate import Gate
 from strategies.inbox import Inbox
 from strategies.participants import Member, Participants
-from strategies.screening import Screen
+from strategies.screening import Screen, Verdict
 from strategies.turns import Together
 from tests.conftest import FakeGrid, error_reply, is_train
 
@@ -400,9 +400,9 @@ def test_a_cohort_is_screened_together_and_the_refused_put_aside(tmp_path) -> No
 def test_what_is_accepted_is_measured_once(tmp_path, monkeypatch) -> None:
     measured = []
 
-    def counted(base, given):
+    def counted(base, given, mean):
         measured.append([one.name for one in given])
-        return diagnose(base, given)
+        return diagnose(base, given, mean)
 
     monkeypatch.setattr("strategies.inbox.diagnose", counted)
     _, inbox = make(tmp_path, screen=Screen())
@@ -413,6 +413,37 @@ def test_what_is_accepted_is_measured_once(tmp_path, monkeypatch) -> None:
     inbox.refuse("bob", "for a reason")
     assert len(inbox.diagnosis(before).norms) == 2
     assert measured[1:] == [["ann", "cat"]]
+
+
+def test_the_plain_mean_is_made_while_screening_reads(tmp_path) -> None:
+    """The rule is asked where one was refused since, or where the mean is not finite."""
+    fused = []
+
+    def rule(base, given, *, seed):
+        fused.append([one.name for one in given])
+        return load("average")(base, given, seed=seed)
+
+    rule.plain_mean = True
+
+    def run(folder, screen, base=BASE, client=trained):
+        _, inbox = make(folder, client, screen=screen, quorum=2)
+        strategy, first = ColDFusion(rule, inbox=inbox), records.pack(base.items())
+        return dict(records.unpack(strategy.start(inbox, first, num_rounds=1, timeout=1).arrays))
+
+    assert torch.equal(run(tmp_path / "a", Screen())["w"], torch.full((2, 2), 3.0))
+    assert fused == []
+    one_less = run(tmp_path / "b", lambda sha256, given, _: {"bob": Verdict("for a reason")})
+    assert torch.equal(one_less["w"], torch.full((2, 2), 3.5))
+    run(tmp_path / "c", None)  # nothing is read before the rule reads it
+    assert fused == [["ann", "cat"], [*ROSTER]]
+
+    def far(message):
+        return trained(message, body={key: torch.full_like(t, 3e38) for key, t in BASE.items()})
+
+    with pytest.raises(FusionError, match="average: w holds NaN or infinity"):
+        low = {key: torch.full_like(t, -3e38) for key, t in BASE.items()}
+        run(tmp_path / "d", Screen(checks=()), low, far)
+    assert len(fused) == 3
 
 
 def test_what_a_power_cut_left_in_pieces_is_asked_for_again(tmp_path) -> None:

@@ -136,6 +136,7 @@ def load(name: str, **chosen: object) -> Rule:
 
     checked.min_contributions = least  # type: ignore[attr-defined]  # a function has any
     checked.statistic = kind  # type: ignore[attr-defined]
+    checked.plain_mean = getattr(rule, "plain_mean", False)  # type: ignore[attr-defined]
     metrics = getattr(rule, "metrics", ())
     checked.metrics = metrics(**everything) if callable(metrics) else metrics  # type: ignore[attr-defined]
     return checked
