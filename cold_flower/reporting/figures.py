@@ -212,7 +212,7 @@ def gains(condition: Condition, protocol: str) -> Figure:
         means.append(f"{MEAN_STYLES[group][1]}: mean of {group} {points(mean, sem, sign='+')}")
     ax.set_xlabel(
         f"{protocol}: gain of iteration {condition.last} over the start, points\n"
-        f"{'; '.join(means)}",
+        f"{'; '.join(means)} (SEM over tasks)",
         fontsize=10,
     )
     ax.margins(y=0.01)
