@@ -12,7 +12,7 @@ from cold_flower.reporting.paired import above, gain, scores_at
 
 NAME = "few"
 BEGIN, END = "<!-- written by benchmarks/tried.py -->", "<!-- end of what was tried -->"
-GROUP, PROTOCOL = "unseen", "few-shot"
+GROUP, PROTOCOL, AVERAGED = "unseen", "few-shot", "ema-few-shot"
 HEADER = (
     "| contributors and fusion | few-shot, unseen: gain, 95 % | above the plain mean, 95 % "
     "| seeds | |",
@@ -23,6 +23,7 @@ PLAIN: dict[str, Any] = {
     "finetune__head": "fresh",
     "finetune__max_epochs": 4,
     "finetune__max_examples": 400,
+    "fusion__ema": 0.0,
     "fusion__momentum": 0.0,
     "fusion__norm": "",
     "iterations": 3,
@@ -43,6 +44,7 @@ TRIED: dict[str, dict[str, Any]] = {
     },
     "heads that contributors keep": {"finetune__head": "keep"},
     "momentum of 0.5": {"fusion__momentum": 0.5},
+    "the moving average of the bases, of 0.5": {"fusion__ema": 0.5},
 }
 
 
@@ -56,10 +58,11 @@ def table() -> str:
     lines = [f"| {what} | {own} | | {len(mean.runs)} | |"]
     for what, keys in TRIED.items():
         other = select(runs, what, **{**PLAIN, **keys})
-        found = above(scores_at(other, other.last, GROUP, PROTOCOL), plain)
+        scored = AVERAGED if "fusion__ema" in keys else PROTOCOL
+        found = above(scores_at(other, other.last, GROUP, scored), plain)
         assert found is not None  # every run of the comparison has scored the same tasks
         verdict = found.verdict or ("no difference seen" if found.seeds > 1 else "undecided")
-        own = gain(other, GROUP, PROTOCOL, other.last)
+        own = gain(other, GROUP, scored, other.last)
         lines.append(f"| {what} | {own} | {found} | {found.seeds} | {verdict} |")
     return "\n".join([*HEADER, *lines]) + "\n"
 
