@@ -5,13 +5,13 @@ Keys are Flower's flat scalars, written with dashes, and with a dot after the gr
 the embedded demo. A test keeps the table in pyproject.toml equal to them.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from cold_flower import toml
 from cold_flower.errors import ConfigError
-from cold_flower.keys import Scalar, checked, key, unknown_key
+from cold_flower.keys import Scalar, built, checked, declared, key, unknown_key
 from strategies.names import unknown
 
 PROTOCOLS = ("frozen", "finetuned", "few-shot")
@@ -360,18 +360,15 @@ class Config:
             ConfigError: an unknown key, a wrong type, a value out of range.
         """
         known = describe()
-        for name in values:
-            if name not in known and strict:
+        for name in values if strict else ():
+            if name not in known:
                 raise ConfigError(unknown_key(name, known))
-        config = cls()
-        for name, value in values.items():
-            if name in known:
-                config = _with(config, name, checked(name, value, *known[name]))
-        return config
+        given = {n: checked(n, v, *known[n]) for n, v in values.items() if n in known}
+        return built(cls, given)
 
     def flat(self) -> dict[str, Scalar]:
         """Return all keys and values, flat."""
-        return {name: value for name, _, value in _flat_fields(self)}
+        return {name: value for name, _, value in declared(self)}
 
     def protocols(self) -> list[str]:
         """Return the protocols to evaluate.
@@ -419,38 +416,6 @@ def split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested TOML tables into dotted keys."""
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
 def describe() -> dict[str, tuple[Scalar, Mapping[str, Any]]]:
     """Return every key's default, and what `cold_flower.keys.key` declared of it."""
-    return {name: (value, field.metadata) for name, field, value in _flat_fields(Config())}
-
-
-def _flat_fields(config: Config) -> Iterator[tuple[str, "Field[Any]", Scalar]]:
-    """Yield every key with its field and its value in a configuration."""
-    for outer in fields(config):
-        if outer.name == "of_recipe":
-            continue
-        name, value = outer.name.replace("_", "-"), getattr(config, outer.name)
-        if is_dataclass(value):
-            for inner in fields(value):
-                yield f"{name}.{inner.name.replace('_', '-')}", inner, getattr(value, inner.name)
-        else:
-            yield name, outer, value
-
-
-def _with(config: Any, name: str, value: Scalar) -> Any:
-    """Return a copy of a configuration with another value of a key."""
-    group, _, attribute = name.replace("-", "_").rpartition(".")
-    if group:
-        return replace(config, **{group: replace(getattr(config, group), **{attribute: value})})
-    return replace(config, **{attribute: value})
+    return {name: (value, field.metadata) for name, field, value in declared(Config())}

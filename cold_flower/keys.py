@@ -1,15 +1,16 @@
 """What a key of the configuration may hold: declared by its field, checked when it is read."""
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import Field, field, fields, is_dataclass, replace
 from difflib import SequenceMatcher
-from typing import Any
+from typing import Any, TypeVar
 
 from cold_flower.errors import ConfigError
 from strategies.names import unknown
 
 Scalar = bool | int | float | str
+T = TypeVar("T")
 LARGEST = 2**63 - 1  # Flower's whole numbers have 64 bit
 
 
@@ -85,3 +86,24 @@ def checked(name: str, value: Any, default: Scalar, metadata: Mapping[str, Any])
             upper = f" and at most {most:,}" if most < LARGEST or value > most else ""
             raise ConfigError(f"{name} is {special}at least {least:,}{upper}, got {value}")
     return value
+
+
+def declared(config: Any) -> Iterator[tuple[str, "Field[Any]", Scalar]]:
+    """Yield every key with its field and its value in a configuration, those of groups, too."""
+    for outer in fields(config):
+        name, value = outer.name.replace("_", "-"), getattr(config, outer.name)
+        if is_dataclass(value):
+            yield from ((f"{name}.{inner}", field, v) for inner, field, v in declared(value))
+        elif outer.metadata:  # what has none is no key
+            yield name, outer, value
+
+
+def built(kind: type[T], values: Mapping[str, Scalar]) -> T:
+    """Return a configuration with these values, by key; the rest keeps its default."""
+    groups: dict[str, dict[str, Any]] = {"": {}}
+    for name, value in values.items():
+        group, _, key = name.replace("-", "_").rpartition(".")
+        groups.setdefault(group, {})[key] = value
+    made: Any = kind()
+    own = groups.pop("")
+    return replace(made, **own, **{k: replace(getattr(made, k), **v) for k, v in groups.items()})  # type: ignore[no-any-return]

@@ -1,6 +1,7 @@
 """Read TOML that somebody wrote: a file, or a single value."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,14 @@ def value(text: str) -> Any:
     if len(table) != 1:
         raise ValueError(f"expected one value, got {text!r}")
     return table["value"]
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested TOML tables into dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -64,9 +64,6 @@ class Post:
     def __len__(self) -> int:
         return len(self._letters)
 
-    def __contains__(self, name: object) -> bool:
-        return any(letter.name == name for letter in self._letters.values())
-
     def __iter__(self) -> Iterator[Letter]:
         return iter(list(self._letters.values()))
 

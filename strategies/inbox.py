@@ -10,8 +10,10 @@ contributors, and a run that was stopped goes on with what had arrived.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, Message, MessageType
+from flwr.serverapp import Grid
 from torch import Tensor
 
 from strategies import records
@@ -21,7 +23,6 @@ from strategies.diagnostics import Diagnosis, diagnose
 from strategies.errors import QuorumError
 from strategies.fusion import Weights, fingerprint, is_finite
 from strategies.fusion._deltas import Scaled
-from strategies.passing import Passing
 from strategies.screening import Candidate, Verdict
 from strategies.staleness import discount
 
@@ -31,7 +32,7 @@ NOBODY = -1
 Screening = Callable[[str, Sequence[Candidate], Diagnosis], Mapping[str, Verdict]]
 
 
-class Inbox(Passing):
+class Inbox(Grid):
     """One iteration's cohort and its contributions.
 
     Args:
@@ -54,7 +55,7 @@ class Inbox(Passing):
         keep_arrays: bool = False,
         screen: Screening | None = None,
     ) -> None:
-        super().__init__(collector.grid)
+        self._grid = collector.grid
         self._collector = collector
         self._participants = collector.participants
         self.quorum = quorum
@@ -104,7 +105,7 @@ class Inbox(Passing):
         """
         listed = list(messages)
         if not listed or listed[0].metadata.message_type != MessageType.TRAIN:
-            return list(super().send_and_receive(listed, timeout=timeout)) if listed else []
+            return list(self._grid.send_and_receive(listed, timeout=timeout)) if listed else []
         self._measured, self._mean = None, {}
         arrays = listed[0].content.array_records[records.ARRAYS]
         base = fingerprint(records.unpack(arrays))
@@ -246,3 +247,26 @@ class Inbox(Passing):
         stated = {"contributor": one.name, "iteration": self.iteration}
         chosen = {key: one.metrics[key] for key in metrics}
         return Message(records.train_reply(body, chosen, stated), reply_to=asked)
+
+    # Flower's own from here on: a Grid has to have them.
+
+    @property
+    def run(self) -> Any:
+        """Return the run."""
+        return self._grid.run
+
+    def set_run(self, run: Any) -> None:
+        """Set the run."""
+        self._grid.set_run(run)
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Create a message as Flower does."""
+        return self._grid.create_message(*args, **kwargs)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Push messages as Flower does."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull messages as Flower does."""
+        return self._grid.pull_messages(message_ids)

@@ -27,7 +27,7 @@ iteration.
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,7 +142,8 @@ def staged(
             scale = wanted(base, taken, stages.norm) / size if size else 1.0
         fused = rule(base, taken, seed=seed)
         anchor = start() if stages.anchor else None
-        with _Memory(stages, base, before, after) as memory:
+        memory = _Memory(stages, base, before, after)
+        with memory.writer or nullcontext():
             for key, (dtype, _) in base.template().items():
                 name, tensor = next(fused)
                 if name != key:
@@ -214,8 +215,7 @@ class _Memory:
     ) -> None:
         self._stages = stages
         self._old: Weights | None = None
-        self._writer: SafetensorsWriter | None = None
-        self._open = ExitStack()
+        self.writer: SafetensorsWriter | None = None
         self.steps = 1
         if not stages.memory:
             return
@@ -230,15 +230,7 @@ class _Memory:
             if dtype.is_floating_point
             for kind in stages.memory
         }
-        self._writer = SafetensorsWriter(after(), template, {"steps": str(self.steps)})
-
-    def __enter__(self) -> "_Memory":
-        if self._writer:
-            self._open.enter_context(self._writer)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._open.__exit__(*error)  # type: ignore[arg-type]
+        self.writer = SafetensorsWriter(after(), template, {"steps": str(self.steps)})
 
     def step(self, key: str, update: Tensor) -> Tensor:
         """Return by how much the base moves, for a fused update: both float32."""
@@ -264,6 +256,6 @@ class _Memory:
                 f"the {kind} of {key} holds NaN or infinity: its updates are too large; "
                 "fusion.clip bounds them"
             )
-        assert self._writer is not None
-        self._writer.write(name, new)
+        assert self.writer is not None
+        self.writer.write(name, new)
         return new

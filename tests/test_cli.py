@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cold_flower.commands import cli
-from cold_flower.config import Config, flatten
+from cold_flower.config import Config
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.reporting import catalogue
 from cold_flower.repository.journal import Journal
@@ -22,6 +22,7 @@ from cold_flower.runtime import experiments
 from cold_flower.runtime.machine import this_machine
 from cold_flower.runtime.resources import allocate
 from cold_flower.runtime.simulate import simulate
+from cold_flower.toml import flatten
 from tests.conftest import REAL, needs_real
 from tests.test_tasks import suite, write
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cold_flower.config import Config, describe, flatten
+from cold_flower.config import Config, describe
 from cold_flower.errors import ConfigError
+from cold_flower.toml import flatten
 
 ROOT = Path(__file__).parent.parent
 

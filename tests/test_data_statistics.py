@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MessageType, RecordDict
 from torch import nn
 
 from cold_flower.config import Config
-from cold_flower.contributors import attacks, beside
+from cold_flower.contributors import attacks
 from cold_flower.contributors.contributor import Contributor
 from cold_flower.contributors.egress import Egress
 from cold_flower.contributors.site import load_site
@@ -437,7 +437,7 @@ def test_at_a_site_the_rows_are_its_own_and_no_fewer_than_its_minimum(
     assert [len(rows) for rows in simulated] == [15, 15]
     assert not torch.equal(simulated[0].ids, simulated[1].ids)
     with pytest.raises(LimitError, match="fewer than limits.min-examples = 100 examples to train"):
-        beside._at_a_site(kind, 99, mine)
+        mine.looked_at(1, 99)
 
 
 def test_a_gram_reads_no_more_than_a_micro_batch(tiny) -> None:

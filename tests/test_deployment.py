@@ -119,7 +119,7 @@ def test_every_block_of_the_page_is_marked_and_parses() -> None:
 
 def test_the_experiment_of_the_page_is_one() -> None:
     table = tomllib.loads(block("file: partners.toml"))
-    from cold_flower.config import flatten
+    from cold_flower.toml import flatten
 
     sites.check(merge(flatten(table)))
 

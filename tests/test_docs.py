@@ -15,10 +15,11 @@ import pytest
 import typer
 
 from cold_flower.commands import cli, offline
-from cold_flower.config import Config, describe, flatten
+from cold_flower.config import Config, describe
 from cold_flower.data.suite import suite_names
 from cold_flower.reporting import catalogue
 from cold_flower.runtime import experiments, sweep
+from cold_flower.toml import flatten
 from strategies.fusion import load
 from tests import acceptance
 

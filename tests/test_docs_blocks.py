@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import cold_flower
-from cold_flower.config import Config, flatten
+from cold_flower.config import Config
 from cold_flower.data import published
 from cold_flower.data.rows import read_split, read_task
 from cold_flower.data.suite import load_suite
 from cold_flower.reporting import catalogue
+from cold_flower.toml import flatten
 from strategies.errors import FusionError
 from strategies.fusion import Weights, _deltas, load
 from tests.test_docs import DOCS, ROOT

@@ -141,7 +141,10 @@ def test_the_start_is_no_average_yet_and_nobody_finetunes_it_twice(tmp_path) -> 
         ({"evaluate.protocols": "ema-frozen"}, "fusion.ema is 0: there is no average"),
         ({"evaluate.protocols": "ema", "fusion.ema": 0.5}, "ema-frozen"),
         ({"fusion.ema": 1.0}, "fusion.ema is at least 0"),
-        ({"fusion.ema": 0.5, "baseline": "multitask", "iterations": 1}, "makes one: leave it"),
+        (
+            {"fusion.ema": 0.5, "baseline": "multitask", "iterations": 1},
+            "makes no contributions: leave it",
+        ),
     ],
 )
 def test_where_it_makes_no_sense_it_is_refused(keys, said) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from cold_flower.config import Config, Finetune
-from cold_flower.contributors import beside, tokens
+from cold_flower.contributors import tokens
 from cold_flower.contributors.folder import private
 from cold_flower.contributors.site import Site
 from cold_flower.contributors.trainer import Job, train
@@ -33,11 +33,12 @@ from cold_flower.models.body import State, body_of
 from cold_flower.models.classifier import classifier
 from cold_flower.models.heads import Heads
 from cold_flower.seeds import derive
-from cold_flower.training import probe, protocols
+from cold_flower.training import probe, protocols, statistics
 from cold_flower.training.clock import deadline, left
 from cold_flower.training.finetune import Outcome
 from cold_flower.training.scoring import DivergedError, knowing_nothing
 from strategies import records
+from strategies.fusion._statistics import prefix
 
 Metrics = dict[str, float | str]
 _code = cache(code_sha256)  # of this process
@@ -170,20 +171,36 @@ class Contributor:
         trained, facts = body_of(model), {"steps": outcome.steps, **outcome.facts()}
         if statistic:
             started = time.perf_counter()
-            trained |= beside.statistic(
-                statistic,
-                self.base,
-                trained,
-                model,
-                data,
-                name=self.name,
-                # Which rows are looked at is a site's own matter, as all rows that it uses.
-                seed=self.config.seed if self.site else derive(seed, iteration),
-                options=self.config.finetune,
-                site=self.site,
-            )
+            # Which rows are looked at is a site's own matter, as all rows that it uses.
+            own = self.config.seed if self.site else derive(seed, iteration)
+            trained |= self._statistic(statistic, trained, model, data, own)
             metrics[records.SECONDS] = time.perf_counter() - started
         return trained, metrics | self._facts(facts, len(data.dev))
+
+    def _statistic(
+        self, kind: str, body: State, model: Any, data: EncodedSplits, seed: int
+    ) -> dict[str, Tensor]:
+        """Return a statistic of a finetuned model on its training data, under its prefix.
+
+        Raises:
+            LimitError: at a site, too few examples.
+            ConfigError, DivergedError: see `cold_flower.training.statistics.statistic`.
+        """
+        labels, kind_of = data.labels, data.kind
+        plain = classifier(self.base, body, labels=labels, kind=kind_of, seed=seed, plain=True)
+        plain.load_state_dict(heads.head_of(model), strict=False)
+        found = statistics.statistic(
+            kind,
+            plain,
+            data.train,
+            regression=kind_of == "regression",
+            seed=derive(seed, self.name, "statistic"),
+            examples=self.site.looked_at(statistics.usual(kind), len(data.train))
+            if self.site
+            else 0,
+            micro_batch_size=self.config.finetune.micro_batch_size,
+        )
+        return {prefix(kind) + key: tensor for key, tensor in found.items()}
 
     def _train(
         self,

@@ -7,7 +7,7 @@ wins over the run's configuration: data, base model, trainer and limits are the 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,16 @@ class Site:
                     "whether fewer may do is for its own site.toml to say"
                 )
 
+    def looked_at(self, usual: int, there: int) -> int:
+        """Return how many examples a statistic is of, at most; the minimum may be more than usual.
+
+        Raises:
+            LimitError: there are fewer than the minimum.
+        """
+        most = max(usual, self.limits.min_examples)
+        self.check(train=min(most, there))
+        return most
+
     @contextmanager
     def within_limits(self) -> Iterator[None]:
         """Hold this process to the site's threads and memory, from here on.
@@ -268,20 +278,18 @@ def _beside(path: Path, model: str) -> str:
 
 
 def _limits(path: Path, table: Any) -> Limits:
-    known = {f.name.replace("_", "-"): f for f in fields(Limits)}
+    known = {name: (value, field.metadata) for name, field, value in keys.declared(Limits())}
     if not isinstance(table, dict):
         raise SiteError(f"site file {path}: limits is a table, got {table!r}")
-    values: dict[str, Any] = {}
-    for name, value in table.items():
+    for name in table:
         if name not in known:
             raise SiteError(f"site file {path}: {unknown('limit', name, list(known))}")
-        limit, where = known[name], f"site file {path}: limits.{name}"
-        default = getattr(Limits(), limit.name)
-        try:
-            values[limit.name] = keys.checked(where, value, default, limit.metadata)
-        except ConfigError as error:
-            raise SiteError(str(error)) from error
-    limits = Limits(**values)
+    where = f"site file {path}: limits."
+    try:
+        given = {n: keys.checked(where + n, value, *known[n]) for n, value in table.items()}
+    except ConfigError as error:
+        raise SiteError(str(error)) from error
+    limits = keys.built(Limits, given)
     if 0 < limits.max_examples < limits.min_examples:
         raise SiteError(
             f"site file {path}: limits.max-examples is {limits.max_examples}, less than "

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower import toml
-from cold_flower.config import flatten
 from cold_flower.data.task import Task
 from cold_flower.errors import TaskError
 from cold_flower.keys import Scalar
@@ -78,4 +77,4 @@ def _parsed(name: str, seed: int, text: str) -> Suite:
     tasks = {key: Task.from_table(key, entry, name, seed) for key, entry in entries}
     if not tasks:
         raise TaskError(f"suite {name} has no [tasks.<name>] table")
-    return Suite(name, tasks, flatten(table.get("recipe", {})))
+    return Suite(name, tasks, toml.flatten(table.get("recipe", {})))

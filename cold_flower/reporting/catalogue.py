@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower import toml
-from cold_flower.config import Config, describe, flatten
+from cold_flower.config import Config, describe
 from cold_flower.data.plan import resolve
 from cold_flower.errors import ConfigError
 
@@ -60,7 +60,7 @@ def yours(where: Path) -> list[Described]:
     described = []
     for path in sorted(where.glob("*.toml")):
         try:
-            keys = flatten(toml.read(path, "experiment", ConfigError)).keys()
+            keys = toml.flatten(toml.read(path, "experiment", ConfigError)).keys()
         except ConfigError:
             continue
         if keys and keys <= known:
@@ -80,7 +80,7 @@ def changed(name: str, configs: Iterable[Mapping[str, Any]]) -> list[str]:
         name: the experiment's.
         configs: the runs', flat.
     """
-    keys = flatten(toml.read(folder() / f"{name}.toml", "experiment", ConfigError))
+    keys = toml.flatten(toml.read(folder() / f"{name}.toml", "experiment", ConfigError))
     shipped, runs, lines = resolve(Config.from_flat(keys), keys).flat(), [*configs], []
     for key, value in shipped.items():
         own = list(dict.fromkeys(run[key] for run in runs if key in run))

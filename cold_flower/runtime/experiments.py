@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower import toml
-from cold_flower.config import ASYNCHRONOUS, Config, Gating, Sites, describe, flatten, split
+from cold_flower.config import ASYNCHRONOUS, Config, Gating, Sites, describe, split
 from cold_flower.data.plan import Plan, plan, resolve
 from cold_flower.data.schedule import cohort
 from cold_flower.data.splits import check_few_shot, load_splits
@@ -45,7 +45,7 @@ def read(name: str) -> dict[str, Any]:
         raise ConfigError(unknown("experiment", name, catalogue.names()) + " Or give a .toml file.")
     table = toml.read(path, "experiment", ConfigError)
     mistaken.check(path, table)
-    return {"experiment": path.stem, **flatten(table)}
+    return {"experiment": path.stem, **toml.flatten(table)}
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -157,43 +157,42 @@ def check_keys(config: Config) -> Plan:
         raise ConfigError(
             f"quorum is {config.quorum}, but an iteration asks {len(asked)} contributors"
         )
-    wanted = "centralised" if config.partition.kind == "shards" else "multitask"
-    if config.baseline and (config.baseline != wanted or config.iterations != 1):
-        raise ConfigError(
-            f"baseline = {config.baseline!r} with partition.kind = {config.partition.kind!r} and "
-            f"iterations = {config.iterations}: expected {wanted!r} and iterations = 1, "
-            "for what is trained on the union becomes iteration 1"
-        )
-    if config.baseline and config.finetune.proximal_mu:
-        raise ConfigError(
-            f"finetune.proximal-mu pulls a contribution towards its base, but baseline = "
-            f"{config.baseline!r} makes no contributions: leave it alone"
-        )
-    if config.baseline and config.finetune.head != "fresh":
-        raise ConfigError(
-            f"finetune.head = {config.finetune.head!r} says what a contribution begins with, but "
-            f"baseline = {config.baseline!r} makes no contributions: leave it at fresh"
-        )
-    if config.baseline and config.fusion.ema:
-        raise ConfigError(
-            f"fusion.ema is an average of many bases, but baseline = {config.baseline!r} makes "
-            "one: leave it alone"
-        )
-    if not config.baseline and config.sampling != Config().sampling:
-        raise ConfigError(
-            f"sampling = {config.sampling!r} is about the batches of a baseline, but baseline is "
-            "empty: leave it alone"
-        )
-    if config.loss_scaling and config.baseline != "multitask":
-        raise ConfigError(
-            f"loss-scaling = {config.loss_scaling!r} weighs the tasks of baseline = 'multitask', "
-            f"but baseline is {config.baseline!r}: leave it alone"
-        )
+    _check_baseline(config)
     if config.attacks:
         from cold_flower.contributors import attacks
 
         attacks.check(config, whole)
     return whole
+
+
+def _check_baseline(config: Config) -> None:
+    baseline = config.baseline
+    if not baseline and config.sampling != Config().sampling:
+        raise ConfigError(
+            f"sampling = {config.sampling!r} is about the batches of a baseline, but baseline is "
+            "empty: leave it alone"
+        )
+    if config.loss_scaling and baseline != "multitask":
+        raise ConfigError(
+            f"loss-scaling = {config.loss_scaling!r} weighs the tasks of baseline = 'multitask', "
+            f"but baseline is {baseline!r}: leave it alone"
+        )
+    if not baseline:
+        return
+    wanted = "centralised" if config.partition.kind == "shards" else "multitask"
+    if baseline != wanted or config.iterations != 1:
+        raise ConfigError(
+            f"baseline = {baseline!r} with partition.kind = {config.partition.kind!r} and "
+            f"iterations = {config.iterations}: expected {wanted!r} and iterations = 1, "
+            "for what is trained on the union becomes iteration 1"
+        )
+    values, usual = config.flat(), Config().flat()
+    for key in ("finetune.proximal-mu", "finetune.head", "fusion.ema"):
+        if values[key] != usual[key]:
+            raise ConfigError(
+                f"{key} = {values[key]!r} is about contributions and the bases made of them, but "
+                f"baseline = {baseline!r} makes no contributions: leave it alone"
+            )
 
 
 def check_strategy(config: Config, least: int) -> None:

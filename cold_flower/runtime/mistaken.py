@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower import toml
-from cold_flower.config import describe, flatten
+from cold_flower.config import describe
 from cold_flower.errors import ConfigError
 from strategies.names import nearest
 
@@ -53,7 +53,7 @@ def broken(folder: Path) -> Iterator[str]:
         except ConfigError as error:
             yield str(error).removeprefix("experiment ")
             continue
-        keys = flatten(table)
+        keys = toml.flatten(table)
         wrong = [key for key in keys if key not in known]
         foreign = [key for key in wrong if not get_close_matches(key, known, 1, LIKE)]
         if wrong and not _other(table) and 2 * len(foreign) < len(keys):

@@ -4,8 +4,9 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from cold_flower.config import Config
@@ -88,30 +89,22 @@ def prepare(config: Config, sharing: Sharing) -> Prepared:
     )
 
 
-def _legs(ready: Prepared, again: str) -> Iterator[Callable[[Callable[[Event], None]], None]]:
-    """Yield the parts of a run: one, or for a baseline start, training, and its evaluation."""
+def _work(ready: Prepared, take: Callable[[Event], None], again: str) -> None:
+    """Do what a run is: a simulation; of a baseline its start, the training, its evaluation."""
     config, nodes = ready.config, len(ready.checked.plan.names)
-
-    def simulated(config: Config) -> Callable[[Callable[[Event], None]], None]:
-        return lambda event: simulate(config, nodes, ready.allocation, event, again)
-
+    part = partial(
+        simulate, contributors=nodes, allocation=ready.allocation, show=take, again=again
+    )
     if not config.baseline:
-        yield simulated(config)
+        part(config)
         return
     journal, repository = Journal(Path(config.run_dir)), Repository(Path(config.run_dir))
     if not repository.latest():  # the start is to be published, or to be evaluated
-        yield simulated(replace(config, iterations=0))
+        part(replace(config, iterations=0))
+        from cold_flower.runtime import baselines  # trains here: transformers' models
 
-        def trained(event: Callable[[Event], None]) -> None:
-            def say(line: str) -> None:
-                event(journal.say(line))
-
-            from cold_flower.runtime import baselines  # trains here: transformers' models
-
-            baselines.train(config, say)
-
-        yield trained
-    yield simulated(replace(config, resume=True))
+        baselines.train(config, lambda line: take(journal.say(line)))
+    part(replace(config, resume=True))
 
 
 def show(config: Config, sharing: Sharing) -> None:
@@ -232,8 +225,7 @@ def _run(
                 take({"time": time.time(), "line": line})
 
             say(introduction(ready))
-            for leg in _legs(ready, again):
-                leg(take)
+            _work(ready, take, again)
             say(phases(progress, ready.allocation.workers))
     except Stopped as stop:
         begun = (folder / CONFIG).exists()

@@ -45,7 +45,6 @@ class Outcome:
     steps: int
     examples: int
     """Training examples seen; an example counts once per epoch."""
-    seconds: float
 
     def facts(self) -> dict[str, float | str]:
         """Return what tells whether it trained, as it is sent and recorded."""
@@ -131,7 +130,6 @@ def finetune(
         improving=stopping.improving,
         steps=steps,
         examples=seen,
-        seconds=time.perf_counter() - started,
     )
 
 
