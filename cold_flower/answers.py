@@ -9,7 +9,6 @@ and of an error only the kind leaves.
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from functools import wraps
@@ -116,7 +115,6 @@ def _site(context: Context) -> Site | None:
     try:
         return load_site(path)
     except Exception as error:
-        print(f"cold-flower: {_line(error)}", file=sys.stderr, flush=True)
         raise ConfigError(  # what does not fit may be a label, or another word of the site's own
             "this node's site.toml cannot be used: the details are in the site's own log"
         ) from error

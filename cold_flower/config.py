@@ -244,7 +244,7 @@ class Config:
 
     experiment: str = key("demo", "its name")
     suite: str = key("demo", "a built-in suite, or the absolute path of a suite file")
-    recipe: bool = key(True, "let the suite's [recipe] set those keys that have their default")
+    recipe: bool = key(True, "let the suite's [recipe] set those keys that are not set here")
     explicit: str = key(
         "", "keys that a recipe leaves at their default; `flwr run -c` lists those given there"
     )
@@ -277,7 +277,7 @@ class Config:
     staleness: int = key(
         3,
         "with schedule = asynchronous, or of a drop box, how many bases older than the last one a "
-        "contribution may have begun from; it counts (1 + staleness)^-1/2, an older one is dropped",
+        "contribution may have begun from; of age a it counts (1 + a)^-1/2, older ones are dropped",
         most=MANY,
     )
     dropbox: str = key(

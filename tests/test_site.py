@@ -398,6 +398,8 @@ def test_a_broken_site_file_does_not_leave(site, own_home) -> None:
     assert "this node's site.toml cannot be used" in reason
     (row,) = (json.loads(line) for line in (own_home / "sent.jsonl").read_text().splitlines())
     assert (row["kind"], row["error"]) == ("error", reason)
+    assert str(path) not in reason
+    assert str(path) in (own_home / "errors.log").read_text()
 
 
 def test_a_log_that_cannot_be_written_keeps_the_answer(site, arrays, own_home) -> None:

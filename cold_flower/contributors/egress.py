@@ -191,7 +191,7 @@ class Egress:
             line: what may leave (`redacted`).
         """
         self._write(ERRORS, f"{timestamp()} {cause}")
-        print(f"cold-flower, site {self._name}: {cause}", file=sys.stderr, flush=True)
+        print(f"cold-flower, site {self._name or '?'}: {cause}", file=sys.stderr, flush=True)
         self._append({"kind": "error", "sent": True, "bytes": 0, "error": line})
 
     def _append(self, row: Mapping[str, Any]) -> None:
@@ -213,7 +213,7 @@ def redacted(error: Exception, line: str) -> tuple[str, str]:
         error: what happened.
         line: what would be said of it if it were not a site's.
     """
-    cause = line
+    cause = f"{line} ({error.__cause__})" if error.__cause__ else line
     if not isinstance(error, ColdFlowerError):
         cause = "".join(traceback.format_exception(error)).strip()
     if not isinstance(error, (*_HARMLESS, NotSent)):
