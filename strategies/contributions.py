@@ -18,6 +18,7 @@ from xxhash import xxh3_128
 
 from strategies import records
 from strategies.errors import Refused
+from strategies.form import check_form
 from strategies.fusion import (
     Fingerprint,
     Template,
@@ -28,7 +29,6 @@ from strategies.fusion import (
 )
 from strategies.fusion._statistics import check_values, prefix
 from strategies.names import NAME
-from strategies.screening import check_form
 
 INCOMING = "incoming"  # the folder, in a run directory
 FROM = "from"  # in the facts of a contribution that nobody was asked for: where it came from

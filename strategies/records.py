@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strategies.errors import Refused
+from strategies.form import check_form
 from strategies.fusion import Template
-from strategies.screening import check_form
 
 PROTOCOL = 1
 """Version of the messages; a contributor that speaks another is refused."""

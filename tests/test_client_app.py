@@ -239,7 +239,7 @@ def test_what_is_drawn_for_a_score_is_the_same_at_every_iteration(tiny, monkeypa
 
     def finetune(model, train, dev, *, options, metric, seed):
         trained.append(seed)
-        return Outcome(0.5, 0.5, 0.5, 0.5, "epochs", False, 1, 24, 0.1)
+        return Outcome(0.5, 0.5, 0.5, 0.5, "epochs", False, 1, 24)
 
     monkeypatch.setattr("cold_flower.training.protocols.evaluate", evaluate)
     monkeypatch.setattr("cold_flower.training.protocols.finetune", finetune)

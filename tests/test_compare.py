@@ -384,7 +384,7 @@ def test_whose_contributions_are_the_same(keys, others, alike) -> None:
 
 
 def test_a_run_that_kept_nothing_lends_nothing(tmp_path) -> None:
-    assert Kept(tmp_path / "run").lend(1, tmp_path / "incoming") == []
+    assert Kept(tmp_path / "run").lend(tmp_path / "incoming") == []
     assert not (tmp_path / "incoming").exists()
 
 

@@ -53,7 +53,7 @@ def test_the_lineage_tells_each_base() -> None:
         base(2, 1),
         base(3, 1, gate={"accepted": False, "reason": "worse"}),
     ]
-    drawn = pictures.lineage(manifests, 3, {1: "frozen seen 50.0"})
+    drawn = pictures.lineage(manifests, [0, 1, 3], {1: "frozen seen 50.0"})
     told = titles(drawn)
     assert told[1] == (
         "base 1, from 0\naverage, 1 accepted, 1 refused\nlength 1.25\nfrozen seen 50.0"

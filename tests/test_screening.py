@@ -9,8 +9,9 @@ import torch
 
 from strategies.diagnostics import diagnose
 from strategies.errors import FusionError, Refused
+from strategies.form import check_template, finite
 from strategies.fusion import Weights, fingerprint
-from strategies.screening import Candidate, Screen, Verdict, check_template, finite, outgrown
+from strategies.screening import Candidate, Screen, Verdict, outgrown
 
 EXPECTED = {"w": (torch.float32, (2, 3)), "b": (torch.float32, (3,))}
 GOOD = {"w": ("float32", (2, 3)), "b": ("float32", (3,))}

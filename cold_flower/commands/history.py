@@ -7,8 +7,9 @@ from typing import Any
 
 from cold_flower.reporting.runs import every_score
 from cold_flower.reporting.tables import step_length, summary
-from cold_flower.repository.bases import Repository, rejected
+from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import Journal, load_config
+from cold_flower.repository.manifests import rejected
 
 
 def log(run_dir: Path) -> Iterator[str]:

@@ -17,9 +17,10 @@ from cold_flower.data.plan import plan
 from cold_flower.errors import RunError
 from cold_flower.identity import timestamp
 from cold_flower.reporting.runs import configuration
-from cold_flower.repository.bases import Repository, rejected
+from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import LEFT, SITES, Journal
 from cold_flower.repository.kept import accepted
+from cold_flower.repository.manifests import rejected
 from cold_flower.server.replay import Replay
 from strategies.contributions import INCOMING
 from strategies.names import unknown

@@ -19,9 +19,9 @@ from cold_flower.errors import ConfigError, RunError
 from cold_flower.models.body import State
 from cold_flower.reporting.runs import configuration
 from cold_flower.reporting.worth import Worth
-from cold_flower.repository.bases import rejected
 from cold_flower.repository.journal import Journal
 from cold_flower.repository.kept import accepted
+from cold_flower.repository.manifests import rejected
 from cold_flower.seeds import derive
 from cold_flower.server.replay import Replay
 from strategies.fusion import fingerprint

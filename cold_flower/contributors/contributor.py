@@ -3,13 +3,10 @@
 What it keeps (tokenised data, heads) lies under ``COLD_FLOWER_HOME``, in a folder of its name.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import astuple, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +17,12 @@ from cold_flower.contributors import tokens
 from cold_flower.contributors.folder import private
 from cold_flower.contributors.site import Site
 from cold_flower.contributors.trainer import Job, train
-from cold_flower.data import sources
-from cold_flower.data.encode import Encoded, EncodedSplits, encode, standardised
+from cold_flower.data.encode import Encoded, EncodedSplits
 from cold_flower.data.plan import plan
-from cold_flower.data.splits import Splits, check_few_shot, load_splits
+from cold_flower.data.splits import check_few_shot, load_splits
 from cold_flower.data.task import Task
 from cold_flower.errors import NoTaskError
-from cold_flower.identity import code_sha256, home
+from cold_flower.identity import home
 from cold_flower.models import heads, text_to_text
 from cold_flower.models.base import Base, load_base
 from cold_flower.models.body import State, body_of
@@ -41,7 +37,6 @@ from strategies import records
 from strategies.fusion._statistics import prefix
 
 Metrics = dict[str, float | str]
-_code = cache(code_sha256)  # of this process
 
 
 class Contributor:
@@ -74,13 +69,13 @@ class Contributor:
         """
         if self.config.partition.fresh:
             shard = self.config.partition.shards if evaluation else self._shard
-            return self._encode(load_splits(self.task, self.config, shard, iteration))
+            return self._tokenised(shard, iteration)
         path = self._folder / f"tokens-{self.digest()}.safetensors"
         if self.site:
             private(self._folder)
             tokens.delete_others(path)
         while (data := tokens.read(path, self.task)) is None:
-            tokens.save(self._encode(load_splits(self.task, self.config, self._shard)), path)
+            tokens.save(self._tokenised(self._shard), path)
             if not self.site:
                 tokens.prune(self._folder.parent, tokens.kept(self.config))
         if self.site:
@@ -88,39 +83,12 @@ class Contributor:
         return data
 
     def digest(self) -> str:
-        """Return a short hash of all that the tokenised data depend on: rows, draws, base model."""
-        made_from = {
-            "task": [str(value) for value in astuple(self.task)],
-            "shard": self._shard,
-            "seed": self.config.seed,
-            "sizes": [
-                self.config.finetune.max_examples,
-                self.config.finetune.dev_examples,
-                self.config.finetune.max_dev_examples,
-                self.config.finetune.max_length,
-                self.config.evaluate.max_test_examples,
-                *astuple(self.config.partition),
-            ],
-            "base": self.base.sha256,
-            # The base's fingerprint does not say where its tokenizer cuts texts.
-            "cut": [self.base.tokenizer.model_max_length, self.base.tokenizer.truncation_side],
-            "files": sources.stamp(self.task),
-            "code": _code(),
-        }
-        return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+        """Return what names the tokenised data (`tokens.digest`)."""
+        return tokens.digest(self.task, self._shard, self.config, self.base)
 
-    def _encode(self, data: Splits) -> EncodedSplits:
-        text_to_text.check(self.base, self.task, data.labels)
-        limit = self.config.finetune.max_length
-        parts = (data.train, data.dev, data.test)
-        labels: list[list[Any]] = [rows.labels for rows in parts]
-        if self.task.kind == "regression":
-            labels = standardised(*labels)
-        train, dev, test = (
-            encode(self.base.tokenizer, rows.texts, own, max_length=limit)
-            for rows, own in zip(parts, labels, strict=True)
-        )
-        return EncodedSplits(train, dev, test, data.labels, self.task.kind, self.task.metric)
+    def _tokenised(self, shard: int | None, iteration: int = 0) -> EncodedSplits:
+        data = load_splits(self.task, self.config, shard, iteration)
+        return tokens.encoded(data, self.task, self.config, self.base)
 
     def finetune(
         self,

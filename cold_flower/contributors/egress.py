@@ -24,9 +24,9 @@ from cold_flower.errors import ColdFlowerError, ConfigError, LimitError, ModelEr
 from cold_flower.identity import ROOT, code_sha256, home, timestamp
 from strategies import records
 from strategies.errors import Refused
+from strategies.form import check_form
 from strategies.fusion import Fingerprint, Template, fingerprint
 from strategies.fusion._statistics import prefix
-from strategies.screening import check_form
 
 SENT, ERRORS = "sent.jsonl", "errors.log"
 # They speak of the run's keys, the model and the GPU, not of data.

@@ -3,25 +3,84 @@
 It is a cache: what is gone is made again, from the same rows, into the same bytes.
 """
 
+import hashlib
 import json
 import os
 from contextlib import suppress
+from dataclasses import astuple
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from cold_flower.config import Config
-from cold_flower.data.encode import Encoded, EncodedSplits
+from cold_flower.data import sources
+from cold_flower.data.encode import Encoded, EncodedSplits, encode, standardised
 from cold_flower.data.plan import plan
+from cold_flower.data.splits import Splits
 from cold_flower.data.task import Task
+from cold_flower.identity import code_sha256
+from cold_flower.models import text_to_text
+from cold_flower.models.base import Base
 from strategies.fusion import Weights, write_safetensors
 
 IDLE = 256  # contributors without work whose tokenised data are kept
 SPLITS = ("train", "dev", "test")
 ENCODED = ("ids", "types", "starts", "labels")  # the tensors of an Encoded
 FACTS = ("padding", "unknown", "cut")  # its numbers
+_code = cache(code_sha256)  # of this process
+
+
+def digest(task: Task, shard: int | None, config: Config, base: Base) -> str:
+    """Return a short hash of all that tokenised data depend on: rows, draws, base model.
+
+    Args:
+        task: whose data.
+        shard: of them, with ``partition.kind = "shards"``.
+        config: the contributor's own.
+        base: whose tokenizer cuts the texts.
+    """
+    options = config.finetune
+    made_from = {
+        "task": [str(value) for value in astuple(task)],
+        "shard": shard,
+        "seed": config.seed,
+        "sizes": [
+            options.max_examples,
+            options.dev_examples,
+            options.max_dev_examples,
+            options.max_length,
+            config.evaluate.max_test_examples,
+            *astuple(config.partition),
+        ],
+        "base": base.sha256,
+        # The base's fingerprint does not say where its tokenizer cuts texts.
+        "cut": [base.tokenizer.model_max_length, base.tokenizer.truncation_side],
+        "files": sources.stamp(task),
+        "code": _code(),
+    }
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+
+
+def encoded(data: Splits, task: Task, config: Config, base: Base) -> EncodedSplits:
+    """Tokenise a task's rows for a base model; numbers are standardised by the training rows'.
+
+    Raises:
+        TaskError: text to text, and a task that it cannot answer (`text_to_text.check`).
+    """
+    text_to_text.check(base, task, data.labels)
+    parts = (data.train, data.dev, data.test)
+    labels: list[list[Any]] = [rows.labels for rows in parts]
+    if task.kind == "regression":
+        labels = standardised(*labels)
+    train, dev, test = (
+        encode(base.tokenizer, rows.texts, own, max_length=config.finetune.max_length)
+        for rows, own in zip(parts, labels, strict=True)
+    )
+    return EncodedSplits(train, dev, test, data.labels, task.kind, task.metric)
 
 
 def save(data: EncodedSplits, path: Path) -> None:

@@ -50,16 +50,13 @@ class Heads:
         path = self._folder / f"{iteration:04d}.safetensors"
         write_safetensors(path, Weights(head).template(), head.items())
 
-    def load_into(self, model: Any, iteration: int, abandoned: Collection[int] = ()) -> int | None:
-        """Put the newest head from before ``iteration`` into a model.
+    def load_into(self, model: Any, iteration: int, abandoned: Collection[int] = ()) -> None:
+        """Put the newest head from before ``iteration`` into a model, if there is any.
 
         Args:
             model: takes the head.
             iteration: the one that is about to be trained.
             abandoned: iterations that a rollback left behind; their heads fit other bodies.
-
-        Returns:
-            The iteration that trained the head; None if there was none to load.
 
         Raises:
             ModelError: it does not fit the model.
@@ -67,7 +64,7 @@ class Heads:
         paths = {int(path.stem): path for path in self._folder.glob("[0-9]*.safetensors")}
         earlier = [n for n in paths if n < iteration and n not in abandoned]
         if not earlier:
-            return None
+            return
         newest = max(earlier)
         head = load_file(paths[newest])
         if _shapes(head) != _shapes(head_of(model)):
@@ -76,7 +73,6 @@ class Heads:
                 "set finetune.head = fresh"
             )
         model.load_state_dict(head, strict=False)  # not strict: the body is not in it
-        return newest
 
 
 def head_of(model: Any) -> dict[str, Tensor]:

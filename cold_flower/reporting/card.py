@@ -4,7 +4,7 @@ What the YAML says follows the hub's own format; `huggingface_hub` writes it.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,8 @@ from cold_flower.reporting.paired import gain
 from cold_flower.reporting.runs import RunDirectory, every_score
 from cold_flower.reporting.statistics import Row, pick
 from cold_flower.reporting.tables import columns, points
-from cold_flower.repository.bases import Repository, rejected
+from cold_flower.repository.bases import Repository
+from cold_flower.repository.manifests import fused, rejected
 from cold_flower.repository.provenance import TAG, licence_of
 
 PAPER = "https://arxiv.org/abs/2212.01378"
@@ -38,7 +39,7 @@ _NOT_OF_THE_RECIPE = (
 class _UpToBase(RunDirectory):
     """A run as it came to one base, which a rollback may have left behind."""
 
-    lineage: list[Mapping[str, Any]]
+    lineage: Sequence[Mapping[str, Any]]
     """The manifests from the start to that base."""
 
     @cached_property
@@ -68,7 +69,8 @@ def card(
     Raises:
         RunError: there is no such iteration.
     """
-    lineage = _lineage(run, iteration)
+    repository = Repository(run.folder)
+    lineage = [repository.manifest(number) for number in repository.lineage(iteration)]
     run = _UpToBase(run.folder, run.config, lineage)
     start = str(run.config["base-model"])
     named = licence or licence_of(Path(start))
@@ -89,23 +91,7 @@ def card(
     )
 
 
-def _lineage(run: RunDirectory, iteration: int) -> list[Mapping[str, Any]]:
-    """Return the manifests from the start to an iteration."""
-    repository = Repository(run.folder)
-    found: list[Mapping[str, Any]] = []
-    at: Any = iteration
-    while at is not None:
-        found.append(repository.manifest(at))
-        at = found[-1]["parent"]
-    return found[::-1]
-
-
-def _accepted(manifest: Mapping[str, Any]) -> list[str]:
-    rows = [] if rejected(manifest) else manifest.get("contributors", [])
-    return [str(row["name"]) for row in rows if row["verdict"] == "accepted"]
-
-
-def _tasks(run: RunDirectory, lineage: list[Mapping[str, Any]]) -> dict[str, Task]:
+def _tasks(run: RunDirectory, lineage: Sequence[Mapping[str, Any]]) -> dict[str, Task]:
     """Return the tasks of the suite that scored, or that contributed; sites have no suite."""
     if run.config["sites.allow"]:
         return {}
@@ -114,7 +100,7 @@ def _tasks(run: RunDirectory, lineage: list[Mapping[str, Any]]) -> dict[str, Tas
     except TaskError:  # it is not there any more
         return {}
     used = {row["task"] for row in run.scores}
-    used |= {name for manifest in lineage for name in _accepted(manifest)}
+    used |= {row["name"] for manifest in lineage for row in fused(manifest)}
     return {name: task for name, task in suite.items() if name in used}
 
 
@@ -138,7 +124,7 @@ def _results(scores: list[Row], iteration: int, tasks: Mapping[str, Task]) -> It
 def _text(
     run: RunDirectory,
     iteration: int,
-    lineage: list[Mapping[str, Any]],
+    lineage: Sequence[Mapping[str, Any]],
     start: str,
     licence: str,
     place: str,
@@ -148,13 +134,13 @@ def _text(
     name = Path(start).name if Path(start).is_dir() else start
     last = lineage[-1]
     yield f"# {run.config['experiment']}: base {iteration} of a ColD Fusion run\n"
-    given = [one for manifest in lineage for one in _accepted(manifest)]
-    fused = sum(not rejected(manifest) for manifest in lineage[1:])
+    given = [row["name"] for manifest in lineage for row in fused(manifest)]
+    made = sum(not rejected(manifest) for manifest in lineage[1:])
     how = (
-        f"{fused} iterations in which contributors finetuned the model on data that stayed theirs, "
+        f"{made} iterations in which contributors finetuned the model on data that stayed theirs, "
         f"and their models were fused ({last.get('rule', 'the start itself')})"
     )
-    if run.config["baseline"] and fused:
+    if run.config["baseline"] and made:
         how = f"a baseline, trained in one place on all of their data ({run.config['baseline']})"
     yield f"{name}, evolved by [ColD Fusion]({PAPER}) with cold-flower {__version__}: {how}.\n"
     if iteration in Repository(run.folder).abandoned():
@@ -187,7 +173,7 @@ def _text(
     for one in lineage:
         length = f"{one['length']:.2f}" if one.get("length") else ""
         parent = "" if one["parent"] is None else one["parent"]
-        number = len(_accepted(one)) or ""
+        number = len(fused(one)) or ""
         yield f"| {one['iteration']} | {parent} | {number} | {length} | `{one['sha256'][:16]}` |"
     yield ""
 

@@ -13,23 +13,23 @@ from cold_flower.reporting.runs import RunDirectory
 from cold_flower.reporting.statistics import Row, pick
 from cold_flower.reporting.svg import circle, drawing, path, rect, text
 from cold_flower.reporting.tables import summary
-from cold_flower.repository.bases import Repository, rejected
+from cold_flower.repository.bases import Repository
+from cold_flower.repository.manifests import rejected
 
 Manifest = Mapping[str, Any]
 STEP, LANE, CELL, NAMES = 46, 34, 22, 150
 MOST = 40  # contributions of an iteration that the map of cosines has room for
 
 
-def lineage(manifests: Sequence[Manifest], head: int, told: Mapping[int, str]) -> str:
+def lineage(manifests: Sequence[Manifest], line: Sequence[int], told: Mapping[int, str]) -> str:
     """Draw all iterations: the lineage of the head, rejected ones, and what rollbacks left.
 
     Args:
         manifests: of every iteration, by number.
-        head: the latest base.
+        line: the iterations of the lineage, from the start to the head.
         told: the scores of those that were evaluated, in words.
     """
     by_number = {one["iteration"]: one for one in manifests}
-    line = {one["iteration"] for one in _along(manifests, head)}
     place = {
         number: (24.0 + STEP * i, 24.0 + (0 if number in line else LANE))
         for i, number in enumerate(sorted(by_number))
@@ -47,7 +47,7 @@ def lineage(manifests: Sequence[Manifest], head: int, told: Mapping[int, str]) -
         (x, y), kind = place[number], "good" if number in line else "gone"
         if rejected(one):
             kind = "bad"
-        ring = "now" if number == head else ""
+        ring = "now" if number == line[-1] else ""
         parts.append(circle(x, y, 9, f"{kind} {ring}", title=_base(one, told.get(number, ""))))
         parts.append(text(x, y + 22, str(number), "small", anchor="middle"))
     width, height = 48 + STEP * (len(place) - 1), 30 + max(y for _, y in place.values())
@@ -244,18 +244,18 @@ def drawings(run: RunDirectory, progress: Progress) -> str:
         progress: its state, for what the workers did.
     """
     repository = Repository(run.folder)
-    head, scores = repository.latest(), run.scores
-    if head is None:
+    numbers, scores = repository.lineage(), run.scores
+    if not numbers:
         return ""
     manifests = [repository.manifest(number) for number in repository.numbers()]
     told = {number: summary(scores, number) for number in {row["iteration"] for row in scores}}
-    line = _along(manifests, head)
+    line: list[Manifest] = [one for one in manifests if one["iteration"] in numbers]
     newest = next((one for one in reversed(line) if len(one.get("cosines") or {}) > 1), {})
     keys = legend(p for p in ALL_PROTOCOLS if pick(scores, protocol=p))
     found = [
         (
             "Lineage",
-            lineage(manifests, head, told),
+            lineage(manifests, numbers, told),
             "Each base and the one it was made from; ringed is the latest. Below the line is what "
             "a rollback left behind; red is what the gate rejected.",
         ),
@@ -291,14 +291,3 @@ def drawings(run: RunDirectory, progress: Progress) -> str:
         for title, picture, note in found
         if picture
     )
-
-
-def _along(manifests: Sequence[Manifest], head: int) -> list[Manifest]:
-    """Return the manifests of the lineage, from the start."""
-    by_number = {one["iteration"]: one for one in manifests}
-    line: list[Manifest] = []
-    at: Any = head
-    while at is not None and at in by_number:
-        line.append(by_number[at])
-        at = by_number[at]["parent"]
-    return line[::-1]

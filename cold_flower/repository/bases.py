@@ -13,7 +13,6 @@ A number is used once. After a rollback the next iteration is the largest number
 one, and the parent in its manifest tells the lineage.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,8 +25,9 @@ from torch import Tensor
 from cold_flower.errors import RunError
 from cold_flower.identity import timestamp
 from cold_flower.models.folder import WEIGHTS
-from cold_flower.repository import ema
+from cold_flower.repository import ema, manifests
 from cold_flower.repository.journal import Journal
+from cold_flower.repository.manifests import rejected
 from cold_flower.repository.provenance import CARD, MANIFEST
 from cold_flower.repository.publish import add_body, fsync, link, new_folder, replace_body
 from strategies.fusion import Weights
@@ -51,9 +51,9 @@ class Repository:
         """Return all iterations, also those that a rollback left behind."""
         return sorted(int(path.name) for path in self.folder.glob("[0-9]*"))
 
-    def lineage(self) -> list[int]:
-        """Return the iterations from the start to the head."""
-        backwards, iteration = [], self.latest()
+    def lineage(self, head: int | None = None) -> list[int]:
+        """Return the iterations from the start to the head, or to another iteration."""
+        backwards, iteration = [], self.latest() if head is None else head
         while iteration is not None:
             backwards.append(iteration)
             iteration = self.manifest(iteration)["parent"]
@@ -132,9 +132,7 @@ class Repository:
         """
         path = self.path(iteration) / MANIFEST
         try:
-            manifest: dict[str, Any] = json.loads(path.read_text())
-            if not _is_manifest(manifest, iteration):
-                raise ValueError("not as it was written")
+            return manifests.read(path, iteration)
         except FileNotFoundError as error:
             numbers = ", ".join(map(str, self.numbers())) or "none"
             raise RunError(
@@ -142,7 +140,6 @@ class Repository:
             ) from error
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path} is damaged: {error}") from error
-        return manifest
 
     def state(self, iteration: int | None = None) -> Path | None:
         """Return the file of the fusion's optimizer state that goes with a base, or the latest.
@@ -195,7 +192,7 @@ class Repository:
         with self._new_iteration(0) as folder:
             save(folder)
             sha256 = add_body(folder / WEIGHTS, body, prefix)
-            _write_manifest(folder, {**lineage, **manifest}, sha256)
+            manifests.write(folder, {**lineage, **manifest}, sha256)
 
     def take_over_start(self, other: "Repository") -> None:
         """Publish another run's iteration 0 as this one's; its files are links if the disk can.
@@ -244,8 +241,8 @@ class Repository:
                 of = ema.write(folder, beside, before, average, names, prefix)
                 full["ema"] = {"decay": decay, "sha256": of}
                 said = {"iteration": iteration, "parent": parent, "ema": decay}
-                _write_manifest(folder / ema.FOLDER, said, of)
-            _write_manifest(folder, full, sha256)
+                manifests.write(folder / ema.FOLDER, said, of)
+            manifests.write(folder, full, sha256)
 
     @contextmanager
     def _new_iteration(self, iteration: int) -> Iterator[Path]:
@@ -269,33 +266,3 @@ def _beside(folder: Path) -> list[Path]:
     """Return the files of a base that the next one has, too: configuration and tokenizer."""
     own = (WEIGHTS, MANIFEST, STATE, CARD)
     return [file for file in folder.iterdir() if file.is_file() and file.name not in own]
-
-
-def _write_manifest(folder: Path, manifest: Mapping[str, Any], sha256: str) -> None:
-    full = {**manifest, "time": timestamp(), "sha256": sha256}
-    (folder / MANIFEST).write_text(json.dumps(full, indent=2) + "\n")
-
-
-def _is_manifest(read: Any, iteration: int) -> bool:
-    """Return whether what was read has all that following the lineage needs."""
-    if not isinstance(read, dict) or read.get("iteration") != iteration:
-        return False
-    contributors, parent = read.get("contributors", []), read.get("parent")
-    if not isinstance(contributors, list) or not all(
-        isinstance(row, dict) and {"name", "verdict"} <= row.keys() for row in contributors
-    ):
-        return False
-    if iteration == 0:
-        names = read.get("body")
-        return (
-            parent is None
-            and isinstance(read.get("prefix"), str)
-            and isinstance(names, list)
-            and all(isinstance(name, str) for name in names)
-        )
-    return isinstance(parent, int) and 0 <= parent < iteration  # so that the lineage ends
-
-
-def rejected(manifest: Mapping[str, Any]) -> bool:
-    """Return whether the gate rejected an iteration: its base is its parent's."""
-    return manifest.get("gate", {}).get("accepted") is False

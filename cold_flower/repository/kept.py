@@ -39,20 +39,20 @@ class Kept:
         for old in self.numbers()[:-keep]:
             shutil.rmtree(self.folder / f"{old:04d}")
 
-    def lend(self, iteration: int, inbox: Path) -> list[str]:
-        """Put what an iteration was fused of into the inbox of another run.
+    def lend(self, inbox: Path) -> list[str]:
+        """Put what iteration 1 was fused of into the inbox of another run with the same start.
 
         Not what came from this run's drop box.
 
         Returns:
-            The contributors' names; none where nothing of the iteration is kept.
+            The contributors' names; none where nothing of it is kept.
         """
-        if not (names := Store(self.folder, iteration).names()):
+        if not (names := Store(self.folder, 1).names()):
             return []
-        rows = self._repository.manifest(iteration)["contributors"]
+        rows = self._repository.manifest(1)["contributors"]
         dropped = {row["name"] for row in rows if FROM in row}
         names = [name for name in names if name not in dropped]
-        here, there = (folder / f"{iteration:04d}" for folder in (self.folder, inbox))
+        here, there = (folder / "0001" for folder in (self.folder, inbox))
         there.mkdir(parents=True, exist_ok=True)
         for name in names:
             link(here / f"{name}.safetensors", there)

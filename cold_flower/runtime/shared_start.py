@@ -73,7 +73,7 @@ def take_over(config: Config, source: Config) -> str:
         journal.append(SCORES, [row for row in rows if row["iteration"] == 0])
         said, names = "its start and the scores of that", list[str]()
         if _contributors_alike(config, source):
-            names = Kept(where).lend(1, run_dir / INCOMING)
+            names = Kept(where).lend(run_dir / INCOMING)
         if names:
             said += f", and the contributions to iteration 1 ({', '.join(names)}),"
         said += f" are those of {where.parent.name}/{where.name}"

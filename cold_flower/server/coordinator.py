@@ -31,7 +31,7 @@ from cold_flower.repository.journal import (
 )
 from cold_flower.repository.provenance import was_fused
 from cold_flower.repository.start import MODEL, check_start, described
-from cold_flower.server import turns
+from cold_flower.server import gating, turns
 from cold_flower.server.drops import FromDropbox
 from cold_flower.server.evaluation import Evaluation
 from cold_flower.server.participants import Contributors
@@ -43,9 +43,7 @@ from cold_flower.server.stock import memory_lost, proximal_mu
 from cold_flower.server.strategy import least, needed, screen, strategy
 from strategies import records
 from strategies.collecting import Collector
-from strategies.contributions import INCOMING, Start
-from strategies.fusion import fingerprint
-from strategies.gate import Gate
+from strategies.contributions import INCOMING
 from strategies.inbox import Inbox
 
 
@@ -68,8 +66,7 @@ class Coordinator:
         self._repository = Repository(run_dir)
         base = load_base(config.base_model)
         heads.check(base, config.finetune.head)
-        statistic, metrics = needed(config)
-        text_to_text.check_statistic(base, statistic)
+        text_to_text.check_statistic(base, needed(config)[0])
         if self._repository.recover() is None:
             self._publish_start(base)
         else:
@@ -105,34 +102,42 @@ class Coordinator:
         self._evaluation = Evaluation(
             grid, config, self._participants, self._journal, window=window
         )
-        collector = Collector(
-            grid,
-            run_dir / INCOMING,
-            self._participants,
-            first=self._first,
-            turns=turns.turns(config, len(self._participants.training), workers),
-            say=self._say_of_finetuning,
-            statistic=statistic,
-            needed=metrics,
-            more=self._more,
-            reference=(lambda: self._head) if config.transport == "shared-dir" else None,
-            bases=self._repository,
-            staleness=turns.staleness(config),
-            arrived=lambda one, number: arrivals.record(self._inbox.iteration, one, number),
-            starts=self._starts if self._participants.replayed else None,
-            drops=None if self._participants.replayed else self._drops,
-            older=config.staleness,
-        )
         self._inbox = Inbox(
-            collector,
+            self._collector(grid, arrivals, workers),
             quorum=config.quorum,
             least=least(config),
             keep_arrays=bool(config.fusion.strategy),
             screen=screen(config),
         )
-        self._gate = self._make_gate() if config.gate.protocol else None
+        self._gate = gating.gate(
+            config, self._participants, self._evaluation, self._repository, self._inbox
+        )
         self._publishing = Publishing(
             config, self._journal, self._repository, self._inbox, self._gate
+        )
+
+    def _collector(self, grid: Grid, arrivals: Arrivals, workers: int) -> Collector:
+        """Return what asks an iteration's cohort; ``workers``: of a simulation, else 0."""
+        config, participants, repository = self._config, self._participants, self._repository
+        statistic, metrics = needed(config)
+        replayed = participants.replayed
+        return Collector(
+            grid,
+            self._journal.run_dir / INCOMING,
+            participants,
+            first=self._first,
+            turns=turns.turns(config, len(participants.training), workers),
+            say=self._say_of_finetuning,
+            statistic=statistic,
+            needed=metrics,
+            more=self._more,
+            reference=(lambda: self._head) if config.transport == "shared-dir" else None,
+            bases=repository,
+            staleness=turns.staleness(config),
+            arrived=lambda one, number: arrivals.record(self._inbox.iteration, one, number),
+            starts=(lambda i: replayed.starts(i, repository.sha256)) if replayed else None,
+            drops=None if replayed else self._drops,
+            older=config.staleness,
         )
 
     def run(self) -> None:
@@ -259,12 +264,6 @@ class Coordinator:
         where = self._repository.path(iteration)
         self._say(f"iteration {iteration} published: {where}", published=iteration)
 
-    def _starts(self, iteration: int) -> dict[str, Start]:
-        """Return what the contributors of an iteration that is repeated began from."""
-        assert self._participants.replayed
-        sha256_of = self._repository.sha256
-        return self._participants.replayed.starts(iteration, sha256_of)
-
     def _compare(self, iteration: int) -> None:
         """Say where a base is not the one that is repeated."""
         replayed = self._participants.replayed
@@ -273,33 +272,6 @@ class Coordinator:
                 f"WARNING: base {iteration} is not the one of {self._config.replay}: another "
                 "machine, number of threads, version or setting"
             )
-
-    def _make_gate(self) -> Gate:
-        limits = self._config.gate
-        return Gate(
-            self._validate_candidate,
-            self._validate_base,
-            tolerance=limits.tolerance,
-            task_tolerance=limits.task_tolerance,
-            budget=limits.budget,
-            voters=lambda: len(self._participants.training),
-        )
-
-    def _validate_candidate(self, candidate: ArrayRecord) -> dict[str, float]:
-        sha256 = fingerprint(records.unpack(candidate))
-        return self._evaluation.validate(
-            self._inbox.iteration, sha256, lambda: candidate, "a candidate"
-        )
-
-    def _validate_base(self) -> dict[str, float]:
-        body = self._repository.body(self._head)
-        sha256 = self._repository.sha256(self._head)
-        return self._evaluation.validate(
-            self._inbox.iteration,
-            sha256,
-            lambda: records.pack(body.items()),
-            f"the current base {self._head}, to compare with",
-        )
 
     def _more(self) -> dict[str, dict[str, str]]:
         """Return what train messages ask for beside a contribution, by contributor."""

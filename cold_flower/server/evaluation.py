@@ -52,7 +52,8 @@ class Evaluation:
         self._window = window
         self._scores = Scores(config, participants, journal)
         self._reuses = applies(config)
-        self._left_out: list[str] = []
+        self.left_out: list[str] = []
+        """Whose contributions are to say the finetuned score of the last evaluated base."""
         self._base = ""  # fingerprint of the last evaluated one
 
     def due(self, iteration: int) -> bool:
@@ -81,11 +82,11 @@ class Evaluation:
         self._base = sha256
         model = Model(iteration, sha256, arrays)
         self._scores.copy(model)
-        due, self._left_out = self._scores.missing(iteration), self._to_come(iteration)
-        for name in self._left_out:
+        due, self.left_out = self._scores.missing(iteration), self._to_come(iteration)
+        for name in self.left_out:
             due[name].remove(REUSED)
         if due := {name: missing for name, missing in due.items() if missing}:
-            self._ask(model, due, f"evaluating {iteration}", **{LEFT_OUT: self._left_out})
+            self._ask(model, due, f"evaluating {iteration}", **{LEFT_OUT: self.left_out})
             self._tell(model)
         return bool(due)
 
@@ -100,7 +101,7 @@ class Evaluation:
         Raises:
             RunStopped: as `evaluate`.
         """
-        if sha256 == self._base and self._left_out:
+        if sha256 == self._base and self.left_out:
             return False
         model = Model(iteration, sha256, ArrayRecord(), prefix=EMA)
         self._scores.copy(model)
@@ -109,11 +110,6 @@ class Evaluation:
             self._ask(replace(model, arrays=arrays()), due, what)
             self._tell(model)
         return bool(due)
-
-    @property
-    def left_out(self) -> list[str]:
-        """Return whose contributions are to say the finetuned score of the last evaluated base."""
-        return self._left_out
 
     def _to_come(self, iteration: int) -> list[str]:
         # Whom the next iteration is to ask, of those whose score is due and not known. After a
@@ -160,10 +156,10 @@ class Evaluation:
                 self._journal.append(SCORES, rows)
         self._participants.refresh()  # who is gone since is not waited for again
         missing = self._scores.missing(iteration)
-        if due := {n: [REUSED] for n in self._left_out if REUSED in missing.get(n, ())}:
+        if due := {n: [REUSED] for n in self.left_out if REUSED in missing.get(n, ())}:
             what = f"evaluating {iteration}, what did not come with a contribution"
             self._ask(replace(model, arrays=arrays()), due, what)
-        self._left_out = []
+        self.left_out = []
         self._tell(model)
 
     def _tell(self, model: Model) -> None:
@@ -176,13 +172,13 @@ class Evaluation:
             if row["protocol"].startswith(EMA) == bool(model.prefix)
         ]
         says = ""
-        if self._left_out and not model.prefix:  # the mean of the others is not the base's
+        if self.left_out and not model.prefix:  # the mean of the others is not the base's
             rows = [row for row in rows if row["protocol"] != REUSED]
-            says = f"{REUSED} of {len(self._left_out)} tasks comes with the next contributions"
+            says = f"{REUSED} of {len(self.left_out)} tasks comes with the next contributions"
         scores = summary(rows, i)
         shown: dict[str, Any] = {"scores": scores} if scores else {}
         if not model.prefix:
-            shown[LEFT_OUT] = self._left_out
+            shown[LEFT_OUT] = self.left_out
         self._say(model, f"base {i}: {', '.join(filter(None, (scores, says)))}", **shown)
 
     def validate(

@@ -23,8 +23,9 @@ from cold_flower.models import configurations, vocabularies
 from cold_flower.models.adapter import Adapter, is_adapter
 from cold_flower.models.bodies import match
 from cold_flower.models.folder import ADAPTER, BESIDE, WEIGHTS, Folder
-from cold_flower.repository.bases import STATE, Repository, rejected
+from cold_flower.repository.bases import STATE, Repository
 from cold_flower.repository.dropbox import STATED
+from cold_flower.repository.manifests import fused
 from cold_flower.repository.provenance import MANIFEST, licence_of
 from strategies.fusion import Weights, fingerprint, is_finite
 
@@ -43,8 +44,6 @@ class Finetuned:
     """Whose base it was finetuned from."""
     base: str
     """Fingerprint of that base."""
-    age: int
-    """How many bases were published since."""
     how: str
     """How that base is known."""
 
@@ -107,7 +106,7 @@ def examine(
             f"{name} was finetuned from base {iteration}, which is {age} bases older than the last "
             f"one; at most {staleness} count (staleness)"
         )
-    found = Finetuned(path, changed, iteration, sha256, age, how)
+    found = Finetuned(path, changed, iteration, sha256, how)
     _check_new(name, found, repository)
     return found
 
@@ -137,15 +136,14 @@ def _matched(start: Folder, folder: Folder, whole: Sequence[str]) -> dict[str, s
 
 def _check_new(name: str, model: Finetuned, repository: Repository) -> None:
     """Check that no base of the lineage is made of these weights already."""
-    fused = {}
-    for iteration in repository.lineage():
-        manifest = repository.manifest(iteration)
-        for row in () if rejected(manifest) else manifest.get("contributors", []):
-            if row["verdict"] == "accepted":
-                fused[row["sha256"]] = f"iteration {iteration} as {row['name']}"
+    there = {
+        row["sha256"]: f"iteration {iteration} as {row['name']}"
+        for iteration in repository.lineage()
+        for row in fused(repository.manifest(iteration))
+    }
     sha256 = fingerprint(model.items(repository.body(model.iteration)))
-    if sha256 in fused:
-        raise ModelError(f"{name}: the same weights went into {fused[sha256]}: once is enough")
+    if sha256 in there:
+        raise ModelError(f"{name}: the same weights went into {there[sha256]}: once is enough")
 
 
 class _Bases:

@@ -5,7 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from cold_flower.config import Config
-from cold_flower.repository.bases import Repository, rejected
+from cold_flower.repository.bases import Repository
+from cold_flower.repository.manifests import fused
 from cold_flower.server.strategy import stages
 from strategies import records
 from strategies.contributions import Contribution
@@ -98,8 +99,5 @@ def accepted_norms(repository: Repository) -> dict[str, list[float]]:
 
 def add_norms(norms: dict[str, list[float]], manifest: Mapping[str, Any]) -> None:
     """Add what a further iteration of the lineage says to the norms that `accepted_norms` gives."""
-    if rejected(manifest):
-        return
-    for row in manifest.get("contributors", []):
-        if row["verdict"] == "accepted":
-            norms.setdefault(row["name"], []).append(row["diff-norm"])
+    for row in fused(manifest):
+        norms.setdefault(row["name"], []).append(row["diff-norm"])

@@ -5,9 +5,10 @@ import math
 from flwr.app import ArrayRecord
 
 from cold_flower.config import Config
-from cold_flower.repository.bases import Repository, rejected
+from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONTRIBUTIONS, Journal
 from cold_flower.repository.kept import Kept
+from cold_flower.repository.manifests import rejected
 from cold_flower.server.manifest import accepted_norms, add_norms, contribution_rows, describe
 from strategies import records
 from strategies.diagnostics import drift

@@ -21,9 +21,9 @@ from cold_flower.errors import ConfigError
 from cold_flower.keys import checked
 from strategies import records
 from strategies.errors import FusionError, Refused
+from strategies.form import finite
 from strategies.fusion import check_option
 from strategies.names import import_attribute, unknown
-from strategies.screening import finite
 
 # What Flower's strategies take and is decided here: cohorts, evaluation, the records' names.
 _OURS: dict[str, Any] = {

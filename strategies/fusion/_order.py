@@ -55,12 +55,12 @@ def find(counts: Tensor, k: int) -> tuple[int, int]:
     return value, k - int(at_least[place] - counts[value])
 
 
-def next_to(value: float, towards: float) -> float:
-    """Return the neighbouring float32 number.
+def just_below(value: float) -> float:
+    """Return the neighbouring float32 number towards 0.
 
-    ``torch.hardshrink(d, next_to(least, 0))`` keeps magnitudes of ``least`` or more.
+    ``torch.hardshrink(d, just_below(least))`` keeps magnitudes of ``least`` or more.
     """
-    return float(torch.nextafter(torch.tensor(value), torch.tensor(towards)))
+    return float(torch.nextafter(torch.tensor(value), torch.tensor(0.0)))
 
 
 def sort(block: Tensor) -> list[Tensor]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from strategies.errors import FusionError
 from strategies.fusion._deltas import deltas, fuse, learned, total
 from strategies.fusion._options import Range, needs, share
-from strategies.fusion._order import magnitude, next_to
+from strategies.fusion._order import just_below, magnitude
 from strategies.fusion._weights import Weights
 
 
@@ -57,7 +57,7 @@ def breadcrumbs(
         kept, cut = max(1, share(density, count)), share(gamma, count)
         return [
             (
-                next_to(magnitude(delta, {key: count}, min(count, cut + kept)), 0.0),
+                just_below(magnitude(delta, {key: count}, min(count, cut + kept))),
                 magnitude(delta, {key: count}, cut + 1),
             )
             for delta in moved

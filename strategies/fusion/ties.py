@@ -25,7 +25,7 @@ from torch import Tensor
 
 from strategies.fusion._deltas import Delta, cores, deltas, fuse, learned, total
 from strategies.fusion._options import Range, share
-from strategies.fusion._order import magnitude, next_to
+from strategies.fusion._order import just_below, magnitude
 from strategies.fusion._weights import Weights
 
 
@@ -51,7 +51,7 @@ def merge(
     if density < 1:
         with cores() as each:
             least = list(each(lambda delta: magnitude(delta, counts, kept), given))
-    below = [next_to(bound, 0.0) for bound in least]
+    below = [just_below(bound) for bound in least]
 
     def agreed(_: str, block: Tensor) -> Tensor:
         rows = [torch.hardshrink(row, bound) for row, bound in zip(block, below, strict=True)]
