@@ -42,7 +42,7 @@ def seen(monkeypatch) -> Seen:
     def finetune(model, train, dev, *, options, metric, seed):
         found.models.append(model.classifier.dense.weight.detach().clone())
         found.finetuned.append((train, dev, options, seed))
-        return Outcome(0.5, 0.5, 0.5, 0.5, "epochs", False, 1, len(train), 0.1)
+        return Outcome(0.5, 0.5, 0.5, 0.5, "epochs", False, 1, len(train))
 
     def score(model, data, *_):
         found.scored.append(data)
