@@ -13,7 +13,8 @@ from cold_flower.errors import ConfigError, RunError
 from cold_flower.repository.arrivals import ARRIVALS, Arrivals, Replayed
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import Journal
-from cold_flower.runtime import experiments, preview
+from cold_flower.runtime import cost as counted
+from cold_flower.runtime import experiments
 from cold_flower.server import turns
 from strategies import records
 from strategies.cold_fusion import ColDFusion
@@ -412,5 +413,5 @@ def test_its_cost_is_counted(tmp_path) -> None:
     keys = {**ASYNCHRONOUS, "iterations": 3, "buffer": 2, "run-dir": str(tmp_path)}
     config = Config.from_flat(keys)
     checked = experiments.check(config)
-    left = preview.ahead(config, checked)
-    assert preview.cost(config, checked, left, 100).contributions == 6
+    left = counted.ahead(config, checked)
+    assert counted.cost(config, checked, left, 100).contributions == 6

@@ -15,7 +15,8 @@ from cold_flower.models.base import load_base
 from cold_flower.models.body import body_of
 from cold_flower.models.starting import starting_model
 from cold_flower.repository.bases import Repository
-from cold_flower.runtime import baselines, experiments, preview
+from cold_flower.runtime import baselines, experiments
+from cold_flower.runtime import cost as counted
 from strategies.fusion import fingerprint
 from tests.test_encode import some
 
@@ -200,7 +201,7 @@ def test_a_dry_run_counts_what_is_trained_in_one_place(cohort) -> None:
     keys = {"suite": "demo", "base-model": "demo", "baseline": "multitask", "iterations": 1}
     config = Config.from_flat({**keys, "contributors-per-iteration": cohort})
     checked = experiments.check(config)
-    one = preview.cost(config, checked, preview.ahead(config, checked), parameters=100)
+    one = counted.cost(config, checked, counted.ahead(config, checked), parameters=100)
     examples = sum(checked.train[name] for name in checked.plan.seen)
     assert (one.contributions, one.trained) == (0, config.finetune.max_epochs * examples)
     assert one.messages == 400 * one.evaluations

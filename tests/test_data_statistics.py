@@ -19,6 +19,7 @@ from cold_flower.errors import ConfigError, LimitError, SiteError
 from cold_flower.models.classifier import classifier
 from cold_flower.models.starting import starting_model
 from cold_flower.repository.bases import Repository
+from cold_flower.runtime import cost as counted
 from cold_flower.runtime import preview, resources
 from cold_flower.runtime.experiments import Checked, configure
 from cold_flower.server.strategy import needed
@@ -165,7 +166,7 @@ def test_a_dry_run_says_what_a_statistic_costs(tiny) -> None:
     for rule in ("average", "fisher", "regmean"):
         one = Config.from_flat({**config.flat(), "fusion.rule": rule})
         size = resources.statistic(tiny, needed(one)[0])
-        said[rule] = preview.cost(one, checked, preview.ahead(one, checked), 10, size)
+        said[rule] = counted.cost(one, checked, counted.ahead(one, checked), 10, size)
     plain, fisher, grams = said.values()
     assert (plain.statistic, plain.looked_at) == (0, 0)
     assert fisher.statistic == 4 * resources.parameters(tiny)

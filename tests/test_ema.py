@@ -10,7 +10,8 @@ from cold_flower.config import Config
 from cold_flower.errors import ConfigError
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import PROGRESS, SCORES, load_config
-from cold_flower.runtime import experiments, preview
+from cold_flower.runtime import cost as counted
+from cold_flower.runtime import experiments
 from strategies.fusion import Weights, fingerprint
 from tests.test_evaluation import ARRAYS, Fixture
 from tests.test_repository import BODY, moved, repository  # noqa: F401 - a fixture
@@ -153,10 +154,10 @@ def test_where_it_makes_no_sense_it_is_refused(keys, said) -> None:
 
 
 def test_it_goes_with_a_stock_strategy_and_is_counted(tmp_path) -> None:
-    def cost(**changed) -> preview.Cost:
+    def cost(**changed) -> counted.Cost:
         config = Config.from_flat(KEYS | {"run-dir": str(tmp_path)} | changed)
         checked = experiments.check(config)
-        return preview.cost(config, checked, preview.ahead(config, checked), 100)
+        return counted.cost(config, checked, counted.ahead(config, checked), 100)
 
     stock = {"fusion.strategy": "flwr.serverapp.strategy:FedAvg"}
     with_it = cost(**stock)

@@ -19,6 +19,7 @@ from cold_flower.models.base import load_base
 from cold_flower.models.classifier import classifier
 from cold_flower.models.heads import head_of
 from cold_flower.models.starting import starting_model
+from cold_flower.runtime import cost as counted
 from cold_flower.runtime import experiments, preview
 from cold_flower.runtime.tune import tune
 from cold_flower.seeds import derive
@@ -289,7 +290,7 @@ def test_a_dry_run_counts_the_forward_passes() -> None:
     )
     for head, forward in (("probe", 420), ("fresh", 0)):
         one = Config.from_flat({**config.flat(), "finetune.head": head})
-        cost = preview.cost(one, checked, preview.Ahead(range(1, 4)), 10)
+        cost = counted.cost(one, checked, counted.Ahead(range(1, 4)), 10)
         assert (cost.trained, cost.probed) == (420, forward)
         (row,) = [*preview._costs(cost, checked, 1, 1.0).columns[2].cells][:1]
         assert row == "420 training examples, repeats counted" + (

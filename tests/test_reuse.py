@@ -15,7 +15,8 @@ from cold_flower.reporting import runs
 from cold_flower.reporting.statistics import pick
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, PROGRESS, RESULT, SCORES, load_config
-from cold_flower.runtime import experiments, preview
+from cold_flower.runtime import cost as counted
+from cold_flower.runtime import experiments
 from cold_flower.server import reuse
 from cold_flower.training.scoring import DivergedError
 from strategies import records
@@ -213,7 +214,7 @@ def test_the_cost_is_that_of_fewer_finetunings(tmp_path) -> None:
         settings = {**KEYS, "evaluate.reuse": reused, "run-dir": str(tmp_path / "none")}
         config = experiments.configure("demo", settings)
         checked = experiments.check(config)
-        costs.append(preview.cost(config, checked, preview.ahead(config, checked), 1000))
+        costs.append(counted.cost(config, checked, counted.ahead(config, checked), 1000))
     plain, fewer = costs
     assert plain.evaluations - fewer.evaluations == 4  # two of base 0, two of base 1
     epochs = config.finetune.max_epochs

@@ -23,10 +23,11 @@ from cold_flower.repository.journal import CONFIG, Journal, check_new, check_sam
 from cold_flower.repository.start import check_start
 from cold_flower.runtime import cluster, experiments, resources
 from cold_flower.runtime.alone import alone
+from cold_flower.runtime.cost import Cost, ahead, cost
 from cold_flower.runtime.experiments import Checked
 from cold_flower.runtime.flower import completed
 from cold_flower.runtime.machine import this_machine
-from cold_flower.runtime.preview import Cost, ahead, cost, overview, preview
+from cold_flower.runtime.preview import overview, preview
 from cold_flower.runtime.processes import Stopped, stoppable
 from cold_flower.runtime.simulate import simulate
 from cold_flower.runtime.sweep import Cell
