@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.results import FOLDER, versions
-from cold_flower.config import Config
+from cold_flower.config import OF_A_RUN, Config
 from cold_flower.identity import code_sha256
 from cold_flower.reporting.conditions import Condition
 from cold_flower.reporting.runs import RunDirectory, find
@@ -27,7 +27,6 @@ from cold_flower.repository.journal import CONFIG, values
 from cold_flower.runtime.flower import completed
 
 SCIENCE = FOLDER / "science"
-_NOT_KEPT = ("run-dir", "resume", "log", "explicit", "recipe")
 _PATHS = ("suite", "base-model")  # by their last part alone
 _OF_A_SCORE = ("iteration", "task", "protocol", "group", "metric", "n_test")
 
@@ -99,7 +98,7 @@ def _inside(folders: Iterable[Path]) -> Iterator[Path]:
 
 def _run(run: RunDirectory) -> dict[str, Any]:
     defaults = Config().flat()
-    config = {k: v for k, v in run.config.items() if v != defaults[k] and k not in _NOT_KEPT}
+    config = {k: v for k, v in run.config.items() if v != defaults[k] and k not in OF_A_RUN}
     config |= {key: Path(config[key]).name for key in _PATHS if key in config}
     seconds = run.progress.seconds
     return {

@@ -411,6 +411,16 @@ class Config:
             ) from error
 
 
+OF_A_RUN = ("run-dir", "resume", "log", "explicit", "recipe")
+"""Keys that say where a run lies and how it was begun, not what it is."""
+NO_BEARING = (
+    *OF_A_RUN,
+    *("transport", "keep-iterations", "keep-contributions", "wait.nodes", "wait.replies"),
+    *("evaluate.every", "evaluate.reuse"),
+)
+"""And those that change no score: only which there are, what is kept, or how it travels."""
+
+
 def split(text: str) -> list[str]:
     """Split a comma-separated value."""
     return [part.strip() for part in text.split(",") if part.strip()]

@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from cold_flower.config import Config
+from cold_flower.config import OF_A_RUN, Config
 from cold_flower.data.suite import load_suite
 from cold_flower.data.task import Task
 from cold_flower.errors import TaskError
@@ -30,7 +30,7 @@ from cold_flower.repository.provenance import TAG, licence_of
 PAPER = "https://arxiv.org/abs/2212.01378"
 # Where a run lies and how it went on: no part of its recipe.
 _NOT_OF_THE_RECIPE = (
-    *("experiment", "run-dir", "resume", "log", "explicit", "recipe", "suite", "base-model"),
+    *(*OF_A_RUN, "experiment", "suite", "base-model"),
     *("sites.allow", "sites.minimum", "keep-iterations", "keep-contributions", "iterations"),
 )
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower import toml
-from cold_flower.config import Config, describe
+from cold_flower.config import OF_A_RUN, Config, describe
 from cold_flower.data.plan import resolve
 from cold_flower.errors import ConfigError
 
 TIME = "# Time: "
 # Where and how often it runs, not what.
-_INCIDENTAL = ("experiment", "seed", "run-dir", "resume", "recipe", "explicit", "log")
+_INCIDENTAL = (*OF_A_RUN, "experiment", "seed")
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,14 @@ from itertools import chain
 from pathlib import PurePath
 from typing import Any
 
+from cold_flower.config import NO_BEARING
 from cold_flower.data.suite import load_suite
 from cold_flower.reporting.runs import RunDirectory
 from cold_flower.reporting.statistics import Row
 from cold_flower.repository.journal import facts_of
 
 # What does not bear on a score: two runs that differ in nothing else are one condition.
-_BESIDE = (
-    *("seed", "run-dir", "resume", "log", "recipe", "explicit", "transport", "keep-iterations"),
-    "keep-contributions",
-    *("wait.nodes", "wait.replies", "finetune.micro-batch-size"),
-    *("evaluate.every", "evaluate.protocols", "evaluate.reuse"),
-)
+_BESIDE = (*NO_BEARING, "seed", "finetune.micro-batch-size", "evaluate.protocols")
 _PATHS = ("base-model", "suite")
 
 

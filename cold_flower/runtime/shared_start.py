@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from cold_flower.config import ASYNCHRONOUS, Config
+from cold_flower.config import ASYNCHRONOUS, NO_BEARING, Config
 from cold_flower.data.facts import facts
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONFIG, RESUMED, SCORES, TAKEN_OVER, Journal
@@ -22,11 +22,8 @@ from strategies.contributions import INCOMING
 
 # What bears on a run only after its start was scored, or on no score at all.
 _LATER = (
-    *("experiment", "run-dir", "resume", "log", "explicit", "recipe", "keep-iterations"),
-    "keep-contributions",
-    *("iterations", "contributors-per-iteration", "schedule", "quorum", "transport"),
+    *(*NO_BEARING, "experiment", "iterations", "contributors-per-iteration", "schedule", "quorum"),
     *("baseline", "sampling", "loss-scaling", "finetune.head", "finetune.proximal-mu"),
-    *("evaluate.every", "evaluate.reuse", "wait.nodes", "wait.replies"),
 )
 _LATER_ROOMS = ("fusion.", "screen.", "gate.")
 # What of these bears on the contributions to iteration 1; beside it what the rule asks for.
