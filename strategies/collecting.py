@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from strategies import exchange, records
 from strategies.asking import Asking
 from strategies.contributions import FROM, Contribution, Start, Store
+from strategies.errors import StrategyError
 from strategies.exchange import Letter, Post
 from strategies.fusion import Template
 from strategies.participants import Drops, Participants
@@ -156,6 +157,11 @@ class Collector:
         addressed = {}
         for name, message in given.items():
             start = starts.get(name, usual)
+            if start.base not in self.recent:
+                raise StrategyError(
+                    f"iteration {self.iteration}: {name} is to begin from a base that is more than "
+                    f"{self._older} older than the last one: a higher staleness allows it"
+                )
             number = self.recent[start.base][1]
             if start.base != base and start.base not in packed and not self._asking.by_reference:
                 assert self.bases
@@ -176,7 +182,12 @@ class Collector:
                 self.store.quarantine(name)
             elif name not in asked:
                 away.append(name)
-        kept = (self.store.find(name, self.recent) for name in (*asked, *away))
+        # A rollback that was undone leaves files of the same number, but of the other base.
+        allowed = [base for base, (age, _) in self.recent.items() if age <= self._staleness]
+        kept = (
+            self.store.find(name, self.recent if name in dropped else allowed)
+            for name in (*asked, *away)
+        )
         return {one.name: self._arrived(one) for one in kept if one}
 
     def _arrived(self, one: Contribution) -> Contribution:

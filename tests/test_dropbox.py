@@ -629,6 +629,29 @@ def test_what_was_taken_before_a_stop_is_taken_again(tmp_path, repository, finet
     assert FromDropbox(config, tmp_path / "run", lambda: (), ("ann",), print).names(2) == []
 
 
+@pytest.mark.usefixtures("in_process")
+def test_a_second_one_of_the_name_waits_while_the_first_is_refused(
+    tmp_path, repository, finetuned, monkeypatch
+) -> None:
+    monkeypatch.setattr("cold_flower.server.drops.LOOK", 0)
+    monkeypatch.setattr("cold_flower.repository.dropbox.SETTLED", 0)
+    config = Config.from_flat({"run-dir": str(tmp_path / "run")})
+    box = Dropbox(tmp_path / "run" / "dropbox")
+    model = files(finetuned(repository, 1))
+    box.put("ann", model, Stated(base="f" * 64))
+    box.take("ann", 2)
+    box.put("ann", model, Stated())
+    drops = FromDropbox(config, tmp_path / "run", lambda: (), (), print)
+    store = Store(tmp_path / "run" / "incoming", 2)
+    store.open()
+    form = repository.body(1).template()
+    assert drops.next(2, {}, form, store) is None
+    assert (box.folder / "refused" / "ann").is_dir()
+    one = drops.next(2, {}, form, store)
+    assert one
+    assert one.name == "ann"
+
+
 def test_keys_about_a_drop_box(tmp_path) -> None:
     with pytest.raises(ConfigError, match="dropbox = /nowhere: there is no such folder"):
         experiments.check_keys(Config.from_flat({"suite": "demo", "dropbox": "/nowhere"}))

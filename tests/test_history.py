@@ -8,7 +8,7 @@ from cold_flower.commands import history
 from cold_flower.config import Config
 from cold_flower.errors import RunError
 from cold_flower.repository.bases import Repository
-from cold_flower.repository.journal import SCORES, Journal
+from cold_flower.repository.journal import LEFT, SCORES, Journal
 from strategies.fusion import Weights
 from tests.conftest import held
 from tests.test_repository import BODY, moved, save
@@ -35,6 +35,14 @@ def run(tmp_path):
 
 def drawn(folder) -> list[str]:
     return [re.sub(r"  \d{4}-\S+", "", line) for line in history.log(folder)]
+
+
+def test_a_rollback_to_what_somebody_gave_who_left_says_so(run) -> None:
+    assert "WARNING" not in history.rollback(run, 1)
+    Journal(run).append(LEFT, [{"contributor": "a"}, {"contributor": "b"}])
+    said = history.rollback(run, 1)
+    assert f"WARNING: base 1 holds what a gave before leaving: cold-flower leave {run} a" in said
+    assert "WARNING" not in history.rollback(run, 0)
 
 
 def test_the_log(run) -> None:

@@ -23,7 +23,7 @@ from strategies.cold_fusion import ColDFusion
 from strategies.collecting import Collector
 from strategies.contributions import Contribution, Start, Store
 from strategies.diagnostics import diagnose
-from strategies.errors import DeadActorError, FusionError, QuorumError, Refused
+from strategies.errors import DeadActorError, FusionError, QuorumError, Refused, StrategyError
 from strategies.fusion import Weights, fingerprint, load, read_metadata
 from strategies.gate import Gate
 from strategies.inbox import Inbox
@@ -292,6 +292,43 @@ def test_a_file_of_another_base_is_not_taken(tmp_path) -> None:
     other = records.pack((k, t + 1) for k, t in BASE.items())
     strategy.start(second, other, num_rounds=1, timeout=1)
     assert len(grid.sent) == 3
+
+
+def test_what_an_undone_rollback_left_behind_is_not_taken_as_an_old_one(tmp_path) -> None:
+    """Files of this number, but of the base before; with staleness they count as what they are."""
+    newer = {key: t + 1 for key, t in BASE.items()}
+    both = [(1, fingerprint(newer.items())), (0, fingerprint(BASE.items()))]
+
+    class Bases:
+        def recent(self, most):
+            return both[:most]
+
+        def body(self, number):
+            return Weights(BASE if number == 0 else newer)
+
+    for staleness, asked in ((0, 3), (1, 0)):
+        _, first = make(tmp_path / str(staleness))
+        start(first)
+        options = {"bases": Bases(), "older": 3, "staleness": staleness}
+        grid, second = make(tmp_path / str(staleness), **options)
+        strategy = ColDFusion(load("average"), inbox=second)
+        strategy.start(second, records.pack(newer.items()), num_rounds=1, timeout=1)
+        assert len(grid.sent) == asked
+
+
+def test_who_is_to_begin_from_too_old_a_base_is_named(tmp_path) -> None:
+    def starts(iteration):
+        return {"bob": Start(iteration, "gone")}
+
+    class Bases:
+        def recent(self, most):
+            return [(0, fingerprint(BASE.items()))]
+
+    _, inbox = make(tmp_path, starts=starts, bases=Bases())
+    with pytest.raises(
+        StrategyError, match="bob is to begin from a base that is more than 0 older"
+    ):
+        start(inbox)
 
 
 def test_a_dead_worker_is_fatal(tmp_path) -> None:

@@ -39,12 +39,12 @@ def given(iteration: int, base: dict) -> dict[str, dict]:
     return found
 
 
-def publish(run_dir, config: Config, iteration: int, bodies: dict[str, dict], gate=None) -> None:
-    """What a round does: bodies into the inbox, fused, published, kept."""
+def publish(run_dir, config, iteration: int, bodies: dict[str, dict], gate=None, begun=None):
+    """What a round does: bodies into the inbox, fused, published, kept; ``begun``: their base."""
     replay, store = Replay(config, run_dir), Store(run_dir / INCOMING, iteration)
     repository = replay.repository
     parent = repository.latest()
-    sha256 = repository.manifest(parent)["sha256"]
+    sha256 = repository.sha256(parent if begun is None else begun)
     store.open()
     ones = [
         store.put(
@@ -267,6 +267,46 @@ def test_bases_that_were_deleted_cannot_be_replayed_from(tmp_path) -> None:
     said = leave(run, "music")
     assert "iteration 2 cannot be replayed: iteration 1 has no weights any more" in said[1]
     assert Repository(run).latest() == 3
+
+
+def test_bases_that_old_contributions_began_from_are_asked_for_before_anything_moves(
+    tmp_path,
+) -> None:
+    run, config = tmp_path / "run", config_of()
+    grown(run, config, 2)
+    publish(run, config, 3, given(3, body(run, 1)), begun=1)
+    publish(run, config, 4, given(4, body(run)))
+    repository = Repository(run)
+    (repository.path(1) / "model.safetensors").unlink()
+    (run / "contributions" / "0001" / "music.safetensors").unlink()
+    for number in (1, 2):  # so that music is in 3 and 4 alone
+        path = repository.path(number) / "manifest.json"
+        path.write_text(path.read_text().replace('"music"', '"lizzy"'))
+    said = leave(run, "music")
+    assert "iteration 3 cannot be replayed: iteration 1 has no weights any more" in said[1]
+    assert repository.latest() == 4
+
+
+def test_who_comes_back_by_a_rollback_can_leave_again(tmp_path) -> None:
+    run = tmp_path / "run"
+    grown(run, config_of())
+    leave(run, "music")
+    assert Repository(run).lineage() == [0, 4, 5, 6]
+    assert "holds what music gave before leaving" in history.rollback(run, 3)
+    leave(run, "music")
+    assert Repository(run).lineage() == [0, 7, 8, 9]
+    for number in (7, 8, 9):
+        assert Repository(run).sha256(number) == Repository(run).sha256(number - 3)
+    with pytest.raises(RunError, match="music left .* already"):
+        leave(run, "music")
+
+
+def test_of_a_baseline_it_is_said_that_its_bases_hold_the_data(tmp_path) -> None:
+    run = tmp_path / "run"
+    start(run, config_of(baseline="multitask", iterations=1))
+    Repository(run).publish(1, 0, Weights(BODY), {"rule": "multitask"})
+    said = leave(run, "music")[1]
+    assert said == "the bases after the start were trained on its data, too: nothing is replayed"
 
 
 def test_who_took_part_in_nothing_is_only_refused(tmp_path) -> None:

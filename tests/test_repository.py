@@ -167,6 +167,33 @@ def test_old_iterations_keep_their_manifest(repository) -> None:
     assert repository.latest() == 4
 
 
+def test_after_a_rollback_the_lineage_stays_whole_too(repository) -> None:
+    """Of the newest numbers some may be left behind, and some be what the gate rejected."""
+    grown(repository, 4)
+    repository.rollback(3)
+    rejected = {"gate": {"accepted": False, "reason": "worse"}}
+    repository.publish(5, 3, Weights(moved(3)), rejected)
+    repository.publish(6, 5, Weights(moved(6)), {})
+    assert repository.newest(2) == [6, 3]
+    repository.prune(2)
+    have_weights = [i for i in range(7) if (repository.path(i) / "model.safetensors").exists()]
+    assert have_weights == [0, 3, 5, 6]
+
+
+def test_what_is_cut_off_while_it_is_deleted_is_not_taken_for_whole(
+    repository, monkeypatch
+) -> None:
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    grown(repository, 2)
+    monkeypatch.setattr("cold_flower.repository.bases.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        repository.prune(1)
+    with pytest.raises(RunError, match="iteration 1 has no weights any more"):
+        repository.rollback(1)
+
+
 def test_the_manifest_is_json(repository) -> None:
     text = (repository.path(0) / "manifest.json").read_text()
     assert json.loads(text)["note"] == "start"

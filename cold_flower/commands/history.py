@@ -9,7 +9,7 @@ from cold_flower.reporting.runs import every_score
 from cold_flower.reporting.tables import step_length, summary
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import Journal, load_config
-from cold_flower.repository.manifests import rejected
+from cold_flower.repository.manifests import fused, rejected
 
 
 def log(run_dir: Path) -> Iterator[str]:
@@ -62,7 +62,16 @@ def rollback(run_dir: Path, iteration: int) -> str:
         repository.recover()
         before = repository.latest()
         repository.rollback(iteration)
-    return how_to_go_on(run_dir, repository, before or 0, config["iterations"])
+        left = Journal(run_dir).left()
+        there = (fused(repository.manifest(i)) for i in repository.lineage())
+        held = sorted({*left} & {row["name"] for rows in there for row in rows})
+    said = how_to_go_on(run_dir, repository, before or 0, config["iterations"])
+    if held:
+        said += (
+            f"\nWARNING: base {iteration} holds what {', '.join(held)} gave before leaving: "
+            f"cold-flower leave {shlex.quote(str(run_dir))} {held[0]} makes it again without"
+        )
+    return said
 
 
 def how_to_go_on(run_dir: Path, repository: Repository, before: int, iterations: int) -> str:

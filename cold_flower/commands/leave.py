@@ -51,12 +51,15 @@ def _leave(run_dir: Path, name: str) -> Iterator[str]:
             raise RunError(unknown(f"contributor of {run_dir}", name, sorted(names)))
         rows = [row for row in journal.rows(LEFT) if row["contributor"] == name]
         gone = {*journal.left(), name}
-        if rows:
-            row = rows[0]
+        first, chain = _took_part(repository, name)
+        # Again, where a rollback brought back what it gave, or what stood in the way may be gone.
+        if rows and not (chain and _ended(repository, rows[-1])):
+            row = rows[-1]
             remaining = _remaining(run_dir, repository, row)
         else:
-            first, chain = _took_part(repository, name)
             reasons = list(_obstacles(config, run_dir, chain, gone)) if chain else []
+            if rows and reasons:
+                raise RunError(f"{_already(run_dir, rows[-1])}; still {reasons[0]}")
             onto = repository.manifest(first)["parent"] if chain and not reasons else None
             remaining = [i for i in chain if {*accepted(repository, i)} - gone]
             row = {
@@ -64,12 +67,15 @@ def _leave(run_dir: Path, name: str) -> Iterator[str]:
                 "head": repository.latest(),
                 "onto": onto,
                 "replays": remaining if onto is not None else [],
+                "newest": repository.numbers()[-1],
                 "time": timestamp(),
             }
             journal.append(LEFT, [row])
             yield f"{name} left {run_dir}: it is refused from now on, and its task is not scored"
             yield from reasons
-            if not chain:
+            if config.baseline and repository.latest():
+                yield "the bases after the start were trained on its data, too: nothing is replayed"
+            elif not chain:
                 yield "it took part in no iteration of the lineage: there is nothing to replay"
             elif reasons:
                 yield (
@@ -145,6 +151,7 @@ def _obstacles(config: Config, run_dir: Path, chain: list[int], gone: set[str]) 
             others = [one for one in kept.contributions(iteration) if one.name not in gone]
             for base in (onto, kept.made_from(iteration)):
                 repository.with_weights(base)
+            kept.onto(onto, others)  # an old contribution may have begun from a base before these
         except RunError as error:
             yield f"iteration {iteration} cannot be replayed: {error}"
             continue
@@ -162,22 +169,37 @@ def _too_few(config: Config, gone: set[str]) -> Iterator[str]:
         yield f"WARNING: this run cannot go on: {staying} contributors stay, of {needed} (quorum)"
 
 
+def _made(repository: Repository, row: dict[str, Any]) -> dict[int, int]:
+    """Return by which iterations those that somebody's leaving asks for were replayed."""
+    return {
+        replay["of"]: number
+        for number in repository.numbers()
+        if number > row["newest"]
+        and (replay := repository.manifest(number).get("replay"))
+        and replay["without"] == row["contributor"]
+    }
+
+
+def _ended(repository: Repository, row: dict[str, Any]) -> bool:
+    """Return whether nothing more follows from somebody's leaving."""
+    return row["onto"] is None or _made(repository, row).keys() >= {*row["replays"]}
+
+
+def _already(run_dir: Path, row: dict[str, Any]) -> str:
+    return f"{row['contributor']} left {run_dir} already ({row['time']}): it is refused since"
+
+
 def _remaining(run_dir: Path, repository: Repository, row: dict[str, Any]) -> list[int]:
     """Return what is still to be replayed for somebody who left before.
 
     Raises:
         RunError: nothing is; or the run went on meanwhile.
     """
-    name, replays = row["contributor"], row["replays"]
-    made = {
-        replay["of"]: number
-        for number in repository.numbers()
-        if (replay := repository.manifest(number).get("replay")) and replay["without"] == name
-    }
+    name, replays, made = row["contributor"], row["replays"], _made(repository, row)
     latest, remaining = repository.latest(), [i for i in replays if i not in made]
     begun = latest != row["head"]
     if row["onto"] is None or (begun and not remaining):
-        raise RunError(f"{name} left {run_dir} already ({row['time']}): it is refused since")
+        raise RunError(_already(run_dir, row))
     if begun and latest != max(made.values(), default=row["onto"]):
         raise RunError(
             f"{name} left {run_dir} already; its replay was stopped before iteration "

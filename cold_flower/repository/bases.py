@@ -70,6 +70,17 @@ class Repository:
             iteration = manifest["parent"]
         return found
 
+    def newest(self, count: int) -> list[int]:
+        """Return the newest iterations of the lineage that made a base, at most so many."""
+        found: list[int] = []
+        iteration = self.latest()
+        while iteration is not None and len(found) < count:
+            manifest = self.manifest(iteration)
+            if not rejected(manifest):
+                found.append(iteration)
+            iteration = manifest["parent"]
+        return found
+
     def abandoned(self) -> list[int]:
         """Return the iterations that rollbacks left behind."""
         return sorted({*self.numbers()} - {*self.lineage()})
@@ -100,10 +111,13 @@ class Repository:
     def prune(self, keep: int, also: Iterable[int] = ()) -> None:
         """Delete all but the manifest of old iterations.
 
-        The newest ``keep`` iterations stay whole, and so do the start, the head and ``also``.
+        The newest ``keep`` iterations stay whole, and so do the start, the head, the newest of the
+        lineage, as many, and ``also``.
         """
-        kept = {0, self.latest(), *also, *self.numbers()[-keep:]}
+        kept = {0, self.latest(), *also, *self.numbers()[-keep:], *self.newest(keep)}
         for number in set(self.numbers()) - kept:
+            # First: without weights nobody takes it for whole, should this be cut off.
+            (self.path(number) / WEIGHTS).unlink(missing_ok=True)
             shutil.rmtree(self.path(number) / ema.FOLDER, ignore_errors=True)
             for file in self.path(number).iterdir():
                 if file.name != MANIFEST:

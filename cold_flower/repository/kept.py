@@ -30,13 +30,16 @@ class Kept:
         self._repository = Repository(run_dir)
 
     def take(self, iteration: int, keep: int) -> None:
-        """Move what an iteration was fused of out of the inbox; keep the newest ``keep`` of all.
+        """Move what an iteration was fused of out of the inbox.
 
-        It may be called again, for what a crash cut off.
+        What the newest ``keep`` iterations were fused of stays, and the newest of the lineage. It
+        may be called again, for what a crash cut off.
         """
         names = accepted(self._repository, iteration)
         Store(self._run_dir / INCOMING, iteration).hand_over(names, self.folder)
-        for old in self.numbers()[:-keep]:
+        there = self.numbers()
+        stay = {*there[-keep:], *map(self.origin, self._repository.newest(keep))}
+        for old in (number for number in there if number not in stay):
             shutil.rmtree(self.folder / f"{old:04d}")
 
     def lend(self, inbox: Path) -> list[str]:

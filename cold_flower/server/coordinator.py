@@ -151,7 +151,11 @@ class Coordinator:
             train[records.EXPLICIT] = config.explicit
         if mu := proximal_mu(config):
             train[records.PROXIMAL_MU] = mu
-        if abandoned := self._repository.abandoned():
+        # Where nobody trained, a head of that number is of what a replay took the place of.
+        replays = [
+            i for i in self._repository.lineage() if "replay" in self._repository.manifest(i)
+        ]
+        if abandoned := sorted({*self._repository.abandoned(), *replays}):
             train["abandoned"] = abandoned
         self._say(self._introduction(), iterations=config.iterations)
         if self._drops.there or not self._participants.training:

@@ -83,7 +83,7 @@ class FromDropbox(Drops):
         waiting, others = self.box.waiting()
         for name in others:
             self._tell(f"drop box: {name} is no folder with a contributor's name: left where it is")
-        for name in (*taken, *waiting):
+        for name in dict.fromkeys((*taken, *waiting)):
             if name in here:  # a second one of this name waits for the next iteration
                 continue
             if name not in taken and not self.box.whole(name):
