@@ -106,4 +106,7 @@ def built(kind: type[T], values: Mapping[str, Scalar]) -> T:
         groups.setdefault(group, {})[key] = value
     made: Any = kind()
     own = groups.pop("")
-    return replace(made, **own, **{k: replace(getattr(made, k), **v) for k, v in groups.items()})  # type: ignore[no-any-return]
+    whole: T = replace(
+        made, **own, **{k: replace(getattr(made, k), **v) for k, v in groups.items()}
+    )
+    return whole

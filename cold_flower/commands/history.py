@@ -63,8 +63,7 @@ def rollback(run_dir: Path, iteration: int) -> str:
         before = repository.latest()
         repository.rollback(iteration)
         left = Journal(run_dir).left()
-        there = (fused(repository.manifest(i)) for i in repository.lineage())
-        held = sorted({*left} & {row["name"] for rows in there for row in rows})
+        held = sorted({*left} & {row["name"] for one in repository.line() for row in fused(one)})
     said = how_to_go_on(run_dir, repository, before or 0, config["iterations"])
     if held:
         said += (

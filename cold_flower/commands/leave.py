@@ -132,7 +132,8 @@ def _took_part(repository: Repository, name: str) -> tuple[int, list[int]]:
 
     What the gate rejected holds none.
     """
-    lineage = [i for i in repository.lineage() if i and not rejected(repository.manifest(i))]
+    manifests = repository.line()[1:]
+    lineage = [one["iteration"] for one in manifests if not rejected(one)]
     first = next((i for i in lineage if name in accepted(repository, i)), 0)
     return first, [i for i in lineage if first and i >= first]
 

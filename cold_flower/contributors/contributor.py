@@ -154,18 +154,19 @@ class Contributor:
             LimitError: at a site, too few examples.
             ConfigError, DivergedError: see `cold_flower.training.statistics.statistic`.
         """
-        labels, kind_of = data.labels, data.kind
-        plain = classifier(self.base, body, labels=labels, kind=kind_of, seed=seed, plain=True)
+        site, there = self.site, len(data.train)
+        most = site.looked_at(statistics.usual(kind), there) if site else 0
+        plain = classifier(
+            self.base, body, labels=data.labels, kind=data.kind, seed=seed, plain=True
+        )
         plain.load_state_dict(heads.head_of(model), strict=False)
         found = statistics.statistic(
             kind,
             plain,
             data.train,
-            regression=kind_of == "regression",
+            regression=data.kind == "regression",
             seed=derive(seed, self.name, "statistic"),
-            examples=self.site.looked_at(statistics.usual(kind), len(data.train))
-            if self.site
-            else 0,
+            examples=most,
             micro_batch_size=self.config.finetune.micro_batch_size,
         )
         return {prefix(kind) + key: tensor for key, tensor in found.items()}

@@ -69,8 +69,7 @@ def card(
     Raises:
         RunError: there is no such iteration.
     """
-    repository = Repository(run.folder)
-    lineage = [repository.manifest(number) for number in repository.lineage(iteration)]
+    lineage = Repository(run.folder).line(iteration)
     run = _UpToBase(run.folder, run.config, lineage)
     start = str(run.config["base-model"])
     named = licence or licence_of(Path(start))

@@ -244,18 +244,19 @@ def drawings(run: RunDirectory, progress: Progress) -> str:
         progress: its state, for what the workers did.
     """
     repository = Repository(run.folder)
-    numbers, scores = repository.lineage(), run.scores
-    if not numbers:
+    line, scores = repository.line(), run.scores
+    if not line:
         return ""
-    manifests = [repository.manifest(number) for number in repository.numbers()]
+    there = {one["iteration"]: one for one in line}
+    manifests = [there.get(n) or repository.manifest(n) for n in repository.numbers()]
     told = {number: summary(scores, number) for number in {row["iteration"] for row in scores}}
-    line: list[Manifest] = [one for one in manifests if one["iteration"] in numbers]
-    newest = next((one for one in reversed(line) if len(one.get("cosines") or {}) > 1), {})
+    several = (one for one in reversed(line) if len(one.get("cosines") or {}) > 1)
+    newest: Manifest = next(several, {})
     keys = legend(p for p in ALL_PROTOCOLS if pick(scores, protocol=p))
     found = [
         (
             "Lineage",
-            lineage(manifests, numbers, told),
+            lineage(manifests, [*there], told),
             "Each base and the one it was made from; ringed is the latest. Below the line is what "
             "a rollback left behind; red is what the gate rejected.",
         ),

@@ -107,8 +107,7 @@ class RunDirectory:
     @property
     def manifests(self) -> list[dict[str, Any]]:
         """Return the manifests along the lineage."""
-        repository = Repository(self.folder)
-        return [repository.manifest(iteration) for iteration in repository.lineage()]
+        return Repository(self.folder).line()
 
     @property
     def body_bytes(self) -> int:

@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import filterfalse, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -51,35 +52,30 @@ class Repository:
         """Return all iterations, also those that a rollback left behind."""
         return sorted(int(path.name) for path in self.folder.glob("[0-9]*"))
 
-    def lineage(self, head: int | None = None) -> list[int]:
-        """Return the iterations from the start to the head, or to another iteration."""
-        backwards, iteration = [], self.latest() if head is None else head
+    def lineage(self) -> list[int]:
+        """Return the iterations from the start to the head."""
+        return [manifest["iteration"] for manifest in self.line()]
+
+    def line(self, head: int | None = None) -> list[dict[str, Any]]:
+        """Return the manifests from the start to the head, or to another iteration."""
+        return [*self._backwards(head)][::-1]
+
+    def _backwards(self, head: int | None = None) -> Iterator[dict[str, Any]]:
+        iteration = self.latest() if head is None else head
         while iteration is not None:
-            backwards.append(iteration)
-            iteration = self.manifest(iteration)["parent"]
-        return backwards[::-1]
+            manifest = self.manifest(iteration)
+            yield manifest
+            iteration = manifest["parent"]
 
     def recent(self, most: int) -> list[tuple[int, str]]:
         """Return the newest bases of the lineage that differ (`strategies.staleness.Bases`)."""
-        found: list[tuple[int, str]] = []
-        iteration = self.latest()
-        while iteration is not None and len(found) < most:
-            manifest = self.manifest(iteration)
-            if not found or found[-1][1] != manifest["sha256"]:
-                found.append((iteration, manifest["sha256"]))
-            iteration = manifest["parent"]
-        return found
+        alike = groupby(self._backwards(), lambda manifest: str(manifest["sha256"]))
+        return [(next(same)["iteration"], sha256) for sha256, same in islice(alike, most)]
 
     def newest(self, count: int) -> list[int]:
         """Return the newest iterations of the lineage that made a base, at most so many."""
-        found: list[int] = []
-        iteration = self.latest()
-        while iteration is not None and len(found) < count:
-            manifest = self.manifest(iteration)
-            if not rejected(manifest):
-                found.append(iteration)
-            iteration = manifest["parent"]
-        return found
+        made = filterfalse(rejected, self._backwards())
+        return [manifest["iteration"] for manifest in islice(made, count)]
 
     def abandoned(self) -> list[int]:
         """Return the iterations that rollbacks left behind."""

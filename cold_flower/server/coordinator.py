@@ -152,9 +152,7 @@ class Coordinator:
         if mu := proximal_mu(config):
             train[records.PROXIMAL_MU] = mu
         # Where nobody trained, a head of that number is of what a replay took the place of.
-        replays = [
-            i for i in self._repository.lineage() if "replay" in self._repository.manifest(i)
-        ]
+        replays = [one["iteration"] for one in self._repository.line() if "replay" in one]
         if abandoned := sorted({*self._repository.abandoned(), *replays}):
             train["abandoned"] = abandoned
         self._say(self._introduction(), iterations=config.iterations)

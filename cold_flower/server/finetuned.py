@@ -137,9 +137,9 @@ def _matched(start: Folder, folder: Folder, whole: Sequence[str]) -> dict[str, s
 def _check_new(name: str, model: Finetuned, repository: Repository) -> None:
     """Check that no base of the lineage is made of these weights already."""
     there = {
-        row["sha256"]: f"iteration {iteration} as {row['name']}"
-        for iteration in repository.lineage()
-        for row in fused(repository.manifest(iteration))
+        row["sha256"]: f"iteration {one['iteration']} as {row['name']}"
+        for one in repository.line()
+        for row in fused(one)
     }
     sha256 = fingerprint(model.items(repository.body(model.iteration)))
     if sha256 in there:

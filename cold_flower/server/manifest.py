@@ -92,8 +92,8 @@ def contribution_rows(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 def accepted_norms(repository: Repository) -> dict[str, list[float]]:
     """Return the norms of what each contributor gave along the lineage, if it was fused."""
     norms: dict[str, list[float]] = {}
-    for iteration in repository.lineage():
-        add_norms(norms, repository.manifest(iteration))
+    for manifest in repository.line():
+        add_norms(norms, manifest)
     return norms
 
 
