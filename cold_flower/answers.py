@@ -9,6 +9,7 @@ and of an error only the kind leaves.
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from functools import wraps
@@ -73,7 +74,8 @@ def _answer(handle: Handler) -> Callable[[Message, Context], Message]:
         if at_site:
             try:
                 egress.tell(cause, line)
-            except OSError:  # a full disk; Flower would send the error's text
+            except OSError as unwritten:  # a full disk; Flower would send the error's text
+                print(f"cold-flower: the log cannot be written: {unwritten}", file=sys.stderr)
                 line = "OSError: this site's own log cannot be written"
         return Message(Error(_CLIENT_RAISED, line), reply_to=message)
 

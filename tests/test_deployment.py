@@ -25,6 +25,7 @@ from cold_flower.repository.journal import CONFIG, RESULT
 from cold_flower.runtime import deploy
 from cold_flower.runtime.experiments import merge
 from cold_flower.server import sites
+from tests.conftest import held
 from tests.federation import PAGE, Federation, block
 from tests.test_cli import cold_flower
 
@@ -222,18 +223,31 @@ def test_site_log_says_that_nothing_was_sent(tmp_path, own_home) -> None:
     done = cold_flower("site", "log", cwd=tmp_path)
     sent = own_home / "clinic-a" / "sent.jsonl"
     assert done.stdout == (
-        f"nothing has left this site: there is no {sent} (COLD_FLOWER_HOME is {own_home})\n"
+        f"there is no {sent}: nothing has left from COLD_FLOWER_HOME = {own_home} "
+        "(has the SuperNode that one, too?)\n"
     )
     sent.parent.mkdir(parents=True)
     sent.write_text('{"time": "now", "kind": "query", "sent": true, "bytes": 0}\n')
     done = cold_flower("site", "log", cwd=tmp_path)
-    assert done.stdout == f"now query  0 bytes\nevery value that left: {sent}\n"
+    assert done.stdout == f"now query  numbers, no weights\nevery value that left: {sent}\n"
 
 
 def test_deploy_needs_sites(tmp_path) -> None:
     config = Config.from_flat({"run-dir": str(tmp_path / "run")})
     with pytest.raises(ConfigError, match="deploy is for sites of their own: --set sites.allow"):
         deploy.deploy(config, "partners", print)
+
+
+def test_a_run_at_work_is_not_submitted_a_second_time(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(deploy, "_run", lambda *_: pytest.fail("submitted"))
+    run, keys = tmp_path / "run", {"sites.allow": "*", "resume": True}
+    config = Config.from_flat({"run-dir": str(run), **keys})
+    run.mkdir()
+    (run / CONFIG).write_text(json.dumps({"config": config.flat()}))
+    (run / RESULT).write_text("{}")
+    with held(run), pytest.raises(RunError, match="another run is at work"):
+        deploy.deploy(config, "partners", print)
+    assert (run / RESULT).exists()
 
 
 @pytest.mark.parametrize(

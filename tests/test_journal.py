@@ -50,10 +50,22 @@ def test_only_more_iterations_may_differ_on_resume(tmp_path) -> None:
     journal.open(changed(iterations=5, **{"sites.allow": "ann,bob"}), {})  # they come and go
     with pytest.raises(RunError, match="iterations = 3: it was to have 5"):
         journal.open(changed(iterations=3), {})
-    with pytest.raises(RunError, match=r"changed seed \(was 0, now 4\), quorum \(was 0, now 2\)"):
-        journal.open(changed(seed=4, quorum=2), {})
+    with pytest.raises(RunError, match=r"changed buffer \(was 0, now 2\), seed \(was 0, now 4\)"):
+        journal.open(changed(seed=4, buffer=2), {})
     with pytest.raises(RunError, match="holds no run"):
         Journal(tmp_path / "other").open(changed(), {})
+
+
+def test_where_somebody_does_not_come_back_the_run_waits_for_fewer_and_says_so(tmp_path) -> None:
+    journal = Journal(tmp_path / "run")
+    journal.open(changed(resume=False, iterations=5, quorum=3), {})
+    journal.unlock()
+    journal.open(changed(iterations=5, quorum=2, **{"wait.nodes": 7.0}), {})
+    assert [event["line"] for event in journal.rows(PROGRESS)] == [
+        "the run goes on with quorum = 2; until now 3",
+        "the run goes on with wait.nodes = 7.0; until now 120.0",
+    ]
+    assert load_config(tmp_path / "run")["quorum"] == 2
 
 
 def test_a_run_goes_on_though_a_key_came_since(tmp_path) -> None:

@@ -274,6 +274,8 @@ def test_a_clock_leaves_no_body_of_a_few_examples(site, arrays, monkeypatch) -> 
         ({"limits": "memory-gb = 1e300"}, "limits.memory-gb .*at most 1,000,000, got 1e"),
         ({"limits": "max-seconds = 1e-6"}, "limits.max-seconds is 0 or at least 1 and"),
         ({"limits": "max-seconds = inf"}, "limits.max-seconds .*got inf"),
+        ({"top": 'app = "a:b"', "limits": "min-examples = 9"}, "limits.min-examples: .* own hands"),
+        ({"top": 'app = "a:b"\ntrainer = "c:d"'}, "app answers instead of ours, trainer has no"),
     ],
 )
 def test_a_wrong_key_says_what_was_expected(site, changes, words) -> None:
@@ -402,11 +404,30 @@ def test_a_broken_site_file_does_not_leave(site, own_home) -> None:
     assert str(path) in (own_home / "errors.log").read_text()
 
 
-def test_a_log_that_cannot_be_written_keeps_the_answer(site, arrays, own_home) -> None:
+def test_a_log_that_cannot_be_written_keeps_the_answer(site, own_home, capfd) -> None:
     own_home.mkdir()
     (own_home / "clinic-a").write_text("")  # where the folder would be
     reply = send(MessageType.QUERY, {}, site())
     assert reply.error.reason == "OSError: this site's own log cannot be written"
+    said = capfd.readouterr().err  # why: here, at the site, alone
+    assert said.startswith("cold-flower, site clinic-a: Traceback")
+    assert f"cannot be written: [Errno 17] File exists: '{own_home}/clinic-a'" in said
+
+
+def test_a_line_that_a_full_disk_cut_off_hides_none_after_it(site, own_home, tmp_path) -> None:
+    file = site()
+    assert not send(MessageType.QUERY, {}, file).has_error()
+    sent = own_home / "clinic-a" / "sent.jsonl"
+    sent.write_text(sent.read_text() + '{"time": "1", "kind"')
+    assert not send(MessageType.QUERY, {}, file).has_error()
+    whole, torn, next_whole = sent.read_text().splitlines()
+    assert torn == '{"time": "1", "kind"'
+    assert json.loads(whole)["sent"]
+    assert json.loads(next_whole)["sent"]
+    done = cold_flower("site", "log", str(file), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 'a line that was cut off (a full disk, a kill): {"time": "1", "kind"\n' in done.stdout
+    assert done.stdout.count(" query  numbers, no weights\n") == 2
 
 
 W = records.pack([("w", torch.zeros(2))])

@@ -1,5 +1,7 @@
 """The server's side of real sites: who may take part, who is there, who came and left."""
 
+import time
+
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
@@ -137,8 +139,14 @@ def test_a_site_that_left_is_as_if_it_were_not_allowed(field, allow) -> None:
 def test_two_nodes_under_one_name(field) -> None:
     world = field()
     world.nodes = {1: ("ann", "1"), 2: ("ann", "1")}
-    assert {name: member.node for name, member in world.open().members.items()} == {"ann": 1}
-    assert "another node is registered as ann" in "\n".join(world.lines)
+    made = world.open()
+    assert {name: member.node for name, member in made.members.items()} == {"ann": 1}
+    made.refresh()
+    double = "site ann is left out: node 2 is registered as ann, too, and node 1 is asked"
+    assert len([line for line in world.lines if double in line]) == 1
+    del world.nodes[1]  # unregistered: the other one takes its place without a new connection
+    made.refresh()
+    assert {name: member.node for name, member in made.members.items()} == {"ann": 2}
 
 
 def test_newcomers_are_asked_before_an_iteration_and_leavers_are_not(field) -> None:
@@ -172,15 +180,33 @@ def test_one_that_was_left_out_is_asked_again_once_it_reconnected(field) -> None
     assert list(made.members) == ["ann", "bob"]
 
 
-def test_one_that_was_too_slow_to_answer_is_asked_again(field) -> None:
+def test_one_that_is_slow_to_answer_is_waited_for_once(field) -> None:
     world = field()
     world.about["bob"] = {"silent": True}
     world.on("ann", "bob")
     made = world.open()
     assert list(made.members) == ["ann"]
+    started = time.monotonic()
+    for iteration in range(1, 4):
+        assert made.cohort(iteration) == ["ann"]
+    assert time.monotonic() - started < 0.3  # wait.nodes: nobody waits for it a second time
     world.about["bob"] = {}  # its data are tokenised by now; it has not reconnected
     made.refresh()
     assert list(made.members) == ["ann", "bob"]
+    assert len(world.grid.sent) == 2
+    assert [r["event"] for r in world.rows if r["site"] == "bob"] == ["refused", "joined"]
+
+
+def test_one_that_reconnects_before_it_answered_is_asked_anew(field) -> None:
+    world = field()
+    world.about["bob"] = {"silent": True}
+    world.on("ann", "bob")
+    made = world.open()
+    world.about["bob"] = {}
+    world.on("bob", at="2")
+    made.refresh()
+    assert list(made.members) == ["ann", "bob"]
+    assert len(world.grid.sent) == 3
 
 
 def test_one_that_reconnected_in_between_is_asked_anew(field) -> None:

@@ -53,6 +53,14 @@ def test_contributors_at_their_largest_class_are_counted_and_named() -> None:
     assert counts(rows[2:], [])["contributors-no-better-than-largest-class"] == 3
 
 
+def test_where_no_contribution_says_whether_it_trained_that_is_said() -> None:
+    silent = {"contributor": "a", "iteration": 1}
+    (said,) = findings([silent, {**silent, "contributor": "b"}], [])
+    assert said.startswith("no contribution says whether it trained (a site with few dev rows,")
+    assert findings([silent, contribution("b", 0.8, 0.5)], []) == []
+    assert findings([], []) == []
+
+
 def test_a_contributors_last_finetuning_counts() -> None:
     early = [contribution(f"t{i}", 0.3, 0.5) for i in range(4)]
     late = [contribution(f"t{i}", 0.8, 0.5, iteration=2) for i in range(4)]
@@ -187,7 +195,8 @@ def test_evaluations_speak_too_where_nobody_contributes() -> None:
 def test_who_says_nothing_is_not_counted() -> None:
     """A site with a trainer of its own may not know."""
     partly = {"contributor": "x", "dev_accuracy": 0.5, "dev_majority": 0.9}
-    assert findings([partly], []) == [] and counts([partly], []) == {}
+    assert counts([partly], []) == {}
+    assert findings([partly, contribution("y", 0.8, 0.5)], []) == []
 
 
 def test_a_run_of_a_recipe_that_hardly_trains_says_so(in_process, tmp_path, capsys) -> None:

@@ -161,11 +161,19 @@ def log(
         line for log in (nameless, sent) if log.exists() for line in log.read_text().split("\n")
     ]
     if not any(lines):
-        typer.echo(f"nothing has left this site: there is no {sent} (COLD_FLOWER_HOME is {home()})")
+        typer.echo(
+            f"there is no {sent}: nothing has left from COLD_FLOWER_HOME = {home()} (has the "
+            "SuperNode that one, too?)"
+        )
     for line in sorted(filter(None, lines)):  # they begin with the time
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except ValueError:
+            typer.echo(f"a line that was cut off (a full disk, a kill): {line}")
+            continue
         state = "" if row["sent"] else " (dry-run: not sent)"
-        what = row.get("error") or f"{row['bytes']} bytes {row.get('sha256', '')}".strip()
+        body = f"{row['bytes']} bytes {row.get('sha256', '')}".strip()
+        what = row.get("error") or (body if row["bytes"] else "numbers, no weights")
         typer.echo(f"{row['time']} {row['kind']} {row.get('iteration', '')} {what}{state}")
     if sent.exists():
         typer.echo(f"every value that left: {sent}")

@@ -2,8 +2,8 @@
 
 Every answer and every error of a site passes `Egress` before Flower gets it. ``sent.jsonl`` in
 the site's own folder has a line for each: all values that left, and of a body its bytes and the
-sha256 that the coordinator's manifest has, too. Errors go out without their details: those may
-quote the site's data.
+sha256 that the coordinator's manifest has, too. Flower sends what it was handed, or loses it: that
+is not known here. Errors go out without their details: those may quote the site's data.
 """
 
 import json
@@ -190,8 +190,9 @@ class Egress:
             cause: what happened; it stays here.
             line: what may leave (`redacted`).
         """
-        self._write(ERRORS, f"{timestamp()} {cause}")
+        # First where nothing can fail: the file's folder may be full, or not ours to write into.
         print(f"cold-flower, site {self._name or '?'}: {cause}", file=sys.stderr, flush=True)
+        self._write(ERRORS, f"{timestamp()} {cause}")
         self._append({"kind": "error", "sent": True, "bytes": 0, "error": line})
 
     def _append(self, row: Mapping[str, Any]) -> None:

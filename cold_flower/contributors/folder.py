@@ -1,6 +1,7 @@
 """A site's own folder: its tokenised data and its logs, which nobody else on its machine reads."""
 
 from contextlib import suppress
+from io import SEEK_END
 from pathlib import Path
 
 
@@ -12,8 +13,14 @@ def private(folder: Path) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Add a line to a file that its owner alone may read."""
-    with path.open("a") as file:
+    """Add a line to a file that its owner alone may read.
+
+    One that was cut off before, by a full disk or a kill, keeps a line of its own.
+    """
+    with path.open("a+b") as file:
         with suppress(PermissionError):
             path.chmod(0o600)
-        file.write(f"{line}\n")
+        if end := file.seek(0, SEEK_END):
+            file.seek(end - 1)
+        cut_off = end and file.read(1) != b"\n"
+        file.write(("\n" * bool(cut_off) + f"{line}\n").encode())

@@ -29,6 +29,7 @@ _KEYS = (*_DEFAULTS, "task", "limits")
 # A step of AdamW and AdaFactor leaves 1 - rate * decay of the weights. With 0.01 the last hundred
 # steps are in a body; with 1 the last alone is.
 MOST_ERASED = 0.01
+_OF_THE_PROCESS = ("threads", "memory-gb")  # limits that hold a ClientApp of a site's own, too
 _PURPOSE = {"train": "to train on", "test": "to test on", "dev": "in the dev split"}
 
 
@@ -250,7 +251,7 @@ def load_site(path: Path) -> Site:
         app=values["app"],
         dry_run=values["dry-run"],
         statistics=_statistics(path, values["statistics"]),
-        limits=_limits(path, table.get("limits", {})),
+        limits=_limits(path, table.get("limits", {}), values["app"]),
     )
 
 
@@ -265,6 +266,8 @@ def _statistics(path: Path, text: str) -> str:
 
 def _task(path: Path, name: str, table: dict[str, Any]) -> Task:
     if table.get("app"):  # it has its data from wherever it wants
+        if table.get("trainer"):
+            raise SiteError(f"site file {path}: app answers instead of ours, trainer has no use")
         return Task(name, str(path), source="app", text=(), label="")
     if not isinstance(table.get("task"), dict):
         raise SiteError(f"site file {path}: the table [task] is missing")
@@ -277,13 +280,18 @@ def _beside(path: Path, model: str) -> str:
     return str(folder) if model and folder.is_dir() else model
 
 
-def _limits(path: Path, table: Any) -> Limits:
+def _limits(path: Path, table: Any, app: str) -> Limits:
     known = {name: (value, field.metadata) for name, field, value in keys.declared(Limits())}
     if not isinstance(table, dict):
         raise SiteError(f"site file {path}: limits is a table, got {table!r}")
     for name in table:
         if name not in known:
             raise SiteError(f"site file {path}: {unknown('limit', name, list(known))}")
+    if app and (unheld := sorted(table.keys() - _OF_THE_PROCESS)):
+        raise SiteError(
+            f"site file {path}: limits.{unheld[0]}: what {app} trains on and for how long is in "
+            f"its own hands. Beside app there are limits.{' and limits.'.join(_OF_THE_PROCESS)}"
+        )
     where = f"site file {path}: limits."
     try:
         given = {n: keys.checked(where + n, value, *known[n]) for n, value in table.items()}

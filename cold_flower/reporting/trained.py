@@ -146,6 +146,11 @@ def counts(contributions: Sequence[Row], scores: Sequence[Row], recipe: Recipe) 
 def findings(contributions: Sequence[Row], scores: Sequence[Row], recipe: Recipe) -> list[str]:
     """Say, a sentence each, what shows that a recipe trains too little; nothing if it does not."""
     said = [line for one in finetunings(contributions, scores) for line in one.findings()]
+    if contributions and not any(row.keys() >= FACTS for row in contributions):
+        said.append(
+            "no contribution says whether it trained (a site with few dev rows, a trainer of its "
+            "own and a drop box do not): nothing shows that the recipe trains but the bases' scores"
+        )
     tasks = {row["task"] for row in pick(scores, iteration=0, protocol="finetuned")}
     lower = below(scores, recipe)
     if any(len(those) > MANY * len(tasks) for those in lower.values()):

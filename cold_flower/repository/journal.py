@@ -40,7 +40,9 @@ LEFT = "left.jsonl"  # who left for good (`cold_flower.commands.leave`), and wha
 _MAY_CHANGE = (
     *("iterations", "resume", "run-dir", "log", "explicit", "keep-contributions"),
     *("sites.allow", "sites.minimum", "evaluate.reuse"),
+    *("quorum", "wait.nodes", "wait.replies"),  # where somebody does not come back
 )
+_UNSAID = ("resume", "run-dir", "explicit")  # of them: how it was called
 
 
 class Journal:
@@ -75,6 +77,10 @@ class Journal:
         self.lock()
         (self.run_dir / RESULT).unlink(missing_ok=True)
         before = json.loads((self.run_dir / CONFIG).read_text())
+        asked = config.flat()
+        for key, was in before["config"].items():
+            if key in asked and asked[key] != was and key not in _UNSAID:
+                self.say(f"the run goes on with {key} = {asked[key]!r}; until now {was!r}")
         new = {key: value for key, value in facts.items() if values(before, key)[-1:] != [value]}
         for key, value in new.items():
             if until_now := values(before, key):
@@ -82,7 +88,7 @@ class Journal:
                 self.say(f"WARNING: the run goes on with other {key}: {value}; until now {was}")
         if new:
             before[RESUMED] = [*before.get(RESUMED, ()), {"time": timestamp(), **new}]
-        self.write(CONFIG, {**before, "config": config.flat()})
+        self.write(CONFIG, {**before, "config": asked})
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from cold_flower.errors import ConfigError, RunError
 from cold_flower.identity import code_sha256
 from cold_flower.reporting.live import live
 from cold_flower.reporting.progress import Event, Progress
-from cold_flower.repository.journal import CONFIG, RESULT, check_new, check_same
+from cold_flower.repository.journal import CONFIG, RESULT, Journal, check_new, check_same
 from cold_flower.runtime.bundle import fab_sha256, stage
 from cold_flower.runtime.events import Events
 from cold_flower.runtime.experiments import check_strategy
@@ -54,6 +54,8 @@ def deploy(config: Config, connection: str, say: Callable[[str], object]) -> Non
     run_dir = Path(config.run_dir)
     if config.resume:
         check_same(run_dir, config)
+        with Journal(run_dir).locked():  # the ServerApp holds it while it is at work
+            pass
     else:
         check_new(run_dir)
     progress = Progress(time.time())
@@ -100,7 +102,10 @@ def _run(
             return _follow(run, connection, run_dir, events, say, take)
         except Stopped:
             flwr("stop", run, connection)
-            say(f"stopped; what arrived is kept: {_again(run_dir)}")
+            say(
+                f"stopped; what arrived is kept: {_again(run_dir)}. A site that finetunes ends "
+                "that before it answers a new run: give wait.nodes time for it"
+            )
             raise
 
 

@@ -3,13 +3,14 @@
 A site is known by the name under which its key was registered at the SuperLink; what it says
 of itself is compared with that. Sites are looked up before each iteration and evaluation, and
 only newcomers are asked who they are. One that does not fit is left out, with the reason, and
-asked again when its SuperNode has reconnected.
+asked again when its SuperNode has reconnected. One that does not answer is waited for once.
 """
 
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from cold_flower.config import Config, split
@@ -20,8 +21,8 @@ from cold_flower.repository.journal import SITES, Journal
 from cold_flower.server.handshake import answer_of, examine, query
 from cold_flower.server.participants import Contributors
 from cold_flower.server.reading import say_shares
+from strategies import exchange
 from strategies.errors import Refused
-from strategies.exchange import exchange
 from strategies.names import NAME
 from strategies.participants import Member
 
@@ -47,6 +48,9 @@ class Sites(Contributors):
         self._model = model
         self._journal = journal
         self._asked: dict[int, str] = {}  # nodes that were asked, and when they connected
+        self._questions: dict[str, int] = {}  # the nodes whose answer is to come, by site
+        self._post = exchange.Post(grid, simulated=False, say=journal.say)
+        self._doubles: set[tuple[int, int]] = set()  # nodes under one name that were told of
         self._asking: tuple[int, list[str]] = (0, [])  # an iteration, and its cohort
         self._wait()
 
@@ -78,11 +82,18 @@ class Sites(Contributors):
                 self._journal.say(f"site {name} {cause}")
                 self._record(name, "left", reason=cause)
         self._asked = {i: at for i, at in self._asked.items() if connected.get(i) == at}
+        for name in [name for name, node in self._questions.items() if node not in self._asked]:
+            self._post.forget(name)
+            del self._questions[name]
+        there = {name: member.node for name, member in staying.items()} | self._questions
         newcomers: dict[str, int] = {}
         for node in sorted(connected.keys() - self._asked.keys()):
-            self._asked[node] = connected[node]
             name = str(nodes[node].name)
-            if cause := self._unfit(name, {*staying, *newcomers}):
+            if first := {**there, **newcomers}.get(name):
+                self._tell_of_double(name, first, node)  # it is asked once the first one is gone
+                continue
+            self._asked[node] = connected[node]
+            if cause := self._unfit(name):
                 self._refuse(name or f"node {node}", cause)
             else:
                 newcomers[name] = node
@@ -119,14 +130,16 @@ class Sites(Contributors):
                 raise RunError(
                     f"{len(ready)} of {needed} sites were ready within {wait:g} s (wait.nodes; "
                     f"ready: {', '.join(ready) or 'none'}; needed: sites.minimum, quorum, buffer). "
-                    "Why a site was left out stands in sites.jsonl"
+                    "Why a site was left out stands in sites.jsonl; one that is still at work for "
+                    "a run that was stopped answers when it is done: with --resume these keys and "
+                    "wait.nodes may be others"
                 )
             if not told:
                 self._journal.say(f"{len(ready)} of {needed} sites are ready, waiting for more")
                 told = True
             time.sleep(min(POLL, wait))
 
-    def _unfit(self, name: str, taken: Container[str]) -> str:
+    def _unfit(self, name: str) -> str:
         """Say why a node may not even be asked; empty where it may."""
         if not name:
             return "has no registered name: flwr supernode register KEY.pub --name NAME"
@@ -134,36 +147,57 @@ class Sites(Contributors):
             return f"a registered name is {NAME.pattern}"
         if name in self._left:
             return "left this run (left.jsonl)"
-        if not self.allowed(name):
-            return "is not in sites.allow"
-        return f"another node is registered as {name}" if name in taken else ""
+        return "" if self.allowed(name) else "is not in sites.allow"
+
+    def _tell_of_double(self, name: str, first: int, node: int) -> None:
+        """Say it once where two nodes are registered under one name: one of them is wrong."""
+        if (first, node) not in self._doubles:
+            self._doubles.add((first, node))
+            cause = f"node {node} is registered as {name}, too, and node {first} is asked"
+            self._refuse(name, f"{cause}: take one of them out (flwr supernode unregister)")
 
     def _ask(self, newcomers: Mapping[str, int]) -> dict[str, Member]:
-        """Ask newcomers who they are; in the time that sites are waited for."""
+        """Ask newcomers who they are, and wait for their answers, but no longer than for sites.
+
+        An answer that is late (the data of a site may be tokenised first) is taken whenever this
+        is called again, and nobody waits for it.
+        """
         joined: dict[str, Member] = {}
-        timeout = self._config.wait.nodes
-        asked = {name: query(node) for name, node in newcomers.items()}
-        replies = exchange(
-            self._grid, asked, timeout=timeout, simulated=False, say=self._journal.say
-        )
-        for name, reply in replies:
-            try:
-                if reply is None:
-                    del self._asked[newcomers[name]]  # it may only be slow: asked again
-                    raise Refused(f"no answer within {timeout:g} s (wait.nodes)")
-                answer = answer_of(reply)
-                member = examine(answer, newcomers[name], model=self._model)
-                if member.name != name:
-                    raise Refused(f"it calls itself {member.name!r}: name in its site.toml")
-            except Refused as reason:
-                self._refuse(name, str(reason))
-                continue
-            joined[name] = member
-            self._journal.say(f"site {name} takes part: {member.examples} training examples")
-            runs = {key: str(answer.get(key, ""))[:200] for key in ("versions", "code")}
-            self._record(name, "joined", examples=member.examples, **runs)
+        for name, node in newcomers.items():
+            if self._post.send(name, query(node)):
+                self._questions[name] = node
+            else:  # the SuperLink refused it
+                del self._asked[node]
+        deadline = time.monotonic() + self._config.wait.nodes
+        while self._post:
+            if found := self._post.first():
+                letter, reply = found
+                member = self._welcome(letter.name, self._questions.pop(letter.name), reply)
+                joined |= {letter.name: member} if member else {}
+            elif not newcomers.keys() & self._questions or time.monotonic() > deadline:
+                break
+            else:
+                time.sleep(exchange.POLL)
+        for name in newcomers.keys() & self._questions:
+            wait = f"no answer within {self._config.wait.nodes:g} s (wait.nodes)"
+            self._refuse(name, f"{wait}; it takes part once it answers, nobody waits for it again")
         say_shares(joined.values(), self._config.finetune.max_length, self._journal.say)
         return joined
+
+    def _welcome(self, name: str, node: int, reply: Message) -> Member | None:
+        """Return who a site is by its answer; None, said and recorded, where it does not fit."""
+        try:
+            answer = answer_of(reply)
+            member = examine(answer, node, model=self._model)
+            if member.name != name:
+                raise Refused(f"it calls itself {member.name!r}: name in its site.toml")
+        except Refused as reason:
+            self._refuse(name, str(reason))
+            return None
+        self._journal.say(f"site {name} takes part: {member.examples} training examples")
+        runs = {key: str(answer.get(key, ""))[:200] for key in ("versions", "code")}
+        self._record(name, "joined", examples=member.examples, **runs)
+        return member
 
     def _refuse(self, name: str, cause: str) -> None:
         self._journal.say(f"site {name[:80]} is left out: {cause}")
