@@ -94,7 +94,7 @@ def one(kind: str, contributors: int, megabytes: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             inbox = Inbox(Collector(grid, Path(folder), participants, turns=Together(3)))
             ColDFusion(load("average"), inbox=inbox).start(
-                inbox, arrays, num_rounds=ROUNDS, evaluate_fn=lambda r, _: inbox.drop()
+                inbox, arrays, num_rounds=ROUNDS, evaluate_fn=lambda r, _: inbox.drop({})
             )
 
     started = time.monotonic()

@@ -138,6 +138,12 @@ class Collector:
         self.here = self._already_here(given)
         self._exchange(addressed, timeout)
 
+    def put_aside(self, name: str, reason: str) -> None:
+        """Put a contribution of the current iteration into quarantine; a drop to its like."""
+        self.store.quarantine(name)
+        if name in self._drops.names(self.iteration):
+            self._drops.refuse(name, self.iteration, reason)
+
     def _bases_from(self, base: str) -> Recent:
         if not self.bases:
             return {base: (0, self._reference() if self._reference else -1)}
@@ -275,6 +281,7 @@ class Collector:
         self.here[one.name] = one
         done = f"{len(self.here)}/{self.expected} {one.name}"
         seconds = one.metrics.get("seconds", 0.0)
+        took = f" in {seconds:.1f} s" if seconds else ""
         facts = {"who": one.name, "verdict": one.verdict, "seconds": seconds}
         if worker := one.facts.get("worker", one.facts.get("device", "")):
             facts["worker"] = worker
@@ -285,4 +292,4 @@ class Collector:
             self.say(f"{done} taken from the {one.facts[FROM]}: {recognised}", **facts)
         else:
             since = f", from base {self.recent[one.start.base][1]}" if one.staleness else ""
-            self.say(f"{done} finetuned in {seconds:.1f} s{since}", **facts)
+            self.say(f"{done} finetuned{took}{since}", **facts)

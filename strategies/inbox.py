@@ -172,15 +172,15 @@ class Inbox(Grid):
         line = f"iteration {self.iteration}: {name} refused: {reason}"
         self._collector.say(line, who=name, verdict="refused", reason=reason)
 
-    def drop(self, refused: Iterable[str] = ()) -> None:
+    def drop(self, refused: Mapping[str, str]) -> None:
         """Delete the current iteration's files: they are fused and published.
 
         Args:
-            refused: names whose files go to quarantine instead.
+            refused: whose files are put aside instead, and why.
         """
         store = self._collector.store
-        for name in refused:
-            store.quarantine(name)
+        for name, reason in refused.items():
+            self._collector.put_aside(name, reason)
         at_work = any(start.iteration == self.iteration for start in self.at_work.values())
         store.clear(open=at_work)
 
@@ -224,7 +224,7 @@ class Inbox(Grid):
         causes = []
         for one in self.contributions.values():
             if one.verdict == "refused":  # a resumed run asks it again
-                self._collector.store.quarantine(one.name)
+                self._collector.put_aside(one.name, one.reason)
             if one.verdict != "accepted":
                 causes.append(f"{one.name} {one.verdict}: {one.reason}")
         short = f"the quorum is {self.quorum or asked}"

@@ -84,3 +84,6 @@ class Drops:
             store: of the iteration.
         """
         return None
+
+    def refuse(self, name: str, iteration: int, reason: str) -> None:
+        """Put aside what was taken for an iteration, which did not fuse it after all."""

@@ -91,7 +91,7 @@ class Repeated:
             if server_round:
                 self.bases.bodies.append({k: t.clone() for k, t in records.unpack(arrays)})
                 self.parts.append(self.inbox.accepted())
-                self.inbox.drop()
+                self.inbox.drop({})
 
         ColDFusion(load("average"), inbox=self.inbox).start(
             self.inbox,

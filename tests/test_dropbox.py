@@ -24,7 +24,7 @@ from cold_flower.models.starting import save_starting_model, starting_model
 from cold_flower.repository import dropbox
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.dropbox import STATED, Dropbox, Stated
-from cold_flower.repository.journal import LEFT, Journal
+from cold_flower.repository.journal import LEFT, SITES, Journal
 from cold_flower.repository.kept import Kept
 from cold_flower.runtime import experiments
 from cold_flower.server.drops import FromDropbox, lacking
@@ -446,6 +446,35 @@ def test_a_model_appears_whole_and_is_moved_never_deleted(tmp_path, box) -> None
     assert texts == {"ann.txt": "why\n", "ann.2.txt": "again\n"}
 
 
+def test_what_was_taken_for_an_iteration_that_is_not_made_waits_again(box) -> None:
+    for name, iteration in (("ann", 3), ("bob", 4), ("cat", 5), ("dan", 4)):
+        box.put(name, {}, Stated())
+        box.take(name, iteration)
+    box.put("dan", {}, Stated())  # a second one
+    assert box.give_back(after=3) == ["bob", "cat"]
+    assert box.waiting()[0] == ["bob", "cat", "dan"]
+    assert (box.taken(3).keys(), box.taken(4).keys()) == ({"ann"}, {"dan"})
+
+
+def test_a_box_is_one_runs(tmp_path, repository) -> None:
+    """Another one would fuse again, or instead, what was put there for this one."""
+    box = tmp_path / "shared"
+    box.mkdir()
+    config = Config.from_flat({"run-dir": str(tmp_path / "run"), "dropbox": str(box)})
+    Journal(tmp_path / "run").write("config.json", {"config": config.flat(), "run": "first"})
+    for _ in range(2):  # begun, resumed
+        FromDropbox(config, tmp_path / "run", lambda: (), (), print)
+    resumed = Config.from_flat({**config.flat(), "resume": True})
+    experiments.check_keys(resumed)
+    with pytest.raises(ConfigError, match=r"shared is another run's: .* delete .*shared/\.run"):
+        experiments.check_keys(config)
+    Journal(tmp_path / "run").write("config.json", {"config": config.flat(), "run": "second"})
+    with pytest.raises(ConfigError, match="is another run's"):
+        FromDropbox(config, tmp_path / "run", lambda: (), (), print)
+    (box / ".run").unlink()
+    experiments.check_keys(config)
+
+
 def test_a_folder_that_is_still_being_copied_waits(tmp_path, box, monkeypatch) -> None:
     """Whatever time its files bring with them."""
     clock = [100.0]
@@ -505,8 +534,13 @@ class Given(Drops):
     def __init__(self, bases, *drops: tuple[str, int, dict, int]) -> None:
         self.bases, self.drops = bases, list(drops)
 
+        self.aside: list[tuple[str, int, str]] = []
+
     def names(self, iteration):
         return [name for name, due, *_ in self.drops if due == iteration]
+
+    def refuse(self, name, iteration, reason):
+        self.aside.append((name, iteration, reason))
 
     def next(self, iteration, here, form, store: Store):
         for name, due, body, age in self.drops:
@@ -535,6 +569,9 @@ def test_a_drop_is_fused_beside_the_contributors(tmp_path) -> None:
     assert names == [["ann", "dan"], ["ann", "dan"]]
     assert FakeGrid is type(run.grid)
     assert len(run.grid.sent) == 2  # nobody asked dan
+    run.inbox._collector.put_aside("dan", "why")
+    run.inbox._collector.put_aside("ann", "why")
+    assert run.inbox._collector._drops.aside == [("dan", 2, "why")]
 
 
 @pytest.fixture
@@ -590,7 +627,7 @@ def test_a_drop_box_alone_is_a_run(tmp_path, alone, finetuned, monkeypatch) -> N
     for seed, name in enumerate(("cat", "dan"), 7):
         shutil.copytree(finetuned(repository, 0, seed), run / "dropbox" / name)
     with Journal(run).locked():
-        Journal(run).append(LEFT, [{"contributor": "cat"}])
+        Journal(run).append(LEFT, [{"contributor": "cat", "onto": None}])
     shutil.copytree(finetuned(repository, 1, 11), run / "dropbox" / "eve")
     done = go_on(2)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -650,6 +687,11 @@ def test_a_second_one_of_the_name_waits_while_the_first_is_refused(
     one = drops.next(2, {}, form, store)
     assert one
     assert one.name == "ann"
+    # What screening refuses is put aside, too: a run that goes on does not take it again.
+    drops.refuse("ann", 2, "a copy of bob's")
+    assert list(drops.names(2)) == []
+    assert (box.folder / "refused" / "ann.2.txt").read_text() == "a copy of bob's\n"
+    drops.refuse("zoe", 2, "was none of the box's")
 
 
 def test_keys_about_a_drop_box(tmp_path) -> None:
@@ -674,12 +716,18 @@ def test_keys_about_a_drop_box(tmp_path) -> None:
     [
         (["--name", "No"], "not a contributor name: 'No'"),
         (["--name", "music"], "has a contributor music"),
+        (["--name", "clinic-a"], "has a contributor clinic-a"),
+        (["--name", "clinic-b"], "has a contributor clinic-b"),
         (["--name", "ann", "--base", "7"], "no iteration 7"),
         (["--name", "ann", "--examples", "-1"], "--examples is -1"),
     ],
 )
 def test_contribute_refuses_what_the_run_would(tmp_path, repository, more, reason) -> None:
-    Journal(tmp_path / "run").write("config.json", {"config": Config().flat(), "run": "x"})
+    journal, asked = Journal(tmp_path / "run"), more[more.index("--name") + 1]
+    sites = {"sites.allow": "clinic-a,clinic-c"} if asked.startswith("clinic") else {}
+    config = Config.from_flat(sites)
+    journal.write("config.json", {"config": config.flat(), "run": "x"})
+    journal.append(SITES, [{"site": "clinic-b", "event": "joined"}])  # and is away
     done = cold_flower("contribute", "run", "anything", *more, cwd=tmp_path)
     assert done.returncode == 1
     assert reason in done.stderr

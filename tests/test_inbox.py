@@ -366,7 +366,7 @@ def test_the_reply_is_on_disk_and_out_of_memory(tmp_path) -> None:
     assert [len(reply.content.array_records["arrays"]) for reply in replies] == [0, 0, 0]
     about = read_metadata(tmp_path / "0001" / "ann.safetensors")
     assert about["base"] == fingerprint(BASE.items())
-    inbox.drop()
+    inbox.drop({})
     assert not (tmp_path / "0001").exists()
 
 
@@ -429,7 +429,7 @@ def test_a_cohort_is_screened_together_and_the_refused_put_aside(tmp_path) -> No
     bob = inbox.contributions["bob"]
     assert (bob.verdict, bob.reason) == ("refused", "duplicate: the same weights as ann")
     assert inbox.contributions["ann"].figures["diff-norm"] == pytest.approx(math.sqrt(6))
-    inbox.drop(["bob"])
+    inbox.drop({"bob": "NaN"})
     assert [p.name for p in tmp_path.rglob("*.safetensors")] == ["bob.safetensors"]
     assert (tmp_path / "quarantine" / "0001" / "bob.safetensors").exists()
 

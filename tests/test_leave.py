@@ -10,7 +10,9 @@ import cold_flower
 from cold_flower.commands import history
 from cold_flower.config import Config
 from cold_flower.errors import RunError
+from cold_flower.repository import leaving
 from cold_flower.repository.bases import STATE, Repository
+from cold_flower.repository.dropbox import Dropbox, Stated
 from cold_flower.repository.journal import LEFT, Journal
 from cold_flower.repository.kept import Kept
 from cold_flower.server.manifest import contribution_rows
@@ -368,8 +370,15 @@ def test_a_replay_that_was_stopped_goes_on(tmp_path, monkeypatch, after) -> None
         patch.setattr(Repository, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
             leave(tmp_path / "run", "music")
+    with pytest.raises(
+        RunError,
+        match=rf"music was leaving, .* before iteration {after + 1} was made again: cold-flower "
+        r"leave \S+run music ends it",
+    ):
+        leaving.check(Journal(tmp_path / "run"), Repository(tmp_path / "run"))
     said = leave(tmp_path / "run", "music")
     assert said[0].startswith(f"iteration {after + 1} without music")
+    leaving.check(Journal(tmp_path / "run"), Repository(tmp_path / "run"))
     leave(tmp_path / "whole", "music")
     run, whole = (Repository(tmp_path / name) for name in ("run", "whole"))
     assert run.lineage() == whole.lineage() == [0, 4, 5, 6]
@@ -393,6 +402,31 @@ def test_a_run_that_went_on_from_half_a_replay_is_left_alone(tmp_path, monkeypat
         RunError, match="its replay was stopped before iteration 1, and the run went"
     ):
         leave(run, "music")
+    leaving.check(Journal(run), Repository(run))
+
+
+def test_what_a_crash_left_in_the_inbox_is_kept_before_it_is_replayed(tmp_path) -> None:
+    run, config = tmp_path / "run", config_of()
+    grown(run, config)
+    kept = Kept(run).folder / "0003"  # published, and its bodies not moved yet
+    kept.rename(run / INCOMING / "0003")
+    said = leave(run, "music")
+    assert [line[:21] for line in said if line.startswith("iteration")] == [
+        f"iteration {i} without m" for i in (1, 2, 3)
+    ]
+
+
+def test_a_model_that_was_taken_for_the_next_iteration_waits_again(tmp_path) -> None:
+    """Its number is a replay's now: nobody would take it any more."""
+    run, config = tmp_path / "run", config_of()
+    grown(run, config)
+    box = Dropbox(run / "dropbox")
+    for name in ("ann", "bob"):
+        box.put(name, {}, Stated())
+    box.take("bob", 3)  # it was fused
+    box.take("ann", 4)
+    assert "drop box: ann was taken for what was being made, and waits again" in leave(run, "music")
+    assert (box.waiting()[0], [*box.taken(3)]) == (["ann"], ["bob"])
 
 
 def test_what_is_refused_by_name(tmp_path) -> None:

@@ -136,6 +136,18 @@ def test_a_site_that_left_is_as_if_it_were_not_allowed(field, allow) -> None:
     assert "site bob is left out: left this run (left.jsonl)" in world.lines
 
 
+def test_the_name_of_a_site_that_is_away_is_its_own(field) -> None:
+    world = field(**{"sites.allow": "*"})
+    world.on("ann", "bob")
+    made = world.open()
+    world.off("bob")
+    made.refresh()
+    assert made.known == {"ann", "bob"}
+    world = field(**{"sites.allow": "ann,zoe"})
+    world.on("ann")
+    assert world.open().known == {"ann", "zoe"}
+
+
 def test_two_nodes_under_one_name(field) -> None:
     world = field()
     world.nodes = {1: ("ann", "1"), 2: ("ann", "1")}

@@ -16,6 +16,7 @@ from cold_flower.repository.provenance import CARD
 from cold_flower.repository.publish import check_space
 from cold_flower.server.drops import lacking
 from cold_flower.server.finetuned import examine, files
+from cold_flower.server.sites import known
 from strategies.names import NAME
 
 
@@ -51,7 +52,8 @@ def contribute(
         raise RunError(f"not a contributor name: {name!r} (expected {NAME.pattern})")
     if name in Journal(run_dir).left():
         raise RunError(f"{name} left {run_dir} for good: it is refused")
-    if not config.sites.allow and name in plan(config).names:
+    sites = config.sites.allow
+    if name in (known(config, Journal(run_dir)) if sites else plan(config).names):
         raise RunError(f"{run_dir} has a contributor {name}: choose another --name")
     if examples < 0:
         raise RunError(f"--examples is {examples}, expected 1 or more")
@@ -63,8 +65,8 @@ def contribute(
     box = Dropbox(folder_of(config, run_dir))
     check_space(sum(path.stat().st_size for path in copied.values()), box.folder)
     # An adapter's configuration names its base by a path, which may be another's from elsewhere.
-    known = Stated(found.base, examples) if is_adapter(found.path) else stated
-    where = box.put(name, copied, known)
+    said = Stated(found.base, examples) if is_adapter(found.path) else stated
+    where = box.put(name, copied, said)
     say(f"{name} waits in {where}: finetuned from {found.recognised}")
     if not found.licence:
         say(f"no {CARD} in {model} names a licence; the manifest will name none")

@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower.commands.history import how_to_go_on, resume
-from cold_flower.config import Config, split
+from cold_flower.config import Config
 from cold_flower.data.plan import plan
 from cold_flower.errors import RunError
 from cold_flower.identity import timestamp
 from cold_flower.reporting.runs import configuration
+from cold_flower.repository import leaving
 from cold_flower.repository.bases import Repository
-from cold_flower.repository.journal import LEFT, SITES, Journal
-from cold_flower.repository.kept import accepted
+from cold_flower.repository.dropbox import Dropbox, folder_of
+from cold_flower.repository.journal import LEFT, Journal
+from cold_flower.repository.kept import Kept, accepted
 from cold_flower.repository.manifests import rejected
 from cold_flower.server.replay import Replay
+from cold_flower.server.sites import known
 from strategies.contributions import INCOMING
 from strategies.names import unknown
 
@@ -46,6 +49,8 @@ def _leave(run_dir: Path, name: str) -> Iterator[str]:
     journal, repository = Journal(run_dir), Repository(run_dir)
     with journal.locked():
         repository.recover()
+        if config.keep_contributions:  # which a crash may have cut off
+            Kept(run_dir).take(repository.numbers()[-1], config.keep_contributions)
         names = _names(config, repository, journal)
         if name not in names:
             raise RunError(unknown(f"contributor of {run_dir}", name, sorted(names)))
@@ -53,13 +58,13 @@ def _leave(run_dir: Path, name: str) -> Iterator[str]:
         gone = {*journal.left(), name}
         first, chain = _took_part(repository, name)
         # Again, where a rollback brought back what it gave, or what stood in the way may be gone.
-        if rows and not (chain and _ended(repository, rows[-1])):
+        if rows and not (chain and leaving.ended(repository, rows[-1])):
             row = rows[-1]
-            remaining = _remaining(run_dir, repository, row)
+            remaining = leaving.remaining(run_dir, repository, row)
         else:
             reasons = list(_obstacles(config, run_dir, chain, gone)) if chain else []
             if rows and reasons:
-                raise RunError(f"{_already(run_dir, rows[-1])}; still {reasons[0]}")
+                raise RunError(f"{leaving.already(run_dir, rows[-1])}; still {reasons[0]}")
             onto = repository.manifest(first)["parent"] if chain and not reasons else None
             remaining = [i for i in chain if {*accepted(repository, i)} - gone]
             row = {
@@ -102,6 +107,9 @@ def _replay(
         repository.rollback(row["onto"])
     # What had arrived was made from a base that is left behind, and its number is used now.
     shutil.rmtree(run_dir / INCOMING, ignore_errors=True)
+    box = Dropbox(folder_of(config, run_dir))
+    if back := box.give_back(after=row["newest"]):
+        yield f"drop box: {', '.join(back)} was taken for what was being made, and waits again"
     for iteration in remaining:
         parent = repository.latest()
         number, exact = replay.publish(iteration, name, gone)
@@ -123,8 +131,7 @@ def _names(config: Config, repository: Repository, journal: Journal) -> set[str]
     fused = {name for i in repository.numbers() for name in accepted(repository, i)}
     if not config.sites.allow:
         return {*plan(config).names, *fused}
-    came = {row["site"] for row in journal.rows(SITES) if row["event"] == "joined"}
-    return ({*split(config.sites.allow)} - {"*"}) | came | fused
+    return known(config, journal) | fused
 
 
 def _took_part(repository: Repository, name: str) -> tuple[int, list[int]]:
@@ -168,42 +175,3 @@ def _too_few(config: Config, gone: set[str]) -> Iterator[str]:
     staying = len(plan(config).without(gone).seen)
     if staying < (needed := max(1, config.quorum)):
         yield f"WARNING: this run cannot go on: {staying} contributors stay, of {needed} (quorum)"
-
-
-def _made(repository: Repository, row: dict[str, Any]) -> dict[int, int]:
-    """Return by which iterations those that somebody's leaving asks for were replayed."""
-    return {
-        replay["of"]: number
-        for number in repository.numbers()
-        if number > row["newest"]
-        and (replay := repository.manifest(number).get("replay"))
-        and replay["without"] == row["contributor"]
-    }
-
-
-def _ended(repository: Repository, row: dict[str, Any]) -> bool:
-    """Return whether nothing more follows from somebody's leaving."""
-    return row["onto"] is None or _made(repository, row).keys() >= {*row["replays"]}
-
-
-def _already(run_dir: Path, row: dict[str, Any]) -> str:
-    return f"{row['contributor']} left {run_dir} already ({row['time']}): it is refused since"
-
-
-def _remaining(run_dir: Path, repository: Repository, row: dict[str, Any]) -> list[int]:
-    """Return what is still to be replayed for somebody who left before.
-
-    Raises:
-        RunError: nothing is; or the run went on meanwhile.
-    """
-    name, replays, made = row["contributor"], row["replays"], _made(repository, row)
-    latest, remaining = repository.latest(), [i for i in replays if i not in made]
-    begun = latest != row["head"]
-    if row["onto"] is None or (begun and not remaining):
-        raise RunError(_already(run_dir, row))
-    if begun and latest != max(made.values(), default=row["onto"]):
-        raise RunError(
-            f"{name} left {run_dir} already; its replay was stopped before iteration "
-            f"{remaining[0]}, and the run went on from there: what is left cannot be added"
-        )
-    return remaining

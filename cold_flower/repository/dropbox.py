@@ -5,6 +5,7 @@
     <dropbox>/alice/                     a transformers folder: waits
     <dropbox>/taken/0003-alice/          went into iteration 3
     <dropbox>/refused/alice/ alice.txt   cannot be fused, and why
+    <dropbox>/.run                       whose it is: the run's id
 
 A model is moved in one step, and never deleted. So an iteration that was stopped takes the same
 models again when it goes on: those that were taken for it.
@@ -20,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from cold_flower.config import Config
-from cold_flower.errors import ModelError, RunError
+from cold_flower.errors import ConfigError, ModelError, RunError
 from cold_flower.repository.publish import new_folder
 from strategies.names import NAME
 from strategies.records import MOST_EXAMPLES
 
 FOLDER = "dropbox"  # in a run directory
 STATED = "contribution.json"  # in a model's folder: what its owner says of it
-TAKEN, REFUSED = "taken", "refused"
+TAKEN, REFUSED, OWNER = "taken", "refused", ".run"
 SETTLED = 3.0  # seconds without a change, after which a folder has been copied whole
 
 
@@ -79,6 +80,32 @@ class Dropbox:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._seen: dict[str, tuple[Mapping[str, tuple[int, int]], float]] = {}
+
+    def check(self, run: str) -> None:
+        """Check that this is no other run's box: that one would fuse what was put there for this.
+
+        Args:
+            run: id of the run; empty of one that has not begun.
+
+        Raises:
+            ConfigError: it is, naming the way out.
+        """
+        owner = self.folder / OWNER
+        if owner.exists() and owner.read_text().strip() != run:
+            raise ConfigError(
+                f"dropbox = {self.folder} is another run's: each run has a box of its own. If that "
+                f"run is over, delete {owner}"
+            )
+
+    def claim(self, run: str) -> None:
+        """Make the box a run's own, where it is there.
+
+        Raises:
+            ConfigError: it is another's.
+        """
+        with suppress(FileExistsError, FileNotFoundError), (self.folder / OWNER).open("x") as file:
+            file.write(f"{run}\n")
+        self.check(run)
 
     def put(self, name: str, files: Mapping[str, Path], stated: Stated) -> Path:
         """Copy a model into the box: it appears there whole, or not at all. Return its folder.
@@ -144,6 +171,19 @@ class Dropbox:
         before = f"{iteration:04d}-"
         there = sorted((self.folder / TAKEN).glob(f"{before}*"))
         return {path.name.removeprefix(before): path for path in there}
+
+    def give_back(self, after: int) -> list[str]:
+        """Have models wait again that were taken for iterations with higher numbers; name them.
+
+        Where another of the name waits meanwhile, one stays where it is.
+        """
+        back = []
+        for path in sorted((self.folder / TAKEN).glob("[0-9]*-*")):
+            number, _, name = path.name.partition("-")
+            if int(number) > after and not (self.folder / name).exists():
+                path.rename(self.folder / name)
+                back.append(name)
+        return back
 
     def refuse(self, folder: Path, name: str, reason: str) -> Path:
         """Put a model that was taken aside, with the reason beside it; return its folder."""

@@ -18,7 +18,7 @@ from cold_flower.models.base import Base, load_base
 from cold_flower.models.body import prefix_of
 from cold_flower.models.starting import save_starting_model, starting_model
 from cold_flower.reporting import trackers
-from cold_flower.repository import by_reference
+from cold_flower.repository import by_reference, leaving
 from cold_flower.repository.arrivals import Arrivals
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import (
@@ -71,6 +71,7 @@ class Coordinator:
             self._publish_start(base)
         else:
             check_start(self._repository, config.base_model)
+            leaving.check(self._journal, self._repository)
         self._first = self._repository.numbers()[-1] + 1
         arrivals = Arrivals(self._journal)
         record_contributions(self._journal, self._repository, self._first - 1)
@@ -78,7 +79,7 @@ class Coordinator:
         self._drops = FromDropbox(
             config,
             run_dir,
-            lambda: {*self._participants.there, *self._participants.plan.names},
+            lambda: self._participants.known,
             self._journal.left(),
             self._say,
         )

@@ -8,6 +8,7 @@ from cold_flower.config import Config
 from cold_flower.errors import ColdFlowerError, ConfigError, ModelError
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.dropbox import Dropbox, Stated, folder_of
+from cold_flower.repository.journal import run_id
 from cold_flower.server.finetuned import Finetuned, examine
 from cold_flower.server.strategy import needed
 from strategies import records
@@ -24,10 +25,13 @@ def check(config: Config) -> None:
     """Check the keys about a drop box.
 
     Raises:
-        ConfigError: a folder that is not there.
+        ConfigError: a folder that is not there, or is another run's.
     """
-    if config.dropbox and not Path(config.dropbox).is_dir():
+    if not config.dropbox:
+        return
+    if not Path(config.dropbox).is_dir():
         raise ConfigError(f"dropbox = {config.dropbox}: there is no such folder; make it first")
+    Dropbox(Path(config.dropbox)).check(run_id(Path(config.run_dir)) if config.resume else "")
 
 
 class FromDropbox(Drops):
@@ -49,8 +53,9 @@ class FromDropbox(Drops):
         left: Collection[str],
         say: Callable[[str], object],
     ) -> None:
-        check(config)
         self.box = Dropbox(folder_of(config, run_dir))
+        if config.dropbox:
+            self.box.claim(run_id(run_dir))
         self._config, self._repository = config, Repository(run_dir)
         self._others, self._left, self._say = others, left, say
         self._looked = -LOOK
@@ -97,6 +102,11 @@ class FromDropbox(Drops):
                 return one
         self._looked = now
         return None
+
+    def refuse(self, name: str, iteration: int, reason: str) -> None:
+        """Put aside what was taken for an iteration, such as what screening refused."""
+        if folder := self.box.taken(iteration).get(name):
+            self.box.refuse(folder, name, reason)
 
     def _tell(self, line: str) -> None:
         """Say a line, once."""

@@ -44,6 +44,11 @@ class Contributors(Participants):
         return self.members
 
     @property
+    def known(self) -> Collection[str]:
+        """Return whose name nobody else may contribute under, also of those who are away."""
+        return {*self.there, *self.plan.names}
+
+    @property
     def training(self) -> list[str]:
         """Return who contributes, of those who are there."""
         there = self.there

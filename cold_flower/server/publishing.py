@@ -92,7 +92,8 @@ class Publishing:
         rows = self._repository.manifest(iteration).get("contributors", [])
         if keep := self._config.keep_contributions:
             Kept(self._journal.run_dir).take(iteration, keep)
-        self._inbox.drop([row["name"] for row in rows if row["verdict"] == "refused"])
+        refused = [row for row in rows if row["verdict"] == "refused"]
+        self._inbox.drop({row["name"]: row["reason"] for row in refused})
 
 
 def record_contributions(journal: Journal, repository: Repository, iteration: int) -> None:

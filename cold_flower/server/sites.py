@@ -59,6 +59,11 @@ class Sites(Contributors):
         allow = split(self._config.sites.allow)
         return name not in self._left and (allow == ["*"] or name in allow)
 
+    @property
+    def known(self) -> set[str]:
+        """Return who may take part, or has: its name is its own also while it is away."""
+        return {*self.members, *known(self._config, self._journal)}
+
     def cohort(self, iteration: int) -> list[str]:
         """Draw an iteration's cohort of the sites that are there when it begins."""
         if self._asking[0] != iteration:
@@ -211,6 +216,12 @@ class Sites(Contributors):
 def _task_of(member: Member) -> Task:
     """Return what the server knows of a site's task; scores are under the site's name."""
     return Task(member.name, "at the site", source="site", text=(), label="", metric=member.metric)
+
+
+def known(config: Config, journal: Journal) -> set[str]:
+    """Return the names of the sites that sites.allow has, and of those that joined a run."""
+    came = {row["site"] for row in journal.rows(SITES) if row["event"] == "joined"}
+    return ({*split(config.sites.allow)} - {"*"}) | came
 
 
 def check(config: Config) -> None:
