@@ -107,11 +107,20 @@ def test_the_nearest_base_is_recognised_whatever_the_head(repository, finetuned,
     assert found.iteration == iteration
     assert found.base == repository.sha256(iteration)
     assert re.fullmatch(
-        rf"base {iteration}, the nearest \((99|100|101)% of it is in the model\)", found.recognised
+        rf"base {iteration}, the nearest \((99|100|101)% of it is in the model; base "
+        rf"{1 - iteration} is 1\.4\d times as far: --base states which it was\)",
+        found.recognised,
     )
     given = dict(found.items(repository.body(iteration)))
     assert [*given] == repository.body(0).keys()
     assert fingerprint(given.items()) == fingerprint(body_of(repository, model).items())
+
+
+def test_there_is_no_doubt_where_the_other_bases_are_far(repository, finetuned) -> None:
+    far = {key: tensor + 1 for key, tensor in repository.body(0).items()}
+    repository.publish(2, 1, Weights(far), {"contributors": []})
+    repository.prune(1)
+    assert "times as far" not in examine(str(finetuned(repository, 0)), repository, 3).recognised
 
 
 def test_a_stated_base_counts_even_where_another_is_nearer(repository, finetuned) -> None:

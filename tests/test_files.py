@@ -116,7 +116,7 @@ def test_an_encoding_is_said_in_the_suite(tmp_path) -> None:
     for encoding in ("cp1252", "latin-1", "utf-16", "UTF-8"):
         put(tmp_path, "train.csv", TABLE.encode(encoding))
         assert texts(tmp_path, encoding=encoding) == ["Café", "thé"]
-    with pytest.raises(TaskError, match="line 2: 0xc3 is not ascii, as the suite says"):
+    with pytest.raises(TaskError, match="line 2: 0xc3 is not ascii, as its entry says"):
         texts(tmp_path, encoding="ascii")
     with pytest.raises(TaskError, match="encoding 'cp12' is unknown"):
         load_suite(str(suite(tmp_path, encoding="cp12")))
@@ -176,7 +176,7 @@ def test_class_names_in_the_metadata_of_parquet(tmp_path) -> None:
         assert read.labels == tuple(labels or names)
         assert read.train.labels == [1, 0]
         assert read.without_label == {"train": 1, "test": 1}
-    with pytest.raises(TaskError, match=r"\['pos', 'neg'\] in the suite, but \['neg', 'pos'\] in"):
+    with pytest.raises(TaskError, match=r"\['pos', 'neg'\] in its entry, but \['neg', 'pos'\] in"):
         read_task(task(tmp_path, labels=["pos", "neg"]))
 
 

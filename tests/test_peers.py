@@ -6,19 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from flwr.app import ConfigRecord, Context, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from cold_flower.client_app import app
 from cold_flower.config import Config
-from cold_flower.models.base import load_base
-from cold_flower.models.starting import starting_model
 from cold_flower.repository.journal import CONTRIBUTIONS, SCORES, SITES, Journal
 from cold_flower.server import sites
 from cold_flower.server.coordinator import Coordinator
 from strategies import records
 from strategies.fusion import fingerprint
 from tests.conftest import FakeGrid
+from tests.test_dropbox import begun
 from tests.test_site import ROWS, TOML
 
 PAGE = (Path(__file__).parent.parent / "docs" / "messages.md").read_text()
@@ -109,16 +108,21 @@ def test_a_plain_peer_takes_part_beside_ours(places, base, tmp_path, monkeypatch
     assert json.loads((run_dir / "iterations/0002/manifest.json").read_text())["parent"] == 1
 
 
-def test_our_clients_under_stock_fedavg(places, base, monkeypatch) -> None:
+def test_our_clients_under_stock_fedavg(places, base, tmp_path, monkeypatch) -> None:
     """What docs/messages.md's their_server.py does, without a process."""
     places = {1: places[1], 2: places[1]}
     run = Config.from_flat(
         {"finetune.max-epochs": 1, "probe.epochs": 1, "evaluate.protocols": "frozen"}
     ).flat()
-    body = dict(starting_model(load_base(str(base)), 0)[1])
+    repository = begun(tmp_path / "theirs", str(base))
+    theirs: dict = {}
+    exec(shown("their_server.py"), theirs)
+    start = theirs["body"](repository.path(1))
+    body = dict(repository.body(1).items())
+    assert fingerprint(records.unpack(ArrayRecord(start))) == repository.sha256(1)
     strategy = FedAvg(min_train_nodes=2, min_evaluate_nodes=2, min_available_nodes=2)
     result = strategy.start(
-        grid=grid(places, run, monkeypatch), initial_arrays=records.pack(body.items()), num_rounds=1
+        grid=grid(places, run, monkeypatch), initial_arrays=ArrayRecord(start), num_rounds=1
     )
     assert set(result.arrays) == set(body)
     assert fingerprint(records.unpack(result.arrays)) != fingerprint(body.items())

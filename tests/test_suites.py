@@ -127,7 +127,7 @@ def test_a_hub_repository_with_named_classes(tmp_path, monkeypatch) -> None:
     assert rows.train.labels == [0, 1, 1, 0, 1]
     assert rows.test.texts == [("test 1",), ("test 2",)]  # -1 is no label
     for labels in (["pos", "neg"], ["neg", "neutral", "pos"]):
-        words = rf"labels are \['{labels[0]}', .* in the suite, but \['neg', 'pos'\] in the data"
+        words = rf"labels are \['{labels[0]}', .* in its entry, but \['neg', 'pos'\] in the data"
         with pytest.raises(TaskError, match=words):
             read_split(task(tmp_path, **(entry | {"labels": labels})), "train")
 

@@ -48,6 +48,11 @@ def test_a_summary_in_one_line() -> None:
     assert summary(ROWS, 2) == "frozen seen 60.0 (+20.0), frozen unseen 30.0 (-10.0)"
 
 
+def test_a_gain_over_fewer_tasks_than_its_mean_says_so() -> None:
+    came = [row for row in ROWS if (row["iteration"], row["task"]) != (0, "b")]
+    assert summary(came, 2) == "frozen seen 60.0 (+10.0 on 1), frozen unseen 30.0 (-10.0)"
+
+
 def test_a_gain_table_pairs_tasks() -> None:
     about = {"group": "seen", "metric": "accuracy", "n_test": 100, "iteration": 0}
     before = [{**about, "task": t, "protocol": "frozen", "value": 0.5} for t in ("a", "b", "c")]

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from errno import ENOSPC
 from pathlib import Path
 from typing import Annotated
 
@@ -118,6 +119,7 @@ def check(
     from cold_flower.commands.tls import check_superlink
     from cold_flower.config import Config
     from cold_flower.contributors.site import load_site
+    from cold_flower.identity import home
     from cold_flower.runtime import experiments
 
     transformers.logging.set_verbosity_error()  # its report of a head that is new, as it should be
@@ -132,7 +134,8 @@ def check(
             typer.echo(line)
             warnings += line.startswith(WARNING)
     except (ColdFlowerError, StrategyError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        full = isinstance(error, OSError) and error.errno == ENOSPC and not error.filename
+        typer.echo(f"error: {error}{f': COLD_FLOWER_HOME = {home()}' if full else ''}", err=True)
         typer.echo("not ready")
         raise typer.Exit(1) from error
     plural = "warning" if warnings == 1 else "warnings"

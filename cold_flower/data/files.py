@@ -150,9 +150,9 @@ def _decode(data: bytes, encoding: str) -> str:
         at = error.start if isinstance(error, UnicodeDecodeError) else 0
         line, byte = data.count(b"\n", 0, at) + 1, f"0x{data[at]:02x}"
         if encoding:
-            raise ValueError(f"line {line}: {byte} is not {encoding}, as the suite says") from error
+            raise ValueError(f"line {line}: {byte} is not {encoding}, as its entry says") from error
         raise ValueError(
-            f"line {line}: byte {byte} is not UTF-8: save it as UTF-8, or say in the suite what "
+            f"line {line}: byte {byte} is not UTF-8: save it as UTF-8, or say in its entry what "
             'it is, such as encoding = "cp1252" (spreadsheets in the West) or "utf-16"'
         ) from error
 
@@ -249,7 +249,7 @@ def _parquet(task: Task, path: Path) -> tuple[Columns, tuple[str, ...]]:
     import pyarrow.parquet
 
     if task.encoding:
-        raise ValueError("the suite names an encoding, but Parquet's text is always UTF-8")
+        raise ValueError("its entry names an encoding, but Parquet's text is always UTF-8")
     file = pyarrow.parquet.ParquetFile(path)
     schema = file.schema_arrow
     names = needed(task, schema.names, str(path))

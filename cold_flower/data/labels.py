@@ -188,6 +188,6 @@ def check_labels(task: Task, split: str, source_labels: tuple[str, ...]) -> None
     moved = [name for name in ours if name in theirs and ours.index(name) != theirs.index(name)]
     if len(ours) != len(theirs) or moved:
         raise TaskError(
-            f"{task.where}, split {split}: labels are {list(task.labels)} in the suite, but "
+            f"{task.where}, split {split}: labels are {list(task.labels)} in its entry, but "
             f"{list(source_labels)} in the data; list them in the order of the data"
         )

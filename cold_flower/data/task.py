@@ -220,7 +220,7 @@ def _encoding(where: str, table: Mapping[str, Any]) -> str:
 
 
 def _where(name: str, suite: str) -> str:
-    return f"task {name} (suite {suite})"
+    return f"task {name} ({suite if suite.endswith('.toml') else f'suite {suite}'})"
 
 
 def _choice(where: str, key: str, value: Any, valid: tuple[str, ...]) -> str:

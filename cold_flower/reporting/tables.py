@@ -54,7 +54,8 @@ def step_length(length: float | None, own: float | None) -> str:
 def summary(rows: Sequence[Row], iteration: int, *, trained: bool = True) -> str:
     """Say one iteration's mean scores in points, and how far they are from the start.
 
-    Where scores of the base are missing, its mean says of how many tasks it is.
+    Where scores of the base are missing, its mean says of how many tasks it is; where the start
+    lacks some that the base has, the gain does.
 
     Args:
         rows: of a run.
@@ -67,9 +68,11 @@ def summary(rows: Sequence[Row], iteration: int, *, trained: bool = True) -> str
         if not picked:
             continue
         mean = mean_and_sem([row["value"] for row in picked])[0]
-        gain = mean_and_sem(gains(rows, group, protocol, iteration))[0] if iteration else math.nan
+        moves = gains(rows, group, protocol, iteration) if iteration else []
+        gain = mean_and_sem(moves)[0]
         of = len({row["task"] for row in pick(rows, group=group, protocol=protocol)})
-        moved = f" ({points(gain, sign='+')})" if points(gain) else ""
+        on = f" on {len(moves)}" if len(moves) < len(picked) else ""  # sites came since the start
+        moved = f" ({points(gain, sign='+')}{on})" if points(gain) else ""
         some = _some(len(picked), of)
         parts.append(f"{protocol} {_group(group, trained)} {points(mean)}{some}{moved}")
     return ", ".join(parts)

@@ -33,6 +33,7 @@ def stage(app: Path, config: Config) -> Path:
                     "name": "cold-flower",
                     "version": __version__,
                     "description": "The code and configuration of one run",
+                    "license": {"text": "Apache-2.0"},  # Flower warns of one that is missing
                 },
                 "tool": {
                     "flwr": {

@@ -59,7 +59,8 @@ def flwr(
 
 def error_of(answer: Mapping[str, Any]) -> str:
     """Return what Flower said instead of what it was asked for, as one line."""
-    return " ".join(str(answer.get("error-message") or answer).split())[:500]
+    said = " ".join(str(answer.get("error-message") or answer).split())
+    return said[-500:]  # warnings come before it
 
 
 def status_of(answer: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ elsewhere. Counted are matrices: what has one dimension, such as a layer norm's 
 alike in all models.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ from cold_flower.repository.provenance import MANIFEST, licence_of
 from strategies.fusion import Weights, fingerprint, is_finite
 
 LEAST = 0.5  # of a base, that a model finetuned from it holds
+CLEAR = 2.0  # times as far as the nearest base is the next one, where there is no doubt
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,22 @@ def _check_new(name: str, model: Finetuned, repository: Repository) -> None:
         raise ModelError(f"{name}: the same weights went into {there[sha256]}: once is enough")
 
 
+@dataclass
+class _Near:
+    """How near a model is to a base."""
+
+    square: float = 0.0
+    """Of the distance."""
+    inner: float = 0.0
+    """Of the two, over matrices."""
+    own: float = 0.0
+    """Of the base with itself, over matrices."""
+
+    @property
+    def holds(self) -> float:
+        return self.inner / self.own if self.own else 1.0
+
+
 class _Bases:
     """The bases of a run's lineage, one of which a model was finetuned from."""
 
@@ -199,23 +217,19 @@ class _Bases:
                 "it was finetuned from another model"
             )
         how = "as stated" if self._stated else "the nearest"
-        return age, f"{how} ({near.holds:.0%} of it is in the model)", not near.square
+        next_one = self._nearly_as_near(found, age)
+        return age, f"{how} ({near.holds:.0%} of it is in the model{next_one})", not near.square
 
-
-@dataclass
-class _Near:
-    """How near a model is to a base."""
-
-    square: float = 0.0
-    """Of the distance."""
-    inner: float = 0.0
-    """Of the two, over matrices."""
-    own: float = 0.0
-    """Of the base with itself, over matrices."""
-
-    @property
-    def holds(self) -> float:
-        return self.inner / self.own if self.own else 1.0
+    def _nearly_as_near(self, found: Mapping[int, _Near], age: int) -> str:
+        """Say which other base a model may have begun from; a newer one holds what others added."""
+        others = {at: near.square for at, near in found.items() if at != age}
+        if not others or not found[age].square:
+            return ""
+        at = min(others, key=lambda at: (others[at], at))
+        further = math.sqrt(others[at] / found[age].square)
+        iteration, _ = self.lineage[at]
+        known = f"; base {iteration} is {further:.2f} times as far: --base states which it was"
+        return known if further < CLEAR else ""
 
 
 def _compare(
