@@ -11,7 +11,7 @@ from statistics import fmean
 
 from flwr.app import ArrayRecord
 
-from strategies.errors import FusionError
+from strategies.errors import FusionError, RunStopped
 
 ROUNDING = 1e-9  # of the difference of two scores
 
@@ -114,8 +114,17 @@ class Gate:
             make: fuses what these contributed.
             suspects: orders the cohort, the likeliest to do harm first.
             least: how many contributions ``make`` needs.
+
+        Raises:
+            RunStopped: too few could score the present base: no candidate could ever pass.
         """
         before, voters = self._before(), self._voters()
+        if 2 * len(before) < voters:
+            raise RunStopped(
+                f"the gate: {len(before)} of {voters} contributors could validate the present base, "
+                "and half have to, so no candidate can pass. Why each could not is said above (a "
+                "site needs limits.min-test-examples dev rows); gate.protocol = '' has no gate"
+            )
         kept = list(cohort)
         candidate: ArrayRecord | None
         candidate = make(kept)

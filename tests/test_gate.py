@@ -5,7 +5,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from strategies import records
-from strategies.errors import FusionError
+from strategies.errors import FusionError, RunStopped
 from strategies.gate import Gate, fall
 
 
@@ -30,6 +30,14 @@ def test_a_fall_by_hand() -> None:
     said = "1 of 3 contributors could validate it"  # the others could not validate the base
     assert fall({"a": 0.5}, {"a": 0.9, "b": 0.0, "c": 0.0}, 0, 0) == said
     assert fall({"a": 0.5}, {"a": 0.9}, 0, 0, voters=3) == said
+
+
+def test_a_gate_that_nobody_can_answer_ends_the_run() -> None:
+    cohort = Cohort()
+    gate = cohort.gate(voters=lambda: 3)  # of which one scores
+    with pytest.raises(RunStopped, match="the gate: 1 of 3 contributors could validate the present"):
+        gate.choose(list("abcd"), cohort.make, lambda: list("abcd"))
+    assert cohort.made == []
 
 
 def test_what_the_rule_cannot_fuse_is_no_candidate() -> None:
