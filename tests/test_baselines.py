@@ -248,6 +248,14 @@ def test_keys_about_contributions_are_said_where_there_are_none(keys, tmp_path) 
     assert experiments.remarks(plain, experiments.check(plain)) == []
 
 
+def test_a_cohort_is_nothing_to_a_baseline() -> None:
+    keys = {**KEYS, "contributors-per-iteration": 2, "schedule": "round-robin"}
+    config = Config.from_flat(keys)
+    assert [line.split()[1] for line in experiments.remarks(config, experiments.check(config))] == [
+        *("contributors-per-iteration", "schedule")
+    ]
+
+
 def test_a_recipe_says_nothing_of_contributions_that_are_not_there() -> None:
     """Its keys were nobody's choice for this run."""
     config = replace(Config.from_flat({**KEYS, "quorum": 2}), of_recipe=frozenset(["quorum"]))

@@ -289,6 +289,9 @@ def _idle(config: Config) -> Iterator[str]:
         for name in chosen:
             if name.startswith(_OF_CONTRIBUTIONS):
                 yield f"{name} is about contributions, and there are none here: it does nothing"
+        for name in ("contributors-per-iteration", "schedule"):
+            if config.baseline and name in chosen and values[name]:  # 0 is all
+                yield f"{name} does nothing: a baseline trains on the data of all who contribute"
     else:
         checks = split(config.screen.checks)
         for name, check in _OF_CHECK.items():
