@@ -121,9 +121,9 @@ class Gate:
         before, voters = self._before(), self._voters()
         if 2 * len(before) < voters:
             raise RunStopped(
-                f"the gate: {len(before)} of {voters} contributors could validate the present base, "
-                "and half have to, so no candidate can pass. Why each could not is said above (a "
-                "site needs limits.min-test-examples dev rows); gate.protocol = '' has no gate"
+                f"the gate: {len(before)} of {voters} contributors could validate the present "
+                "base, and half have to, so no candidate can pass. Why each could not is said "
+                "above (a site needs limits.min-test-examples dev rows)"
             )
         kept = list(cohort)
         candidate: ArrayRecord | None

@@ -35,7 +35,9 @@ def test_a_fall_by_hand() -> None:
 def test_a_gate_that_nobody_can_answer_ends_the_run() -> None:
     cohort = Cohort()
     gate = cohort.gate(voters=lambda: 3)  # of which one scores
-    with pytest.raises(RunStopped, match="the gate: 1 of 3 contributors could validate the present"):
+    with pytest.raises(
+        RunStopped, match="the gate: 1 of 3 contributors could validate the present"
+    ):
         gate.choose(list("abcd"), cohort.make, lambda: list("abcd"))
     assert cohort.made == []
 

@@ -6,33 +6,36 @@ is a `ColdFlowerError`.
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cold_flower.commands import data_statistics, offline
 from cold_flower.commands.given import names, several, table
-from cold_flower.config import PROTOCOLS, Config
+from cold_flower.commands.running import (
+    AnyPath,
+    absolute,
+    configure,
+    one_kind_of_error,
+    run,
+    suite_of,
+)
+from cold_flower.config import PROTOCOLS
 from cold_flower.data.plan import naming_the_recipe
-from cold_flower.errors import ColdFlowerError, ConfigError, ModelError, RunError
+from cold_flower.errors import ConfigError, ModelError, RunError
 from cold_flower.models.folder import Folder
 from cold_flower.reporting.against import check as check_against
 from cold_flower.reporting.run import Run, open_run
-from cold_flower.reporting.runs import RunDirectory
-from cold_flower.repository.journal import CONFIG, load_config
+from cold_flower.repository.journal import CONFIG
 from cold_flower.runtime import experiments
 from cold_flower.runtime.processes import stoppable
 from cold_flower.runtime.writable import check_writable
-from strategies.errors import StrategyError
 from strategies.fusion import Weights, load, write_safetensors
 from strategies.names import unknown
 
 if TYPE_CHECKING:
     from cold_flower.reporting.comparison import Comparison
     from cold_flower.runtime.candidates import Tuned
-
-AnyPath = str | Path
 
 
 def simulate(
@@ -116,7 +119,7 @@ def compare(
             names("rules", rules), names("stages", stages), others, equal_length=equal_length
         )
         each, keys = several("seeds", seeds, "whole numbers"), table("settings", settings)
-        folder = _folder(run_dir) if run_dir else None
+        folder = absolute(run_dir) if run_dir else None
         planned = comparing.plan(str(experiment), compared, each, keys, folder)
         return comparing.run(planned, Sharing(), say, "the same call goes on")
 
@@ -155,12 +158,12 @@ def evaluate(
         other = open_run(against) if isinstance(against, str | Path) else against
         if other and not other.scores:
             raise RunError(f"{other.folder}: no scores there, nothing to compare with")
-        folder = _folder(run_dir or Path("runs") / f"evaluate-{_name_of(model)}")
+        folder = absolute(run_dir or Path("runs") / f"evaluate-{_name_of(model)}")
         name = str(suite)
         config = experiments.merge(
             {
                 "experiment": "evaluate",
-                "suite": _suite(name),
+                "suite": suite_of(name),
                 "base-model": str(model),
                 "evaluate.protocols": ",".join(names("protocols", protocols)),
                 "iterations": 0,
@@ -213,7 +216,7 @@ def tune(
     from cold_flower.runtime import tune as search
 
     name = str(suite)
-    folder = _folder(run_dir or Path("runs") / f"tune-{Path(name).stem}")
+    folder = absolute(run_dir or Path("runs") / f"tune-{Path(name).stem}")
     asked = names("protocols", protocols)
     rates = several("learning_rates", learning_rates, "numbers")
     passes = several("epochs", epochs, "whole numbers")
@@ -225,7 +228,7 @@ def tune(
         config = experiments.merge(
             {
                 "experiment": "tune",
-                "suite": _suite(name),
+                "suite": suite_of(name),
                 "base-model": str(base_model),
                 **table("settings", settings),
                 "run-dir": str(folder),
@@ -286,7 +289,7 @@ def fuse(
     chosen = table("options", options)
     paths = [str(model) for model in several("models", models, "folders")]
     folders = [str(one) for one in several("statistics", statistics, "folders")]
-    folder = _folder(out)
+    folder = absolute(out)
     with one_kind_of_error():
         combine = load(rule, **chosen)
         flags = ["--vocabulary", vocabulary] if vocabulary != "base" else []
@@ -338,10 +341,10 @@ def statistics(
     Raises:
         ColdFlowerError: no such task or kind, a model without a head or of other classes.
     """
-    folder = _folder(out)
+    folder = absolute(out)
     if folder.exists():
         raise ModelError(f"{folder} exists: name a new folder")
-    keys = {"suite": _suite(str(suite)), "base-model": str(model), "tasks": task}
+    keys = {"suite": suite_of(str(suite)), "base-model": str(model), "tasks": task}
     with one_kind_of_error():
         config = experiments.merge({"unseen": "", **keys, **table("settings", settings)})
         with stoppable():
@@ -351,88 +354,6 @@ def statistics(
         file = folder / data_statistics.FILE
         write_safetensors(file, Weights(found).template(), found.items(), facts)
     return folder
-
-
-def configure(
-    experiment: AnyPath,
-    settings: Mapping[str, Any],
-    run_dir: AnyPath | None = None,
-    resume: bool = False,
-    replay: AnyPath | None = None,
-) -> Config:
-    """Merge defaults, the suite's recipe, the experiment and the settings, in that order.
-
-    Raises:
-        ColdFlowerError: a wrong key or value, an unknown suite or experiment; ``resume``
-            without a directory; an experiment and a run to repeat, or neither.
-    """
-    if bool(experiment) == bool(replay):
-        raise ConfigError("name an experiment, or a run to repeat (--replay RUN); not both")
-    if replay:
-        before = load_config(_folder(replay))
-        keys = {
-            **before,
-            "run-dir": "",
-            "resume": False,
-            "replay": str(_folder(replay)),
-            **settings,
-        }
-        experiment = f"{before['experiment']}-replayed"
-    else:
-        keys = {**experiments.read(str(experiment)), **settings}
-    where, go_on = run_dir or keys.get("run-dir"), resume or keys.get("resume", False)
-    if go_on and not where:
-        raise ConfigError("resume continues a run, so it needs its directory: --run-dir RUN")
-    folder = _folder(where or experiments.fresh(str(experiment)))
-    with one_kind_of_error():
-        return experiments.merge({**keys, "run-dir": str(folder), "resume": go_on})
-
-
-def run(
-    config: Config,
-    sharing: Any,
-    again: str = "",
-    *,
-    against: RunDirectory | None = None,
-    opened: Callable[[Path], object] | None = None,
-) -> Run:
-    """Run a configuration to the end.
-
-    Args:
-        config: resolved.
-        sharing: a `cold_flower.runtime.runner.Sharing`.
-        again: how the user goes on after a stop.
-        against: what the result is compared with.
-        opened: called once with report.html, as soon as there is one.
-
-    Raises:
-        ColdFlowerError: what is wrong, or why the run failed.
-        KeyboardInterrupt: it was stopped.
-    """
-    from cold_flower.runtime import runner
-
-    with one_kind_of_error():
-        runner.run(config, sharing, again, opened)
-        finished = open_run(config.run_dir)
-    return Run(finished.folder, finished.config, against)
-
-
-@contextmanager
-def one_kind_of_error() -> Iterator[None]:
-    """Turn what strategies/ and the disk complain of into our errors: users catch one kind."""
-    try:
-        yield
-    except (StrategyError, OSError) as error:
-        raise ColdFlowerError(str(error)) from error
-
-
-def _folder(path: AnyPath) -> Path:
-    return Path(path).expanduser().resolve()
-
-
-def _suite(name: str) -> str:
-    """Return a suite as a run names it: built in, or a file by its absolute path."""
-    return str(Path(name).resolve()) if name.endswith(".toml") else name
 
 
 def _name_of(model: AnyPath) -> str:

@@ -81,7 +81,7 @@ def simulate(
     from cold_flower.runtime import experiments
 
     settings = experiments.parse_settings(set or [])  # a typo is said before torch is loaded
-    from cold_flower.commands import api
+    from cold_flower.commands import running
     from cold_flower.runtime import runner, sweep
 
     sharing = runner.Sharing(cpus_per_contributor, gpus_per_contributor, fake_gpus)
@@ -101,15 +101,15 @@ def simulate(
             return
         again = "the same command goes on"
         with exit_code_of_a_stop():
-            sweep.run(planned, lambda cell: show(api.run(cell, sharing, again)), typer.echo)
+            sweep.run(planned, lambda cell: show(running.run(cell, sharing, again)), typer.echo)
         return
-    config = api.configure(experiment, settings, run_dir, resume, replay)
+    config = running.configure(experiment, settings, run_dir, resume, replay)
     if dry_run:
         runner.show(config, sharing)
         return
     look = (lambda page: webbrowser.open(page.as_uri())) if opened else None
     with exit_code_of_a_stop():
-        show(api.run(config, sharing, opened=look))
+        show(running.run(config, sharing, opened=look))
 
 
 def warn(run: "RunDirectory", *, named: bool = False) -> None:

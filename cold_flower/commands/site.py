@@ -211,13 +211,13 @@ def deploy(
     Example:
     * `cold-flower deploy partners.toml --superlink partners --run-dir /srv/cold-flower/first`
     """
-    from cold_flower.commands import api
+    from cold_flower.commands import running
     from cold_flower.commands.simulate import show
     from cold_flower.reporting.run import open_run
     from cold_flower.runtime import deploy as deployment
     from cold_flower.runtime import experiments
 
-    config = api.configure(experiment, experiments.parse_settings(set or []), run_dir, resume)
+    config = running.configure(experiment, experiments.parse_settings(set or []), run_dir, resume)
     with exit_code_of_a_stop():
         deployment.deploy(config, superlink, typer.echo)
     run = open_run(config.run_dir)
