@@ -48,6 +48,18 @@ def test_lineage_and_latest(repository) -> None:
     assert (repository.path(2) / "config.json").exists()
 
 
+def test_what_is_measured_while_the_disk_writes_is_in_the_manifest(repository) -> None:
+    repository.publish(1, 0, Weights(moved(1)), {"rule": "x"}, further=lambda: {"length": 2.0})
+    assert {"rule": "x", "length": 2.0}.items() <= repository.manifest(1).items()
+
+    def fails():
+        raise RuntimeError("not measured")
+
+    with pytest.raises(RuntimeError, match="not measured"):
+        repository.publish(2, 1, Weights(moved(2)), {}, further=fails)
+    assert (repository.latest(), repository.numbers()) == (1, [0, 1])
+
+
 def test_a_body_tensor_that_the_checkpoint_lacks_is_added(tmp_path) -> None:
     repository = Repository(tmp_path)
     repository.create(save, {**BODY, "pooler": torch.zeros(1)}, "net.", {})

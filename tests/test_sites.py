@@ -37,8 +37,8 @@ class Field:
         about |= {"code": f"of {name}", **self.about.get(name, {})}
         if about.pop("silent", False):
             return None
-        if about.pop("loses", False):
-            self.about[name]["loses"] = False
+        if about.pop("loses", 0):
+            self.about[name]["loses"] -= 1
             return error_reply(message, "objects are unavailable", code=LOST)
         if about.pop("fails", False):
             return error_reply(message, "TaskError: the details are in the site's own log")
@@ -105,9 +105,15 @@ def test_one_that_does_not_fit_is_left_out_and_the_others_go_on(field, about, wo
 def test_who_is_there_is_asked_once_more_where_an_answer_was_lost(field) -> None:
     world = field()
     world.on("ann", "bob")
-    world.about["bob"] = {"loses": True}
+    world.about["bob"] = {"loses": 1}
     assert list(world.open().members) == ["ann", "bob"]
     assert world.lines.count("bob: its answer was lost on its way: asked once more") == 1
+    world.about["cat"] = {"loses": 2}
+    world.on("cat")
+    made = world.open()
+    assert list(made.members) == ["ann", "bob"]
+    made.refresh()  # when the next iteration begins
+    assert list(made.members) == ["ann", "bob", "cat"]
 
 
 def test_a_stranger_is_not_even_asked(field) -> None:

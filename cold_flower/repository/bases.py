@@ -16,6 +16,7 @@ one, and the parent in its manifest tells the lineage.
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import filterfalse, groupby, islice
 from pathlib import Path
@@ -222,6 +223,7 @@ class Repository:
         body: Weights,
         manifest: Mapping[str, Any],
         *,
+        further: Callable[[], Mapping[str, Any]] = dict,
         state: Path | None = None,
         decay: float = 0.0,
     ) -> None:
@@ -232,6 +234,7 @@ class Repository:
             parent: the iteration it was made from.
             body: the new body, matched by name.
             manifest: what to record beside the lineage and the body's sha256.
+            further: returns what else to record; a thread calls it while the disk has its turn.
             state: the file of the fusion's optimizer state after this iteration, kept with it.
             decay: of the moving average beside it; 0 is none. What the gate rejected leaves it.
         """
@@ -243,8 +246,10 @@ class Repository:
             if state:
                 shutil.copy2(state, folder / STATE)
             before = Weights(source / WEIGHTS)
-            sha256 = replace_body(before, folder / WEIGHTS, body, names, prefix)
-            full = {"iteration": iteration, "parent": parent, **manifest}
+            with ThreadPoolExecutor(1) as meanwhile:
+                measured = meanwhile.submit(further)
+                sha256 = replace_body(before, folder / WEIGHTS, body, names, prefix)
+            full = {"iteration": iteration, "parent": parent, **manifest, **measured.result()}
             if decay:
                 kept = 1.0 if rejected(manifest) else decay
                 average = ema.Average(self.average(parent), self._body_in(folder), kept)

@@ -103,7 +103,7 @@ class Dropbox:
         Raises:
             ConfigError: it is another's.
         """
-        with suppress(FileExistsError, FileNotFoundError), (self.folder / OWNER).open("x") as file:
+        with suppress(OSError), (self.folder / OWNER).open("x") as file:
             file.write(f"{run}\n")
         self.check(run)
 

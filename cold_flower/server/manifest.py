@@ -1,5 +1,6 @@
 """What is recorded of an iteration: the body of its manifest.json, and what is read out of it."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +11,8 @@ from cold_flower.repository.manifests import fused
 from cold_flower.server.strategy import stages
 from strategies import records
 from strategies.contributions import Contribution
-from strategies.diagnostics import Diagnosis
+from strategies.diagnostics import Diagnosis, drift
+from strategies.fusion import Weights
 from strategies.gate import Judgement
 
 _UNKNOWN: dict[str, Any] = {"diff-norm": None, "cosine": None, "leave-one-out": None, "layers": {}}
@@ -21,8 +23,6 @@ def describe(
     contributions: Iterable[Contribution],
     diagnosis: Diagnosis,
     judgement: Judgement | None,
-    step: float,
-    own: float = 0.0,
 ) -> dict[str, Any]:
     """Describe an iteration: rule, stages, each contributor's part, the gate's decision.
 
@@ -31,8 +31,6 @@ def describe(
         contributions: what became of each one's answer.
         diagnosis: what the accepted ones measure, by name.
         judgement: the gate's, if there is a gate.
-        step: L2 norm of what the fuse adds to the base.
-        own: that of the rule alone, where ``fusion.norm`` gave it another length; 0 if not known.
     """
     contributions = sorted(contributions, key=lambda one: one.name)
     accepted = [one.name for one in contributions if one.verdict == "accepted"]
@@ -67,11 +65,29 @@ def describe(
         ],
         "cosines": dict(zip(accepted, diagnosis.pairwise, strict=True)),
         "sign-conflicts": diagnosis.conflicts,
-        "step-norm": step,
         "mean-norm": diagnosis.mean,
-        "length": step / diagnosis.mean if diagnosis.mean else None,
-        **({"own-length": own / diagnosis.mean} if own and diagnosis.mean else {}),
         "gate": asdict(judgement) if judgement else {},
+    }
+
+
+def moved(
+    start: Weights, base: Weights, fused: Weights, mean: float, own: float = 0.0
+) -> dict[str, Any]:
+    """Describe how far an iteration moved the base, and how far it is from the start by now.
+
+    Args:
+        start: theta_0.
+        base: the one before.
+        fused: the new one.
+        mean: L2 norm of what the plain mean would have added.
+        own: that of the rule alone, where ``fusion.norm`` gave it another length; 0 if not known.
+    """
+    step = math.hypot(*drift(base, fused).values())
+    return {
+        "step-norm": step,
+        "length": step / mean if mean else None,
+        **({"own-length": own / mean} if own and mean else {}),
+        "drift": drift(start, fused),
     }
 
 

@@ -1,7 +1,5 @@
 """Publish what an iteration made, with what it was made of."""
 
-import math
-
 from flwr.app import ArrayRecord
 
 from cold_flower.config import Config
@@ -9,9 +7,14 @@ from cold_flower.repository.bases import Repository
 from cold_flower.repository.journal import CONTRIBUTIONS, Journal
 from cold_flower.repository.kept import Kept
 from cold_flower.repository.manifests import rejected
-from cold_flower.server.manifest import accepted_norms, add_norms, contribution_rows, describe
+from cold_flower.server.manifest import (
+    accepted_norms,
+    add_norms,
+    contribution_rows,
+    describe,
+    moved,
+)
 from strategies import records
-from strategies.diagnostics import drift
 from strategies.fusion import Weights
 from strategies.gate import Gate
 from strategies.inbox import Inbox
@@ -63,25 +66,26 @@ class Publishing:
         body = repository.body(parent)
         diagnosis = self._inbox.diagnosis(body)
         fused = Weights(records.Tensors(arrays))
-        manifest = describe(
-            config,
-            self._inbox.contributions.values(),
-            diagnosis,
-            judgement,
-            math.hypot(*drift(body, fused).values()),
-            # With a gate the rule's last step may be that of a candidate that was not taken.
-            0.0 if judgement else self._own_step,
-        )
-        if own := manifest.get("own-length"):
-            say(
-                f"iteration {iteration}: the rule's own step is {own:.2f} times the plain mean's; "
-                f"with fusion.norm and what follows it the base moved {manifest['length']:.2f}"
-            )
-        manifest["drift"] = drift(repository.body(0), fused)
+        manifest = describe(config, self._inbox.contributions.values(), diagnosis, judgement)
+        # With a gate the rule's last step may be that of a candidate that was not taken.
+        own = 0.0 if judgement else self._own_step
         # A candidate that was rejected has left its memory in the inbox; the base keeps its own.
         state = repository.state() if rejected(manifest) else self._inbox.state
-        state = state if state and state.exists() else None
-        repository.publish(iteration, parent, fused, manifest, state=state, decay=config.fusion.ema)
+        repository.publish(
+            iteration,
+            parent,
+            fused,
+            manifest,
+            further=lambda: moved(repository.body(0), body, fused, diagnosis.mean, own),
+            state=state if state and state.exists() else None,
+            decay=config.fusion.ema,
+        )
+        published = repository.manifest(iteration)
+        if own := published.get("own-length", 0.0):
+            say(
+                f"iteration {iteration}: the rule's own step is {own:.2f} times the plain mean's; "
+                f"with fusion.norm and what follows it the base moved {published['length']:.2f}"
+            )
         record_contributions(self._journal, repository, iteration)
         add_norms(self.norms, manifest)
         self._end()

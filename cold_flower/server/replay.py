@@ -1,6 +1,5 @@
 """Fuse kept contributions again, offline: with the run's own rule, options, stages and seed."""
 
-import math
 import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -12,10 +11,10 @@ from cold_flower.config import Config
 from cold_flower.errors import RunError
 from cold_flower.repository.bases import Repository
 from cold_flower.repository.kept import Kept
-from cold_flower.server.manifest import describe
+from cold_flower.server.manifest import describe, moved
 from cold_flower.server.strategy import draws, rule
 from strategies.contributions import Contribution
-from strategies.diagnostics import diagnose, drift
+from strategies.diagnostics import diagnose
 from strategies.fusion import Weights, load
 
 
@@ -87,12 +86,11 @@ class Replay:
         with tempfile.TemporaryDirectory(dir=self._run_dir, prefix=".replay-") as folder:
             state = Path(folder) / "state.safetensors"
             fused = self.fuse(head, given, state, kept.origin(iteration))
-            step = math.hypot(*drift(base, Weights(fused)).values())
             reason = f"it left: this is iteration {iteration} without it"
             refused = [Contribution(o.name, "refused", reason) for o in everybody if o not in ours]
             measured = diagnose(base, given)
-            manifest = describe(self._config, [*ours, *refused], measured, None, step)
-            manifest["drift"] = drift(repository.body(0), Weights(fused))
+            manifest = describe(self._config, [*ours, *refused], measured, None)
+            manifest |= moved(repository.body(0), base, Weights(fused), measured.mean)
             manifest["replay"] = {"of": iteration, "without": left, "exact": exact}
             there = state if state.exists() else None
             decay = self._config.fusion.ema

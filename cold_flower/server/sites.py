@@ -198,6 +198,8 @@ class Sites(Contributors):
                 raise Refused(f"it calls itself {member.name!r}: name in its site.toml")
         except Refused as reason:
             self._refuse(name, str(reason))
+            if reply.has_error() and reply.error.code == exchange.LOST:
+                del self._asked[node]  # it may never have heard of it: asked again
             return None
         self._journal.say(f"site {name} takes part: {member.examples} training examples")
         runs = {key: str(answer.get(key, ""))[:200] for key in ("versions", "code")}
