@@ -9,7 +9,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
-from strategies import exchange, records
+from strategies import records
 from strategies.asking import Asking
 from strategies.contributions import FROM, Contribution, Start, Store
 from strategies.errors import StrategyError
@@ -232,7 +232,7 @@ class Collector:
             elif late or (addressed and not self._post):
                 break
             else:
-                time.sleep(exchange.POLL)
+                self._post.rest(deadline)
         if not turns.complete(here, bool(self._waiting)):
             self._give_up(f"no reply within {timeout:g} s" if timeout else "lost")
 

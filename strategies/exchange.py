@@ -14,6 +14,8 @@ from strategies.errors import DeadActorError
 from strategies.records import text_of
 
 POLL = 0.1  # seconds between two looks for replies
+# Of sites each look is a request to the SuperLink, which has theirs to serve.
+EACH, MOST = 0.05, 5.0  # seconds for each of them, and for all
 _UNREADABLE = 0  # flwr's code for what it does not know
 LOST = 3  # and for an answer whose upload did not end, or a question whose time is over
 
@@ -67,6 +69,11 @@ class Post:
     def __iter__(self) -> Iterator[Letter]:
         return iter(list(self._letters.values()))
 
+    def rest(self, deadline: float = math.inf) -> None:
+        """Wait a little where nobody had answered, but not beyond the deadline."""
+        pause = POLL if self._simulated else max(POLL, min(EACH * len(self), MOST))
+        time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+
     def send(self, name: str, message: Message, again: bool = False) -> bool:
         """Send a message; return whether the SuperLink took it."""
         ids = [i for i in self._grid.push_messages([message]) if i]
@@ -93,6 +100,8 @@ class Post:
         for message_id, letter in list(self._letters.items()):
             reply = self._pulled(message_id, letter.message)
             if reply is None:
+                if not self._simulated:  # to the end: the next look begins with the others
+                    self._letters[message_id] = self._letters.pop(message_id)
                 continue
             del self._letters[message_id]
             if self._simulated and reply.has_error() and "ActorDied" in str(reply.error.reason):
@@ -171,7 +180,7 @@ def exchange(
         elif late:
             break
         else:
-            time.sleep(POLL)
+            post.rest(deadline)
     for name in (*(letter.name for letter in post), *(name for name, _ in todo)):
         yield name, None
 

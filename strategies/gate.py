@@ -97,6 +97,7 @@ class Gate:
         self._limits = (tolerance, task_tolerance)
         self._voters = voters
         self._budget = budget
+        self._silent = False  # whether too few could score the last iteration's base
         self.judgement: Judgement | None = None
         """Of the last iteration."""
 
@@ -116,15 +117,13 @@ class Gate:
             least: how many contributions ``make`` needs.
 
         Raises:
-            RunStopped: too few could score the present base: no candidate could ever pass.
+            RunStopped: too few could score the present base, twice in a row.
         """
         before, voters = self._before(), self._voters()
         if 2 * len(before) < voters:
-            raise RunStopped(
-                f"the gate: {len(before)} of {voters} contributors could validate the present "
-                "base, and half have to, so no candidate can pass. Why each could not is said "
-                "above (a site needs limits.min-test-examples dev rows)"
-            )
+            self._unanswered(f"{len(before)} of {voters}", before)
+            return None
+        self._silent = False
         kept = list(cohort)
         candidate: ArrayRecord | None
         candidate = make(kept)
@@ -154,3 +153,14 @@ class Gate:
             candidates=tried,
         )
         return None if reason else candidate
+
+    def _unanswered(self, who: str, before: Scores) -> None:
+        """Leave the base as it is where too few could score it: once, they may be away."""
+        reason = f"{who} contributors could validate the present base, and half have to"
+        if self._silent:
+            raise RunStopped(
+                f"the gate: for the second time {reason}. Why each could not is said above (a site "
+                "needs limits.min-test-examples dev rows)"
+            )
+        self._silent = True
+        self.judgement = Judgement(False, reason, before=before, candidates=0)

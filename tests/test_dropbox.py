@@ -26,7 +26,7 @@ from cold_flower.repository.bases import Repository
 from cold_flower.repository.dropbox import STATED, Dropbox, Stated
 from cold_flower.repository.journal import LEFT, SITES, Journal
 from cold_flower.repository.kept import Kept
-from cold_flower.runtime import experiments
+from cold_flower.runtime import experiments, sweep
 from cold_flower.server.drops import FromDropbox, lacking
 from cold_flower.server.finetuned import examine, files
 from strategies.contributions import FROM, Contribution, Start, Store
@@ -108,7 +108,7 @@ def test_the_nearest_base_is_recognised_whatever_the_head(repository, finetuned,
     assert found.base == repository.sha256(iteration)
     assert re.fullmatch(
         rf"base {iteration}, the nearest \((99|100|101)% of it is in the model; base "
-        rf"{1 - iteration} is 1\.4\d times as far: --base states which it was\)",
+        rf"{1 - iteration} is 1\.4\d times as far: state which it was, by --base or in contribution.json\)",
         found.recognised,
     )
     given = dict(found.items(repository.body(iteration)))
@@ -460,9 +460,9 @@ def test_what_was_taken_for_an_iteration_that_is_not_made_waits_again(box) -> No
         box.put(name, {}, Stated())
         box.take(name, iteration)
     box.put("dan", {}, Stated())  # a second one
-    assert box.give_back(after=3) == ["bob", "cat"]
-    assert box.waiting()[0] == ["bob", "cat", "dan"]
-    assert (box.taken(3).keys(), box.taken(4).keys()) == ({"ann"}, {"dan"})
+    assert box.give_back(3, gone=["cat"]) == ["bob"]
+    assert box.waiting()[0] == ["bob", "dan"]
+    assert [[*box.taken(i)] for i in (3, 4, 5)] == [["ann"], ["dan"], ["cat"]]
 
 
 def test_a_box_is_one_runs(tmp_path, repository) -> None:
@@ -475,13 +475,28 @@ def test_a_box_is_one_runs(tmp_path, repository) -> None:
         FromDropbox(config, tmp_path / "run", lambda: (), (), print)
     resumed = Config.from_flat({**config.flat(), "resume": True})
     experiments.check_keys(resumed)
-    with pytest.raises(ConfigError, match=r"shared is another run's: .* delete .*shared/\.run"):
+    with pytest.raises(ConfigError, match=r"shared is another run's: .* move \.run and taken away"):
         experiments.check_keys(config)
     Journal(tmp_path / "run").write("config.json", {"config": config.flat(), "run": "second"})
     with pytest.raises(ConfigError, match="is another run's"):
         FromDropbox(config, tmp_path / "run", lambda: (), (), print)
-    (box / ".run").unlink()
+    (box / "taken" / "0001-ann").mkdir(parents=True)
+    for left in (lambda: (box / ".run").write_text(""), lambda: (box / ".run").unlink()):
+        left()
+        with pytest.raises(ConfigError, match="is another run's"):  # would be its iteration 1's
+            experiments.check_keys(config)
+    shutil.rmtree(box / "taken")
     experiments.check_keys(config)
+    (box / ".run").touch()  # a crash while it was written
+    FromDropbox(config, tmp_path / "run", lambda: (), (), print)
+    assert (box / ".run").read_text() == "second\n"
+
+
+def test_the_runs_of_a_sweep_share_no_box(tmp_path) -> None:
+    settings = {"dropbox": str(tmp_path)}
+    with pytest.raises(ConfigError, match="two runs would share dropbox"):
+        list(sweep.cells("demo", settings, {"seed": [0, 1]}, tmp_path / "runs"))
+    assert len(list(sweep.cells("demo", settings, {"seed": [0]}, tmp_path / "runs"))) == 1
 
 
 def test_a_folder_that_is_still_being_copied_waits(tmp_path, box, monkeypatch) -> None:
@@ -671,6 +686,9 @@ def test_what_was_taken_before_a_stop_is_taken_again(tmp_path, repository, finet
     one = drops.next(2, {}, form, store)
     assert one
     assert (one.name, one.start.base) == ("ann", repository.sha256(1))
+    assert one.facts["recognised"].endswith(
+        "state which it was, by --base or in contribution.json)"
+    )
     assert drops.next(2, {"ann": one}, form, store) is None  # once
     assert FromDropbox(config, tmp_path / "run", lambda: (), ("ann",), print).names(2) == []
 

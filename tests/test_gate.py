@@ -32,14 +32,21 @@ def test_a_fall_by_hand() -> None:
     assert fall({"a": 0.5}, {"a": 0.9}, 0, 0, voters=3) == said
 
 
-def test_a_gate_that_nobody_can_answer_ends_the_run() -> None:
-    cohort = Cohort()
-    gate = cohort.gate(voters=lambda: 3)  # of which one scores
-    with pytest.raises(
-        RunStopped, match="the gate: 1 of 3 contributors could validate the present"
-    ):
-        gate.choose(list("abcd"), cohort.make, lambda: list("abcd"))
-    assert cohort.made == []
+def test_a_gate_that_nobody_can_answer_ends_the_run_the_second_time() -> None:
+    cohort, voters = Cohort(), [3]
+    gate = cohort.gate(voters=lambda: voters[0])  # of which one scores
+    said = "1 of 3 contributors could validate the present base, and half have to"
+    for _ in range(2):
+        assert choose(gate, cohort) is None
+        assert (gate.judgement.accepted, gate.judgement.reason) == (False, said)
+        assert cohort.made == []
+        voters[0] = 1  # the others are away: those that are there go on
+        assert choose(gate, cohort) == "abcd"
+        cohort.made.clear()
+        voters[0] = 3
+    assert choose(gate, cohort) is None
+    with pytest.raises(RunStopped, match=f"the gate: for the second time {said}"):
+        choose(gate, cohort)
 
 
 def test_what_the_rule_cannot_fuse_is_no_candidate() -> None:

@@ -910,6 +910,37 @@ def test_an_answer_that_is_not_there_at_once_is_waited_for() -> None:
     assert reply is not None
 
 
+def test_many_sites_are_looked_at_in_turn_and_not_all_the_time(monkeypatch) -> None:
+    """Each look is a request to the SuperLink, which has theirs to serve."""
+    looked: list[int] = []
+
+    def client(message):
+        looked.append(message.metadata.dst_node_id)
+        return trained(message) if message.metadata.dst_node_id in ready else None
+
+    ready = {3}
+    clock, slept = [0.0], []
+    monkeypatch.setattr(exchange.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(exchange.time, "sleep", slept.append)
+    for simulated, pause in ((False, 4.0), (True, exchange.POLL)):
+        looked.clear()
+        slept.clear()
+        post = exchange.Post(FakeGrid(client, []), simulated=simulated)
+        for node in range(80):
+            post.send(f"site-{node}", Message(RecordDict(), node, MessageType.QUERY))
+        post.rest()
+        post.rest(0.05)
+        post.rest(-1.0)
+        assert slept == pytest.approx([pause, min(pause, 0.05), 0.0])
+        for node in (3, 7, 5):
+            ready = {node}
+            letter, _ = post.first()
+            assert letter.name == f"site-{node}"
+        of_sites = [*range(8), *range(8, 80), 0, 1, 2, 4, 5]  # goes on behind the last one
+        of_a_simulation = [*range(4), 0, 1, 2, *range(4, 8), 0, 1, 2, 4, 5]
+        assert looked == (of_a_simulation if simulated else of_sites)
+
+
 def test_an_answer_that_was_lost_is_asked_for_once_more(tmp_path) -> None:
     """A SuperNode does not repeat an upload that failed; the SuperLink tells when it gives it up."""
 

@@ -58,14 +58,24 @@ def test_only_more_iterations_may_differ_on_resume(tmp_path) -> None:
 
 def test_where_somebody_does_not_come_back_the_run_waits_for_fewer_and_says_so(tmp_path) -> None:
     journal = Journal(tmp_path / "run")
-    journal.open(changed(resume=False, iterations=5, quorum=3), {})
+    sites = {"iterations": 5, "sites.allow": "ann,bob,cat"}
+    journal.open(changed(resume=False, quorum=3, **sites), {})
     journal.unlock()
-    journal.open(changed(iterations=5, quorum=2, **{"wait.nodes": 7.0}), {})
+    journal.open(changed(quorum=2, **sites, **{"wait.nodes": 7.0}), {})
     assert [event["line"] for event in journal.rows(PROGRESS)] == [
         "the run goes on with quorum = 2; until now 3",
         "the run goes on with wait.nodes = 7.0; until now 120.0",
     ]
     assert load_config(tmp_path / "run")["quorum"] == 2
+    # Elsewhere a sweep would take what ended with another one for its own, done before.
+    with pytest.raises(RunError, match=r"changed quorum \(was 2, now 1\)"):
+        check_same(tmp_path / "run", changed(quorum=1, iterations=5))
+    # Where nobody waits it is how many a base is made of.
+    asynchronous = {**sites, "schedule": "asynchronous", "contributors-per-iteration": 0}
+    config = changed(**asynchronous, quorum=2)
+    journal.write("config.json", {"config": config.flat()})
+    with pytest.raises(RunError, match=r"changed quorum \(was 2, now 3\)"):
+        check_same(tmp_path / "run", changed(**asynchronous, quorum=3))
 
 
 def test_a_run_goes_on_though_a_key_came_since(tmp_path) -> None:

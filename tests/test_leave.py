@@ -407,6 +407,33 @@ def test_a_run_that_went_on_from_half_a_replay_is_left_alone(tmp_path, monkeypat
     leaving.check(Journal(run), Repository(run))
 
 
+def test_after_half_a_replay_nobody_else_leaves_and_a_rollback_begins_it_anew(
+    tmp_path, monkeypatch
+) -> None:
+    run, config = tmp_path / "run", config_of()
+    grown(run, config)
+    once = [Replay.publish]
+    with monkeypatch.context() as patch:
+        patch.setattr(Replay, "publish", lambda *a: once.pop()(*a))
+        with pytest.raises(IndexError):
+            leave(run, "music")
+    assert Repository(run).lineage() == [0, 4]
+    with pytest.raises(RunError, match="music was leaving, .* before iteration 2 was made again"):
+        leave(run, "travel")  # its replay would know nothing of 2 and 3
+    history.rollback(run, 3)
+    leave(run, "music")
+    assert Repository(run).lineage() == [0, 5, 6, 7]
+    assert [manifest(run, i)["replay"]["of"] for i in (5, 6, 7)] == [1, 2, 3]
+
+
+def test_a_run_without_a_base_has_nobody_who_leaves_it(tmp_path) -> None:
+    journal = Journal(tmp_path / "run")
+    journal.open(config_of(), {})
+    journal.unlock()
+    with pytest.raises(RunError, match="unknown contributor"):
+        leave(tmp_path / "run", "musik")
+
+
 def test_what_a_crash_left_in_the_inbox_is_kept_before_it_is_replayed(tmp_path) -> None:
     run, config = tmp_path / "run", config_of()
     grown(run, config)
@@ -423,10 +450,11 @@ def test_a_model_that_was_taken_for_the_next_iteration_waits_again(tmp_path) -> 
     run, config = tmp_path / "run", config_of()
     grown(run, config)
     box = Dropbox(run / "dropbox")
-    for name in ("ann", "bob"):
+    for name in ("ann", "bob", "music"):
         box.put(name, {}, Stated())
     box.take("bob", 3)  # it was fused
-    box.take("ann", 4)
+    for name in ("ann", "music"):
+        box.take(name, 4)
     assert "drop box: ann was taken for what was being made, and waits again" in leave(run, "music")
     assert (box.waiting()[0], [*box.taken(3)]) == (["ann"], ["bob"])
 

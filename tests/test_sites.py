@@ -160,8 +160,11 @@ def test_two_nodes_under_one_name(field) -> None:
     made = world.open()
     assert {name: member.node for name, member in made.members.items()} == {"ann": 1}
     made.refresh()
-    double = "site ann is left out: node 2 is registered as ann, too, and node 1 is asked"
+    double = "site node 2 is left out: it is registered as ann, too, as node 1 is, which is asked"
     assert len([line for line in world.lines if double in line]) == 1
+    assert [(row["site"], row["event"]) for row in world.rows] == [
+        *(("node 2", "refused"), ("ann", "joined"))
+    ]
     del world.nodes[1]  # unregistered: the other one takes its place without a new connection
     made.refresh()
     assert {name: member.node for name, member in made.members.items()} == {"ann": 2}

@@ -49,11 +49,12 @@ def _leave(run_dir: Path, name: str) -> Iterator[str]:
     journal, repository = Journal(run_dir), Repository(run_dir)
     with journal.locked():
         repository.recover()
-        if config.keep_contributions:  # which a crash may have cut off
-            Kept(run_dir).take(repository.numbers()[-1], config.keep_contributions)
         names = _names(config, repository, journal)
         if name not in names:
             raise RunError(unknown(f"contributor of {run_dir}", name, sorted(names)))
+        leaving.check(journal, repository, but=name)
+        if config.keep_contributions and (there := repository.numbers()):  # a crash cut it off
+            Kept(run_dir).take(there[-1], config.keep_contributions)
         rows = [row for row in journal.rows(LEFT) if row["contributor"] == name]
         gone = {*journal.left(), name}
         first, chain = _took_part(repository, name)
@@ -108,7 +109,7 @@ def _replay(
     # What had arrived was made from a base that is left behind, and its number is used now.
     shutil.rmtree(run_dir / INCOMING, ignore_errors=True)
     box = Dropbox(folder_of(config, run_dir))
-    if back := box.give_back(after=row["newest"]):
+    if back := box.give_back(row["newest"], gone):
         yield f"drop box: {', '.join(back)} was taken for what was being made, and waits again"
     for iteration in remaining:
         parent = repository.latest()

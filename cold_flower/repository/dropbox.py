@@ -14,7 +14,7 @@ models again when it goes on: those that were taken for it.
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,11 +90,11 @@ class Dropbox:
         Raises:
             ConfigError: it is, naming the way out.
         """
-        owner = self.folder / OWNER
-        if owner.exists() and owner.read_text().strip() != run:
+        owner = self._owner()
+        if owner != run if owner else any((self.folder / TAKEN).glob("*")):
             raise ConfigError(
                 f"dropbox = {self.folder} is another run's: each run has a box of its own. If that "
-                f"run is over, delete {owner}"
+                f"run is over, move {OWNER} and {TAKEN} away from there"
             )
 
     def claim(self, run: str) -> None:
@@ -103,9 +103,18 @@ class Dropbox:
         Raises:
             ConfigError: it is another's.
         """
-        with suppress(OSError), (self.folder / OWNER).open("x") as file:
+        self.check(run if self._owner() else "")
+        with suppress(OSError), (self.folder / OWNER).open("w" if self._torn() else "x") as file:
             file.write(f"{run}\n")
         self.check(run)
+
+    def _owner(self) -> str:
+        """Return whose it is; empty of nobody's, or where a crash left no more than the file."""
+        owner = self.folder / OWNER
+        return owner.read_text().strip() if owner.exists() else ""
+
+    def _torn(self) -> bool:
+        return (self.folder / OWNER).exists() and not self._owner()
 
     def put(self, name: str, files: Mapping[str, Path], stated: Stated) -> Path:
         """Copy a model into the box: it appears there whole, or not at all. Return its folder.
@@ -172,15 +181,16 @@ class Dropbox:
         there = sorted((self.folder / TAKEN).glob(f"{before}*"))
         return {path.name.removeprefix(before): path for path in there}
 
-    def give_back(self, after: int) -> list[str]:
+    def give_back(self, after: int, gone: Container[str] = ()) -> list[str]:
         """Have models wait again that were taken for iterations with higher numbers; name them.
 
-        Where another of the name waits meanwhile, one stays where it is.
+        Where another of the name waits meanwhile, one stays where it is, and so do those of who is
+        ``gone``.
         """
         back = []
         for path in sorted((self.folder / TAKEN).glob("[0-9]*-*")):
             number, _, name = path.name.partition("-")
-            if int(number) > after and not (self.folder / name).exists():
+            if int(number) > after and name not in gone and not (self.folder / name).exists():
                 path.rename(self.folder / name)
                 back.append(name)
         return back

@@ -40,9 +40,11 @@ LEFT = "left.jsonl"  # who left for good (`cold_flower.commands.leave`), and wha
 _MAY_CHANGE = (
     *("iterations", "resume", "run-dir", "log", "explicit", "keep-contributions"),
     *("sites.allow", "sites.minimum", "evaluate.reuse"),
-    *("quorum", "wait.nodes", "wait.replies"),  # where somebody does not come back
 )
-_UNSAID = ("resume", "run-dir", "explicit")  # of them: how it was called
+# With sites of their own, of which one may not come back. In a simulation nobody is away, and a
+# sweep takes a run that ended with other keys for another run.
+_OF_SITES = ("quorum", "wait.nodes", "wait.replies")
+_UNSAID = ("resume", "run-dir", "explicit")  # of those: how it was called
 
 
 class Journal:
@@ -219,10 +221,13 @@ def check_same(run_dir: Path, config: Config) -> None:
             iterations than before.
     """
     before = {**Config().flat(), **load_config(run_dir)}  # a key that is newer has its default
+    may_change = {*_MAY_CHANGE, *(_OF_SITES if config.sites.allow else ())}
+    if config.schedule == "asynchronous":
+        may_change.discard("quorum")  # how many a base is made of, there
     changed = [
         f"{key} (was {before.get(key)!r}, now {value!r})"
         for key, value in config.flat().items()
-        if key not in _MAY_CHANGE and before.get(key) != value
+        if key not in may_change and before.get(key) != value
     ]
     if changed:
         raise RunError(

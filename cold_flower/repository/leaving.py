@@ -27,7 +27,9 @@ def remaining(run_dir: Path, repository: Repository, row: Row) -> list[int]:
     Raises:
         RunError: nothing is; or the run went on meanwhile.
     """
-    name, made = row["contributor"], _made(repository, row)
+    name, lineage = row["contributor"], {*repository.lineage()}
+    # A rollback to where it began leaves behind what was made: then it is made anew.
+    made = {of: i for of, i in _made(repository, row).items() if i in lineage}
     latest, left = repository.latest(), [i for i in row["replays"] if i not in made]
     begun = latest != row["head"]
     if row["onto"] is None or (begun and not left):
@@ -45,15 +47,20 @@ def already(run_dir: Path, row: Row) -> str:
     return f"{row['contributor']} left {run_dir} already ({row['time']}): it is refused since"
 
 
-def check(journal: Journal, repository: Repository) -> None:
-    """Check that no replay was cut off: a run that went on from its middle could not end it.
+def check(journal: Journal, repository: Repository, but: str = "") -> None:
+    """Check that no replay was cut off: what went on from its middle could not end it.
+
+    Args:
+        journal: of the run.
+        repository: of its bases.
+        but: whose is being ended now.
 
     Raises:
         RunError: one was, naming the way out.
     """
     run_dir = journal.run_dir
     for row in journal.rows(LEFT):
-        if ended(repository, row):
+        if row["contributor"] == but or ended(repository, row):
             continue
         try:
             left = remaining(run_dir, repository, row)
@@ -62,12 +69,12 @@ def check(journal: Journal, repository: Repository) -> None:
         name = row["contributor"]
         raise RunError(
             f"{name} was leaving, and that was cut off before iteration {left[0]} was made again: "
-            f"cold-flower leave {shlex.quote(str(run_dir))} {name} ends it; then this run goes on"
+            f"cold-flower leave {shlex.quote(str(run_dir))} {name} ends it, which comes first"
         )
 
 
 def _made(repository: Repository, row: Row) -> dict[int, int]:
-    """Return by which iterations those that somebody's leaving asks for were replayed."""
+    """Return by which iterations those that it asks for were replayed, last if more than once."""
     return {
         replay["of"]: number
         for number in repository.numbers()

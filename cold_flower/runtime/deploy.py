@@ -22,7 +22,7 @@ from cold_flower.runtime.events import Events
 from cold_flower.runtime.experiments import check_strategy
 from cold_flower.runtime.flower import STATUS_SECONDS, error_of, flwr, judge, status_of
 from cold_flower.runtime.processes import Stopped, stoppable
-from cold_flower.server import sites, turns
+from cold_flower.server import drops, sites, turns
 
 POLL_SECONDS = 0.5  # seconds between two looks at the run directory
 RESUMES = 3  # times that a run which was lost with its SuperLink is taken up again
@@ -58,6 +58,7 @@ def deploy(config: Config, connection: str, say: Callable[[str], object]) -> Non
             pass
     else:
         check_new(run_dir)
+    drops.check(config)
     progress = Progress(time.time())
     with stoppable(), live(config, progress) as page:
 

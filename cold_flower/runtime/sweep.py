@@ -76,7 +76,7 @@ def cells(
     """
     for key in axes.keys() & settings.keys():
         raise ConfigError(f"{key} is both set (--set) and varied (--sweep): leave one of them out")
-    names = set[str]()
+    names, boxes = set[str](), set[str]()
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         name = ",".join(f"{key}={_text(value)}" for key, value in chosen.items()).replace("/", "_")
@@ -88,6 +88,12 @@ def cells(
         config = experiments.configure(
             experiment, {**settings, **chosen, "run-dir": str(run_dir), "resume": begun}
         )
+        if config.dropbox in boxes:
+            raise ConfigError(
+                f"--sweep: two runs would share dropbox = {config.dropbox}, which is one run's: "
+                "vary it, too, or leave it out (each run directory has a box)"
+            )
+        boxes |= {config.dropbox} - {""}
         with naming_the_recipe(config):
             if begun:
                 check_same(run_dir, config)

@@ -152,7 +152,7 @@ def _put(
     one = Contribution(
         name,
         metrics={records.EXAMPLES: float(stated.examples)} if stated.examples else {},
-        facts={key: records.text_of(value) for key, value in facts.items() if value},
+        facts={key: records.text_of(value, 200) for key, value in facts.items() if value},
         start=Start(iteration, model.base),
     )
     return store.put(one, model.items(repository.body(model.iteration)), form)

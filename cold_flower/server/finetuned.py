@@ -228,8 +228,12 @@ class _Bases:
         at = min(others, key=lambda at: (others[at], at))
         further = math.sqrt(others[at] / found[age].square)
         iteration, _ = self.lineage[at]
-        known = f"; base {iteration} is {further:.2f} times as far: --base states which it was"
-        return known if further < CLEAR else ""
+        if further >= CLEAR:
+            return ""
+        return (
+            f"; base {iteration} is {further:.2f} times as far: state which it was, by --base or "
+            f"in {STATED}"
+        )
 
 
 def _compare(

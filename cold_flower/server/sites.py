@@ -136,8 +136,8 @@ class Sites(Contributors):
                     f"{len(ready)} of {needed} sites were ready within {wait:g} s (wait.nodes; "
                     f"ready: {', '.join(ready) or 'none'}; needed: sites.minimum, quorum, buffer). "
                     "Why a site was left out stands in sites.jsonl; one that is still at work for "
-                    "a run that was stopped answers when it is done: with --resume these keys and "
-                    "wait.nodes may be others"
+                    "a run that was stopped answers when it is done: with --resume sites.minimum, "
+                    "quorum and wait.nodes may be others"
                 )
             if not told:
                 self._journal.say(f"{len(ready)} of {needed} sites are ready, waiting for more")
@@ -158,8 +158,8 @@ class Sites(Contributors):
         """Say it once where two nodes are registered under one name: one of them is wrong."""
         if (first, node) not in self._doubles:
             self._doubles.add((first, node))
-            cause = f"node {node} is registered as {name}, too, and node {first} is asked"
-            self._refuse(name, f"{cause}: take one of them out (flwr supernode unregister)")
+            cause = f"it is registered as {name}, too, as node {first} is, which is asked"
+            self._refuse(f"node {node}", f"{cause}: flwr supernode unregister takes one out")
 
     def _ask(self, newcomers: Mapping[str, int]) -> dict[str, Member]:
         """Ask newcomers who they are, and wait for their answers, but no longer than for sites.
@@ -171,8 +171,9 @@ class Sites(Contributors):
         for name, node in newcomers.items():
             if self._post.send(name, query(node)):
                 self._questions[name] = node
-            else:  # the SuperLink refused it
+            else:
                 del self._asked[node]
+                self._refuse(name, "the SuperLink did not take the question: it is asked again")
         deadline = time.monotonic() + self._config.wait.nodes
         while self._post:
             if found := self._post.first():
@@ -182,7 +183,7 @@ class Sites(Contributors):
             elif not newcomers.keys() & self._questions or time.monotonic() > deadline:
                 break
             else:
-                time.sleep(exchange.POLL)
+                self._post.rest(deadline)
         for name in newcomers.keys() & self._questions:
             wait = f"no answer within {self._config.wait.nodes:g} s (wait.nodes)"
             self._refuse(name, f"{wait}; it takes part once it answers, nobody waits for it again")
