@@ -1,13 +1,12 @@
 """Many sites at one SuperLink: what goes through it, and what it takes, with nothing trained.
 
-    python -m benchmarks.sites [--sites 50,200] [--megabytes 5] [--iterations 2] [--spread 0]
+    python -m benchmarks.sites [--sites 50,200] [--megabytes 5] [--iterations 2]
 
 The coordinator is the one of docs/deployment.md, by its commands: TLS, a key for each site, a
 database, `cold-flower deploy`. The sites speak Flower's own protocol of SuperNodes, each with its
 key and its connection, looking for work every three seconds as SuperNodes do, but many in one
-process, and answer at once, or at times spread evenly over so many seconds, as finetunings end: to
-train, with a body a little away from what came. They share the machine with the SuperLink, so what
-it does a second is a lower bound.
+process, and answer at once: to train, with a body a little away from what came. They share the
+machine with the SuperLink, so what it does a second is a lower bound.
 
 Measured are an iteration's seconds (bodies out, bodies back, screened, fused, published), the
 messages and bytes a second until the last answer, the most memory of SuperLink and of coordinator,
@@ -29,7 +28,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 
@@ -57,7 +55,7 @@ evaluate.protocols = ""
 """
 
 
-def sites(folder: Path, names: list[str], address: str, model: str, spread: float) -> None:
+def sites(folder: Path, names: list[str], address: str, model: str) -> None:
     """Be these sites until killed."""
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
     from flwr.supernode.fleet_http_connection import http_request_response
@@ -70,7 +68,7 @@ def sites(folder: Path, names: list[str], address: str, model: str, spread: floa
             while True:
                 if got := receive():
                     try:
-                        _serve(name, model, spread, *got, send, pull, push, confirm)
+                        _serve(name, model, *got, send, pull, push, confirm)
                     except Exception as error:  # a SuperNode logs it too, and goes on
                         print(f"an answer of {name} is lost: {error}", flush=True)
                 else:
@@ -88,15 +86,7 @@ def sites(folder: Path, names: list[str], address: str, model: str, spread: floa
 
 
 def _serve(
-    name: str,
-    model: str,
-    spread: float,
-    stub: Any,
-    tree: Any,
-    send: Any,
-    pull: Any,
-    push: Any,
-    confirm: Any,
+    name: str, model: str, stub: Any, tree: Any, send: Any, pull: Any, push: Any, confirm: Any
 ) -> None:
     """Fetch a message's objects, answer, and send the answer's, as a SuperNode does."""
     from flwr.supercore.inflatable.inflatable_object import (
@@ -117,8 +107,6 @@ def _serve(
     message: Any = inflate_object_from_contents(stub.metadata.message_id, contents)
     message.metadata.__dict__["_message_id"] = stub.metadata.message_id  # a reply names it
     reply = answer(name, model, message)
-    if stub.metadata.message_type.startswith("train"):
-        time.sleep(spread * (crc32(name.encode()) / 2**32))
     reply.metadata.__dict__["_message_id"] = reply.object_id
     wanted, session = send(reply, get_object_tree(reply), 0.1)
     push_objects(
@@ -171,7 +159,7 @@ def register(folder: Path, names: list[str]) -> None:
         client.RegisterNode(RegisterNodeRequest(public_key=public_key_to_bytes(public), name=name))
 
 
-def measure(count: int, megabytes: float, iterations: int, spread: float) -> dict[str, float]:
+def measure(count: int, megabytes: float, iterations: int) -> dict[str, float]:
     """Run a federation of so many sites; return figures by name."""
     from cold_flower.models.base import load_base
 
@@ -202,9 +190,9 @@ def measure(count: int, megabytes: float, iterations: int, spread: float) -> dic
                 own = ",".join(names[part::PROCESSES])
                 where = f"127.0.0.1:{federation.port}"
                 given = ("--names", own, "--address", where, "--model", sha256)
-                started.append(start("sites", *given, "--spread", str(spread)))
+                started.append(start("sites", *given))
             recipe = RECIPE.format(
-                model=model, iterations=iterations, sites=count, wait=600 + 6 * count + spread
+                model=model, iterations=iterations, sites=count, wait=600 + 6 * count
             )
             run = federation.deploy(recipe, "run", "< /dev/null", f"> {home}/deploy.log", "2>&1")
             used = _watch(federation, run, started)
@@ -293,18 +281,16 @@ def main() -> None:
     parser.add_argument("--sites", default="50,200")
     parser.add_argument("--megabytes", type=float, default=5.0)
     parser.add_argument("--iterations", type=int, default=2)
-    parser.add_argument("--spread", type=float, default=0.0)
     for internal in ("part", "folder", "names", "address", "model"):
         parser.add_argument(f"--{internal}", help="internal")
     chosen = parser.parse_args()
     if chosen.part == "register":
         register(Path(chosen.folder), chosen.names.split(","))
     elif chosen.part == "sites":
-        names = chosen.names.split(",")
-        sites(Path(chosen.folder), names, chosen.address, chosen.model, chosen.spread)
+        sites(Path(chosen.folder), chosen.names.split(","), chosen.address, chosen.model)
     else:
         for count in map(int, chosen.sites.split(",")):
-            found = measure(count, chosen.megabytes, chosen.iterations, chosen.spread)
+            found = measure(count, chosen.megabytes, chosen.iterations)
             shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
             print(f"{count} sites: {shown}", flush=True)
 
