@@ -372,8 +372,8 @@ def test_a_replay_that_was_stopped_goes_on(tmp_path, monkeypatch, after) -> None
             leave(tmp_path / "run", "music")
     with pytest.raises(
         RunError,
-        match=rf"music was leaving, .* before iteration {after + 1} was made again: cold-flower "
-        r"leave \S+run music ends it",
+        match=rf"music was leaving, .* before iteration {after + 1} was made again. It has to end "
+        r"first: cold-flower leave \S+run music$",
     ):
         leaving.check(Journal(tmp_path / "run"), Repository(tmp_path / "run"))
     said = leave(tmp_path / "run", "music")

@@ -68,8 +68,8 @@ def check(journal: Journal, repository: Repository, but: str = "") -> None:
             continue
         name = row["contributor"]
         raise RunError(
-            f"{name} was leaving, and that was cut off before iteration {left[0]} was made again: "
-            f"cold-flower leave {shlex.quote(str(run_dir))} {name} ends it, which comes first"
+            f"{name} was leaving, and that was cut off before iteration {left[0]} was made again. "
+            f"It has to end first: cold-flower leave {shlex.quote(str(run_dir))} {name}"
         )
 
 

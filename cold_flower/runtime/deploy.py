@@ -103,10 +103,8 @@ def _run(
             return _follow(run, connection, run_dir, events, say, take)
         except Stopped:
             flwr("stop", run, connection)
-            say(
-                f"stopped; what arrived is kept: {_again(run_dir)}. A site that finetunes ends "
-                "that before it answers a new run: give wait.nodes time for it"
-            )
+            say("a site that finetunes ends that before it answers: give wait.nodes time for it")
+            say(f"stopped; what arrived is kept: {_again(run_dir)}")
             raise
 
 
