@@ -5,7 +5,6 @@ from pathlib import Path
 
 from cold_flower.commands.history import resume
 from cold_flower.config import Config
-from cold_flower.data.plan import plan
 from cold_flower.errors import RunError
 from cold_flower.models.adapter import is_adapter
 from cold_flower.reporting.runs import configuration
@@ -16,7 +15,7 @@ from cold_flower.repository.provenance import CARD
 from cold_flower.repository.publish import check_space
 from cold_flower.server.drops import lacking
 from cold_flower.server.finetuned import examine, files
-from cold_flower.server.sites import known
+from cold_flower.server.participants import names_of
 from strategies.names import NAME
 
 
@@ -50,10 +49,10 @@ def contribute(
         raise RunError(f"{run_dir} has no base yet: wait until iteration 0 is published")
     if not NAME.fullmatch(name):
         raise RunError(f"not a contributor name: {name!r} (expected {NAME.pattern})")
-    if name in Journal(run_dir).left():
+    journal = Journal(run_dir)
+    if name in journal.left():
         raise RunError(f"{name} left {run_dir} for good: it is refused")
-    sites = config.sites.allow
-    if name in (known(config, Journal(run_dir)) if sites else plan(config).names):
+    if name in names_of(config, journal):
         raise RunError(f"{run_dir} has a contributor {name}: choose another --name")
     if examples < 0:
         raise RunError(f"--examples is {examples}, expected 1 or more")

@@ -23,8 +23,8 @@ from cold_flower.repository.dropbox import Dropbox, folder_of
 from cold_flower.repository.journal import LEFT, Journal
 from cold_flower.repository.kept import Kept, accepted
 from cold_flower.repository.manifests import rejected
+from cold_flower.server.participants import names_of
 from cold_flower.server.replay import Replay
-from cold_flower.server.sites import known
 from strategies.contributions import INCOMING
 from strategies.names import unknown
 
@@ -130,9 +130,7 @@ def _replay(
 def _names(config: Config, repository: Repository, journal: Journal) -> set[str]:
     """Return who may contribute, or has."""
     fused = {name for i in repository.numbers() for name in accepted(repository, i)}
-    if not config.sites.allow:
-        return {*plan(config).names, *fused}
-    return known(config, journal) | fused
+    return names_of(config, journal) | fused
 
 
 def _took_part(repository: Repository, name: str) -> tuple[int, list[int]]:

@@ -103,7 +103,7 @@ class Dropbox:
         Raises:
             ConfigError: it is another's.
         """
-        self.check(run if self._owner() else "")
+        self.check(run)
         with suppress(OSError), (self.folder / OWNER).open("w" if self._torn() else "x") as file:
             file.write(f"{run}\n")
         self.check(run)

@@ -7,16 +7,25 @@ In a simulation a suite says who there is, and nobody comes or leaves
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from cold_flower.config import Config
+from cold_flower.config import Config, split
 from cold_flower.data import schedule
-from cold_flower.data.plan import Plan
+from cold_flower.data.plan import Plan, plan
 from cold_flower.repository.arrivals import Replayed
+from cold_flower.repository.journal import SITES, Journal
 from strategies.participants import Member, Participants
 
 
 def longest_first(members: Iterable[Member]) -> list[Member]:
     """Order members so that workers which share them end at about the same time."""
     return sorted(members, key=lambda member: (-member.tokens, member.name))
+
+
+def names_of(config: Config, journal: Journal) -> set[str]:
+    """Return who may contribute to a run: as planned, or as sites.allow has it and who joined."""
+    if not config.sites.allow:
+        return {*plan(config).names}
+    came = {row["site"] for row in journal.rows(SITES) if row["event"] == "joined"}
+    return ({*split(config.sites.allow)} - {"*"}) | came
 
 
 class Contributors(Participants):

@@ -19,7 +19,7 @@ from cold_flower.data.task import Task
 from cold_flower.errors import ConfigError, RunError
 from cold_flower.repository.journal import SITES, Journal
 from cold_flower.server.handshake import answer_of, examine, query
-from cold_flower.server.participants import Contributors
+from cold_flower.server.participants import Contributors, names_of
 from cold_flower.server.reading import say_shares
 from strategies import exchange
 from strategies.errors import Refused
@@ -62,7 +62,7 @@ class Sites(Contributors):
     @property
     def known(self) -> set[str]:
         """Return who may take part, or has: its name is its own also while it is away."""
-        return {*self.members, *known(self._config, self._journal)}
+        return {*self.members, *names_of(self._config, self._journal)}
 
     def cohort(self, iteration: int) -> list[str]:
         """Draw an iteration's cohort of the sites that are there when it begins."""
@@ -219,12 +219,6 @@ class Sites(Contributors):
 def _task_of(member: Member) -> Task:
     """Return what the server knows of a site's task; scores are under the site's name."""
     return Task(member.name, "at the site", source="site", text=(), label="", metric=member.metric)
-
-
-def known(config: Config, journal: Journal) -> set[str]:
-    """Return the names of the sites that sites.allow has, and of those that joined a run."""
-    came = {row["site"] for row in journal.rows(SITES) if row["event"] == "joined"}
-    return ({*split(config.sites.allow)} - {"*"}) | came
 
 
 def check(config: Config) -> None:
